@@ -1,0 +1,44 @@
+"""Horse or human: two PyTorch picture classifiers with everything in the box.
+
+Importing this package imports nothing heavy; a public name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from horsehuman.errors import HorseHumanError
+
+if TYPE_CHECKING:
+    from horsehuman.checkpoint import load_classifier
+    from horsehuman.data.datamodule import HorseHumanDataModule
+    from horsehuman.models.cnn import CNNClassifier
+    from horsehuman.models.inception import InceptionClassifier
+    from horsehuman.pictures import read_picture
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CNNClassifier",
+    "HorseHumanDataModule",
+    "HorseHumanError",
+    "InceptionClassifier",
+    "__version__",
+    "load_classifier",
+    "read_picture",
+]
+
+_HOMES = {
+    "CNNClassifier": "horsehuman.models.cnn",
+    "HorseHumanDataModule": "horsehuman.data.datamodule",
+    "InceptionClassifier": "horsehuman.models.inception",
+    "load_classifier": "horsehuman.checkpoint",
+    "read_picture": "horsehuman.pictures",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

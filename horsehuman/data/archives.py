@@ -1,0 +1,224 @@
+"""Where the pictures come from: the box, the official archives, or archives on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path, PurePosixPath
+
+from horsehuman.errors import HorseHumanError, shown
+from horsehuman.runtime import cache_dir
+from horsehuman.terminal import track
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One of the two official archives of Horses or Humans (Laurence Moroney, CC BY 2.0).
+
+    Attributes:
+        name: The file's name.
+        sha256: Digest of the official file; source: ``url_checksums/horses_or_humans.txt`` of
+            TensorFlow Datasets.
+    """
+
+    name: str
+    sha256: str
+
+
+#: The split that each archive holds. The official validation set is our test set.
+ARCHIVES = {
+    "train": Archive(
+        "horse-or-human.zip", "e2e6f70d3d549c5dd10a57165e55af253ee66ad750403f95c0fb76bb943633a9"
+    ),
+    "test": Archive(
+        "validation-horse-or-human.zip",
+        "ae5fff2f4f5554791f05358108e2e05d9801b191f1896ea101402f0e7f6c32c0",
+    ),
+}
+
+#: Folders on the net that hold both archives, tried in turn.
+MIRRORS = (
+    "https://storage.googleapis.com/download.tensorflow.org/data/",
+    "https://storage.googleapis.com/tensorflow-1-public/course2/week3/",
+    "https://storage.googleapis.com/learning-datasets/",
+)
+
+# An archive of pictures hardly shrinks; what goes far beyond this is made to fill a disk.
+_MAX_FILES = 200_000
+_MAX_BYTES = 4 * 2**30
+_MAX_RATIO = 100
+
+
+def box_archives() -> dict[str, Path]:
+    """The archives in the package: the complete set as WebP (see ``assets/ASSETS.md``)."""
+    assets = Path(str(resources.files("horsehuman") / "assets"))
+    return {split: assets / archive.name for split, archive in ARCHIVES.items()}
+
+
+def local_archives(folder: Path) -> dict[str, Path]:
+    """Archives that the user has downloaded by hand.
+
+    Raises:
+        HorseHumanError: One of the two files is missing.
+    """
+    found = {split: folder / archive.name for split, archive in ARCHIVES.items()}
+    for split, path in found.items():
+        if not path.is_file():
+            raise HorseHumanError(
+                f"data.archives_dir={shown(folder)}: there is no {path.name} in it; "
+                "put both official zips there under their own names"
+            )
+        if _sha256(path) != ARCHIVES[split].sha256:
+            log.info("%s is not the official file (its sha256 differs); using it", shown(path))
+    return found
+
+
+def download_archives(
+    folder: Path | None = None, mirrors: Sequence[str] = MIRRORS
+) -> dict[str, Path]:
+    """Download the official archives once, each from the first mirror that has it whole.
+
+    Args:
+        folder: Where they are kept; by default in the user's cache.
+        mirrors: Addresses of folders, each ending in a slash.
+
+    Raises:
+        HorseHumanError: No mirror gave a file with the official sha256.
+    """
+    folder = folder or cache_dir() / "archives"
+    return {split: _download(archive, folder, mirrors) for split, archive in ARCHIVES.items()}
+
+
+def _download(archive: Archive, folder: Path, mirrors: Sequence[str]) -> Path:
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    downloader = pooch.HTTPDownloader(progressbar=True, timeout=30)
+    reasons = []
+    for mirror in mirrors:
+        try:
+            path = pooch.retrieve(
+                mirror + archive.name,
+                known_hash=f"sha256:{archive.sha256}",
+                fname=archive.name,
+                path=folder,
+                downloader=downloader,
+            )
+            return Path(path)
+        except (OSError, ValueError) as error:  # network and disk; digest
+            reasons.append(f"{type(error).__name__} at {mirror}")
+            log.info("%s: %s, trying the next mirror", archive.name, reasons[-1])
+    raise HorseHumanError(
+        f"data=archives: cannot download {archive.name} ({reasons[0]}): use the same pictures in "
+        "the box with data=horse_or_human, or zips fetched elsewhere with data.archives_dir=DIR"
+    )
+
+
+def unpack(archives: dict[str, Path], cache: Path | None = None) -> Path:
+    """Unpack archives once into ``<cache>/pictures/<digest>/<split>/``, all or nothing.
+
+    Args:
+        archives: Split name to zip file.
+        cache: The cache folder; by default the user's.
+
+    Returns:
+        The folder that holds one folder for each split.
+
+    Raises:
+        HorseHumanError: An archive is damaged or hostile, or the disk is full or read-only.
+    """
+    parent = (cache or cache_dir()) / "pictures"
+    digests = "".join(split + _sha256(path) for split, path in archives.items())
+    target = parent / hashlib.sha256(digests.encode()).hexdigest()[:16]
+    members = {split: _members(path) for split, path in archives.items()}
+    if _is_complete(target, members):
+        return target
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=parent) as scratch:
+            fresh = Path(scratch) / "new"
+            for split, path in archives.items():
+                _extract(path, members[split], fresh / split)
+            if target.exists() and not _is_complete(target, members):
+                target.rename(Path(scratch) / "old")
+            try:
+                fresh.rename(target)
+            except OSError:  # another process was faster
+                if not _is_complete(target, members):
+                    raise
+    except OSError as error:
+        raise HorseHumanError(
+            f"cannot unpack pictures into {shown(parent)}: {error.strerror or error}; make room "
+            "there, or name another folder in the environment variable HORSEHUMAN_CACHE"
+        ) from error
+    return target
+
+
+def _members(path: Path) -> list[zipfile.ZipInfo]:
+    """List the files of an archive; refuse it whole if one could do harm."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise HorseHumanError(
+            f"{shown(path)} is no complete zip file ({error}); fetch it again"
+        ) from error
+    size = sum(member.file_size for member in members)
+    packed = sum(member.compress_size for member in members)
+    if len(members) > _MAX_FILES or size > _MAX_BYTES or size > _MAX_RATIO * packed + 2**20:
+        raise HorseHumanError(
+            f"{shown(path)} would unpack to {len(members):,} files and {size / 2**20:,.0f} MiB: "
+            "that is no archive of pictures, and it is not unpacked"
+        )
+    for member in members:
+        name = PurePosixPath(member.filename)
+        outside = name.is_absolute() or ".." in name.parts or {"\\", ":"} & set(member.filename)
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if outside or kind not in (0, stat.S_IFREG):
+            what = "leads outside" if outside else "is a link or device"
+            raise HorseHumanError(
+                f"{shown(path)}: {member.filename!r} {what}; the archive is not unpacked"
+            )
+    return [member for member in members if not member.filename.startswith("__MACOSX/")]
+
+
+def _extract(path: Path, members: list[zipfile.ZipInfo], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in track(members, f"unpacking {path.name}", len(members)):
+                target = folder / member.filename
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(member) as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+        raise HorseHumanError(f"{shown(path)} is damaged ({error}); fetch it again") from error
+
+
+def _is_complete(target: Path, members: dict[str, list[zipfile.ZipInfo]]) -> bool:
+    return all(
+        (file := target / split / member.filename).is_file()
+        and file.stat().st_size == member.file_size
+        for split, listed in members.items()
+        for member in listed
+    )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        return digest.hexdigest()
+    except OSError as error:
+        raise HorseHumanError(f"cannot read {shown(path)}: {error.strerror}") from error

@@ -1,0 +1,282 @@
+"""Pictures of two classes for training, held out by group, and for the test at the end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from horsehuman.data.archives import box_archives, download_archives, local_archives, unpack
+from horsehuman.data.augment import Augment
+from horsehuman.data.folders import Record, scan
+from horsehuman.data.loading import (
+    Batch,
+    DecodedBatches,
+    EpochSampler,
+    KeptBatches,
+    decode_all,
+)
+from horsehuman.data.splits import assign_splits
+from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number
+from horsehuman.terminal import track
+
+log = logging.getLogger(__name__)
+
+#: Of the official file names, what names the rendered figure: all before the last dash.
+FIGURE = r"([^/]+)-[^-/]*$"
+
+
+class HorseHumanDataModule(L.LightningDataModule):
+    """Two classes of pictures as batches ``(images uint8 (N, 3, S, S), labels float32 (N,))``.
+
+    Args:
+        image_size: S, height and width in pixels; take it from the model.
+        source: ``box`` (the official set, in this package), ``archives`` (the official PNG
+            archives), or ``folder``.
+        root: The folder tree, for ``folder``; see :func:`~horsehuman.data.folders.scan`.
+        archives_dir: Folder with both official zips, for ``archives``; without it they are
+            downloaded.
+        group_pattern: Regular expression with one capturing group that names the group in a
+            file name; by default the figure in the official set, and nothing in a folder.
+        validation: ``held_out`` validates on held-out groups (or the folder's own validation
+            split); ``test`` holds nothing out and validates on the test set, as the original
+            notebook does.
+        val_fraction: Share of the training groups that is held out, in [0, 1).
+        test_fraction: Share of all groups that becomes the test set where a folder has none.
+        fold: Index of a cross-validation's fold to hold out instead, 0 to ``folds - 1``.
+        folds: Number of folds.
+        split_seed: Decides which groups are held out.
+        seed: Decides the order of training batches.
+        batch_size: Pictures in a batch.
+        augment: Arguments of :class:`~horsehuman.data.augment.Augment`, for training batches.
+        skip_bad: Leave out files that cannot be read, instead of refusing the set.
+        memory_limit: GiB of decoded pictures up to which they are kept in memory; a larger set
+            is decoded anew in each epoch.
+        num_workers: Processes that decode a set which is not kept.
+
+    Attributes:
+        class_names: Names of class 0 and class 1, after :meth:`setup`.
+        records: All pictures with their splits, after :meth:`setup`.
+        skipped: Files left out and why, after :meth:`setup`.
+
+    Raises:
+        HorseHumanError: A value does not work.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 300,
+        source: str = "box",
+        root: str | None = None,
+        archives_dir: str | None = None,
+        group_pattern: str | None = None,
+        validation: str = "held_out",
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.2,
+        fold: int | None = None,
+        folds: int = 5,
+        split_seed: int = 0,
+        seed: int = 0,
+        batch_size: int = 32,
+        augment: Mapping[str, Any] | None = None,
+        skip_bad: bool = False,
+        memory_limit: float = 4.0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        check_number("model.image_size", image_size, int, at_least=8, at_most=4096)
+        check_choice("data.source", source, ("box", "archives", "folder"))
+        check_choice("data.validation", validation, ("held_out", "test"))
+        check_number("data.val_fraction", val_fraction, float, at_least=0, below=1)
+        check_number("data.test_fraction", test_fraction, float, above=0, below=1)
+        check_number("data.folds", folds, int, at_least=2)
+        if fold is not None:
+            check_number("data.fold", fold, int, at_least=0, below=folds)
+        check_number("data.split_seed", split_seed, int)
+        check_number("seed", seed, int, at_least=0, below=2**32)
+        check_number("data.batch_size", batch_size, int, at_least=1)
+        check_number("data.memory_limit", memory_limit, float, at_least=0)
+        check_number("data.num_workers", num_workers, int, at_least=0)
+        check_flag("data.skip_bad", skip_bad)
+        if source == "folder" and not root:
+            raise HorseHumanError("data.root is missing: name the folder with data.root=DIR")
+        self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
+        self.source, self.archives_dir = source, archives_dir
+        self.root = Path(root).expanduser() if root else None
+        self.group_pattern = group_pattern or (None if source == "folder" else FIGURE)
+        self.validation, self.val_fraction, self.test_fraction = (
+            validation,
+            val_fraction,
+            test_fraction,
+        )
+        self.fold, self.folds, self.split_seed = fold, folds, split_seed
+        self.augment = Augment(**augment) if augment else None
+        self.skip_bad, self.memory_limit, self.num_workers = skip_bad, memory_limit, num_workers
+        self.class_names: list[str] = []
+        self.records: list[Record] = []
+        self.skipped: dict[str, str] = {}
+        self._pictures: Tensor | None = None
+        self._features: Tensor | None = None
+        self._labels = torch.empty(0)
+
+    def prepare_data(self) -> None:
+        """Unpack, download or find the pictures; safe in several processes at once."""
+        if self.source == "box":
+            self.root = unpack(box_archives())
+        elif self.source == "archives" and self.archives_dir:
+            self.root = unpack(local_archives(Path(self.archives_dir).expanduser()))
+        elif self.source == "archives":
+            self.root = unpack(download_archives())
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the pictures, look at every file, split by group.
+
+        Raises:
+            HorseHumanError: The folder tree, a file or a split does not work.
+        """
+        if self.records:
+            return
+        if self.root is None:
+            self.prepare_data()
+        assert self.root is not None
+        self.class_names, records = scan(self.root, self.group_pattern)
+        needed = len(records) * 3 * self.image_size**2
+        keep = needed <= self.memory_limit * 2**30
+        pictures, bad = decode_all(records, self.image_size, keep)
+        if bad:
+            records, pictures = self._leave_out(records, pictures, bad)
+        self.records = assign_splits(
+            records,
+            validation=self.validation,
+            val_fraction=self.val_fraction,
+            test_fraction=self.test_fraction,
+            fold=self.fold,
+            folds=self.folds,
+            seed=self.split_seed,
+        )
+        self._pictures = pictures
+        self._labels = torch.tensor([float(record.label) for record in records])
+        self._tell()
+
+    def replace_pictures(self, embed: Callable[[Tensor], Tensor]) -> None:
+        """Train and validate on features instead of pictures, computed once and kept.
+
+        Testing goes on with the pictures.
+
+        Args:
+            embed: Pictures, uint8 ``(N, 3, S, S)``, to features, float32 ``(N, F)``, both on
+                the CPU.
+
+        Raises:
+            HorseHumanError: Pictures are to be augmented, which features computed once cannot be.
+        """
+        if self.augment:
+            raise HorseHumanError(
+                "data.augment has no effect on features computed once: set "
+                "model.cache_features=false, or data.augment=null"
+            )
+        chosen = sorted(self._indices("train") + self._indices(self._validating))
+        loader = self._loader(self._dataset(chosen), range(len(chosen)))
+        parts = [embed(images) for images, _ in track(loader, "computing features", len(loader))]
+        found = torch.cat(parts)
+        self._features = torch.zeros(len(self.records), found.shape[1])
+        self._features[chosen] = found
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches; a last, smaller one is left out where there are others."""
+        dataset = self._dataset(self._indices("train"), self._features)
+        sampler = EpochSampler(len(dataset), self.seed, self._epoch)
+        return self._loader(dataset, sampler, drop_last=len(dataset) > self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Batches in order; an empty list where nothing validates."""
+        indices = self._indices(self._validating)
+        dataset = self._dataset(indices, self._features)
+        return self._loader(dataset, range(len(indices))) if indices else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Batches of pictures in order."""
+        indices = self._indices("test")
+        return self._loader(self._dataset(indices), range(len(indices)))
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment training batches of pictures, on the device."""
+        images, labels = batch
+        if self.augment and self.trainer and self.trainer.training and images.ndim == 4:
+            images = self.augment(images)
+        return images, labels
+
+    @property
+    def _validating(self) -> str:
+        return "test" if self.validation == "test" else "validation"
+
+    def _epoch(self) -> int:
+        return self.trainer.current_epoch if self.trainer else 0
+
+    def _indices(self, split: str) -> list[int]:
+        return [index for index, record in enumerate(self.records) if record.split == split]
+
+    def _dataset(
+        self, indices: list[int], features: Tensor | None = None
+    ) -> KeptBatches | DecodedBatches:
+        inputs = self._pictures if features is None else features
+        if inputs is None:
+            return DecodedBatches(self.records, self.image_size, indices)
+        return KeptBatches(inputs, self._labels, indices)
+
+    def _loader(
+        self, dataset: KeptBatches | DecodedBatches, order: Iterable[int], drop_last: bool = False
+    ) -> DataLoader[Batch]:
+        kept = isinstance(dataset, KeptBatches)
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=order,
+            drop_last=drop_last,
+            num_workers=0 if kept else self.num_workers,
+            collate_fn=_as_it_is,
+        )
+
+    def _leave_out(
+        self, records: list[Record], pictures: Tensor | None, bad: dict[int, str]
+    ) -> tuple[list[Record], Tensor | None]:
+        first = "; ".join(list(bad.values())[:3])
+        if not self.skip_bad:
+            raise HorseHumanError(
+                f"{len(bad)} of {len(records)} pictures cannot be read ({first}): mend or remove "
+                "them, or leave them out with data.skip_bad=true"
+            )
+        log.warning("left out %d of %d pictures (%s)", len(bad), len(records), first)
+        self.skipped = {str(records[index].path): reason for index, reason in bad.items()}
+        good = [index for index in range(len(records)) if index not in bad]
+        return [records[i] for i in good], None if pictures is None else pictures[good]
+
+    def _tell(self) -> None:
+        """Log what was found, and what makes its figures less honest than they look."""
+        words = {"train": "to train on", "validation": "held out", "test": "to test"}
+        parts = []
+        for split, word in words.items():
+            found = [record for record in self.records if record.split == split]
+            groups = {record.group for record in found}
+            if found:
+                parts.append(f"{len(found):,} {word} ({len(groups):,} groups)")
+        log.info("%s or %s: %s", *self.class_names, ", ".join(parts))
+        if self.validation == "test":
+            log.info("validating on the test set: these figures are selected on it, not honest")
+        elif not self._indices("validation"):
+            log.info("nothing is held out: no figure before the test says how good the model is")
+        if self.group_pattern is None:
+            log.info(
+                "no data.group_pattern: near-duplicates on both sides of a split would flatter "
+                "all figures"
+            )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

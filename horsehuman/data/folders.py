@@ -1,0 +1,193 @@
+"""A folder tree of pictures as records; every complaint about a tree comes from here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from horsehuman.errors import HorseHumanError, shown
+
+#: The names of split folders, with the other names that are in use for them.
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+
+_LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture.
+
+    Attributes:
+        path: The file.
+        label: 0 or 1, the index of its class.
+        group: What must not be split; pictures with the same group are never torn apart.
+        split: ``train``, ``validation`` or ``test``; empty while it is not decided.
+    """
+
+    path: Path
+    label: int
+    group: str
+    split: str
+
+
+def scan(root: Path, group_pattern: str | None = None) -> tuple[list[str], list[Record]]:
+    """List the pictures of ``root/{train,validation,test}/{a,b}/`` or of ``root/{a,b}/``.
+
+    Hidden files and the litter of file managers are left aside; every other file counts as a
+    picture. Folders below a class folder are searched too.
+
+    Args:
+        root: The folder.
+        group_pattern: A regular expression with one capturing group, searched for in the path
+            below the class folder (with forward slashes); what it captures is the picture's
+            group. Without it each picture is a group by itself.
+
+    Returns:
+        The two class names in sorted order, and the records in the order of their paths.
+
+    Raises:
+        HorseHumanError: The tree is not of either form, a class has no pictures, the pattern does
+            not work, or a group stands in two split folders.
+    """
+    pattern = _compile(group_pattern)
+    if not root.is_dir():
+        raise HorseHumanError(f"{shown(root)} is no folder: give the folder that holds the classes")
+    folders = _split_folders(root)
+    names = {_class_names(folder) for folder in folders.values()}
+    if len(names) > 1:
+        raise HorseHumanError(
+            f"{shown(root)}: the split folders hold different classes "
+            f"({' against '.join(' and '.join(pair) for pair in sorted(names))}): name them alike"
+        )
+    class_names = list(names.pop())
+    records = [
+        Record(path, label, group, split)
+        for split, folder in folders.items()
+        for label, name in enumerate(class_names)
+        for path, group in _groups(root, folder / name, pattern)
+    ]
+    _refuse_torn_groups(root, records)
+    return class_names, records
+
+
+def _compile(group_pattern: str | None) -> re.Pattern[str] | None:
+    if group_pattern is None:
+        return None
+    try:
+        pattern = re.compile(group_pattern)
+    except (re.error, TypeError) as error:
+        raise HorseHumanError(
+            f"data.group_pattern={group_pattern!r} is no regular expression: {error}"
+        ) from error
+    if pattern.groups != 1:
+        raise HorseHumanError(
+            f"data.group_pattern={group_pattern!r} has {pattern.groups} capturing groups: "
+            "put exactly one (...) around what names the group"
+        )
+    return pattern
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Map split names to folders; a tree without split folders is one undecided split."""
+    folders: dict[str, Path] = {}
+    for folder in _folders(root):
+        split = SPLITS.get(folder.name)
+        if split in folders:
+            raise HorseHumanError(
+                f"{shown(root)} has both {folders[split].name}/ and {folder.name}/: keep one"
+            )
+        if split:
+            folders[split] = folder
+    if not folders:
+        return {"": root}
+    if "train" not in folders:
+        raise HorseHumanError(
+            f"{shown(root)} has {' and '.join(sorted(folders))} but no train folder: add one"
+        )
+    return folders
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = tuple(sorted(entry.name for entry in _folders(folder)))
+    if len(names) != 2:
+        found = f"{len(names)} ({', '.join(names[:5])})" if names else "none"
+        raise HorseHumanError(
+            f"{shown(folder)} must hold two class folders and holds {shown(found)}: "
+            "put the pictures of each class into a folder of its own"
+        )
+    return names
+
+
+def _groups(
+    root: Path, folder: Path, pattern: re.Pattern[str] | None
+) -> Iterator[tuple[Path, str]]:
+    paths = sorted(_files(folder, frozenset()))
+    if not paths:
+        raise HorseHumanError(f"{shown(folder)} holds no picture: add some or remove the class")
+    unmatched: list[str] = []
+    for path in paths:
+        if pattern is None:
+            yield path, path.relative_to(root).as_posix()
+            continue
+        match = pattern.search(path.relative_to(folder).as_posix())
+        if match is None or match[1] is None:
+            unmatched.append(path.name)
+        else:
+            yield path, match[1]
+    if pattern and unmatched:
+        raise HorseHumanError(
+            f"data.group_pattern={pattern.pattern!r} does not fit {len(unmatched)} of {len(paths)} "
+            f"names in {shown(folder)} ({shown(', '.join(unmatched[:3]))}): change it to fit all"
+        )
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(e for e in folder.iterdir() if e.is_dir() and not _is_litter(e.name))
+    except OSError as error:
+        raise HorseHumanError(f"cannot read {shown(folder)}: {error.strerror}") from error
+
+
+def _files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    """Walk a folder through links, but not in circles."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise HorseHumanError(f"cannot read {shown(folder)}: {error.strerror}") from error
+    for entry in entries:
+        if _is_litter(entry.name):
+            continue
+        if entry.is_dir():
+            yield from _files(entry, above | {real})
+        else:
+            yield entry
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name in _LITTER
+
+
+def _refuse_torn_groups(root: Path, records: Sequence[Record]) -> None:
+    splits: dict[str, set[str]] = {}
+    for record in records:
+        splits.setdefault(record.group, set()).add(record.split)
+    torn = sorted(group for group, found in splits.items() if len(found) > 1)
+    if torn:
+        where = " and ".join(f"{split}/" for split in sorted(splits[torn[0]]))
+        raise HorseHumanError(
+            f"{shown(root)}: {len(torn)} groups stand in more than one split folder (first: "
+            f"{shown(torn[0])} in {where}): move their pictures together or mend data.group_pattern"
+        )

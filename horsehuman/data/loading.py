@@ -1,0 +1,124 @@
+"""From records to batches: decoded once and kept, or decoded on demand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from horsehuman.data.folders import Record
+from horsehuman.pictures import PictureError, read_picture
+from horsehuman.resize import resize
+from horsehuman.terminal import track
+
+Batch = tuple[Tensor, Tensor]
+
+
+def decode(record: Record, size: int) -> Tensor:
+    """The canonical picture of a record, uint8 ``(3, size, size)``; raises ``PictureError``."""
+    return resize(torch.from_numpy(read_picture(record.path)).permute(2, 0, 1), size)
+
+
+def decode_all(
+    records: Sequence[Record], size: int, keep: bool
+) -> tuple[Tensor | None, dict[int, str]]:
+    """Look at every file, on all processors.
+
+    Args:
+        records: The pictures.
+        size: Height and width of the canonical picture in pixels.
+        keep: Whether to keep the pictures, or only to learn which can be read.
+
+    Returns:
+        uint8 of shape ``(len(records), 3, size, size)`` or ``None``, and for each file that
+        cannot be read its index and the reason.
+    """
+    kept = torch.empty(len(records), 3, size, size, dtype=torch.uint8) if keep else None
+    bad: dict[int, str] = {}
+
+    def look(index: int) -> None:
+        try:
+            picture = decode(records[index], size)
+        except PictureError as error:
+            bad[index] = str(error)
+        else:
+            if kept is not None:
+                kept[index] = picture
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looks = pool.map(look, range(len(records)))
+        for _ in track(looks, "reading pictures", len(records)):
+            pass
+    return kept, dict(sorted(bad.items()))
+
+
+class KeptBatches(Dataset[Batch]):
+    """Batches out of memory.
+
+    Args:
+        inputs: Pictures or features of all records, first dimension N.
+        labels: float32 ``(N,)``.
+        indices: Which of them belong to this data set.
+    """
+
+    def __init__(self, inputs: Tensor, labels: Tensor, indices: Sequence[int]) -> None:
+        self.inputs, self.labels = inputs, labels
+        self.indices = torch.tensor(indices, dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, chosen: list[int]) -> Batch:
+        where = self.indices[chosen]
+        return self.inputs[where], self.labels[where]
+
+
+class DecodedBatches(Dataset[Batch]):
+    """Batches decoded on demand, for sets that memory does not hold.
+
+    Args:
+        records: All records.
+        size: Height and width of the canonical picture in pixels.
+        indices: Which of them belong to this data set.
+    """
+
+    def __init__(self, records: Sequence[Record], size: int, indices: Sequence[int]) -> None:
+        self.records, self.size = [records[index] for index in indices], size
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, chosen: list[int]) -> Batch:
+        records = [self.records[index] for index in chosen]
+        pictures = torch.stack([decode(record, self.size) for record in records])
+        return pictures, torch.tensor([float(record.label) for record in records])
+
+
+class EpochSampler(Sampler[int]):
+    """An order that depends on the seed and the epoch alone, so that a resumed run repeats it.
+
+    Args:
+        count: Number of samples.
+        seed: The run's seed.
+        epoch: Gives the index of the epoch that is about to start.
+    """
+
+    def __init__(self, count: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.count, self.seed, self.epoch = count, seed, epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch())
+        return iter(torch.randperm(self.count, generator=generator).tolist())

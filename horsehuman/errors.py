@@ -1,0 +1,76 @@
+"""What a user can cause, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+class HorseHumanError(Exception):
+    """An error that a user can cause and mend.
+
+    Its text is one line that names the value, the place and the fix; the command and the scripts
+    print it without a traceback and end with a non-zero exit code.
+    """
+
+
+def shown(path: object) -> str:
+    """Write a name on one line: control characters and broken encodings are escaped."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def closest(value: str, options: Iterable[str]) -> str:
+    """Name what was probably meant, as in ``" (did you mean a, b?)"``; empty if nothing is near."""
+    near = difflib.get_close_matches(value, list(options), n=3, cutoff=0.5)
+    return f" (did you mean {', '.join(near)}?)" if near else ""
+
+
+def check_number(
+    name: str,
+    value: Any,
+    kind: type[int] | type[float],
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """Check a number where it enters.
+
+    Args:
+        name: The option's name as the user writes it, such as ``data.val_fraction``.
+        value: What was given. A bool is no number; an int is a good float.
+        kind: ``int`` or ``float``.
+        at_least: Inclusive lower bound.
+        above: Exclusive lower bound.
+        below: Exclusive upper bound.
+        at_most: Inclusive upper bound.
+
+    Raises:
+        HorseHumanError: The value is of another kind or out of bounds.
+    """
+    kinds = (int,) if kind is int else (int, float)
+    fits = isinstance(value, kinds) and not isinstance(value, bool) and value == value
+    fits = fits and (at_least is None or value >= at_least) and (above is None or value > above)
+    fits = fits and (below is None or value < below) and (at_most is None or value <= at_most)
+    if fits:
+        return
+    words = ("of at least", at_least), ("above", above), ("below", below), ("of at most", at_most)
+    bounds = " and ".join(f"{word} {bound:g}" for word, bound in words if bound is not None)
+    noun = "a whole number" if kind is int else "a number"
+    raise HorseHumanError(f"{name}={value!r} does not work: give {noun} {bounds}".rstrip())
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Check that a switch is ``True`` or ``False``; raises :class:`HorseHumanError` otherwise."""
+    if not isinstance(value, bool):
+        raise HorseHumanError(f"{name}={value!r} does not work: give true or false")
+
+
+def check_choice(name: str, value: Any, options: Sequence[str]) -> None:
+    """Check that a value is one of ``options``; the error lists them and names the nearest."""
+    if value not in options:
+        near = closest(str(value), options)
+        raise HorseHumanError(f"{name}={value!r} is not known{near}: use {' | '.join(options)}")

@@ -1,0 +1,1 @@
+"""The two classifiers; they know no data but tensors."""

@@ -1,0 +1,134 @@
+"""The hand-built network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from horsehuman.errors import HorseHumanError, check_flag, check_number
+from horsehuman.models.classifier import BinaryClassifier
+from horsehuman.models.layers import Pool, dense_layers, initialise
+from horsehuman.models.preprocess import Preprocess
+
+
+class CNNClassifier(BinaryClassifier):
+    """Blocks of 3x3 convolutions, each block halved by max pooling, and a dense head.
+
+    The defaults are a small modern network; the original notebook's is another setting of the
+    same (``configs/experiment/notebook_cnn.yaml``).
+
+    Args:
+        image_size: Height and width in pixels that pictures are resized to.
+        channels: Output channels of each block.
+        convolutions: Convolutions in each block.
+        stem_kernel: Kernel size of the very first convolution.
+        stem_stride: Stride of the very first convolution.
+        padding: Keep the size in convolutions (``same``); otherwise they shrink it (``valid``).
+        batch_norm: Batch norm between each convolution and its ReLU.
+        pool: See :class:`~horsehuman.models.layers.Pool`.
+        hidden: Widths of dense layers before the last one.
+        dropout: Probability with which features are dropped before the dense layers, in [0, 1).
+        initialisation: ``torch`` or ``keras``; see
+            :func:`~horsehuman.models.layers.initialise`.
+        mean: Mean of each channel, subtracted; pictures are on the scale 0 to 1.
+        std: Standard deviation of each channel, divided by.
+        optimizer: See :class:`~horsehuman.models.classifier.BinaryClassifier`, as all below.
+        schedule: Of the learning rate.
+        label_smoothing: In [0, 1).
+        class_names: Names of the two classes.
+        threshold: Probability from which on a picture is of class 1.
+        temperature: Divides the logits.
+
+    Raises:
+        HorseHumanError: A value does not work.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 128,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        convolutions: int = 1,
+        stem_kernel: int = 5,
+        stem_stride: int = 2,
+        padding: bool = True,
+        batch_norm: bool = True,
+        pool: str = "avgmax",
+        hidden: Sequence[int] = (),
+        dropout: float = 0.3,
+        initialisation: str = "torch",
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        optimizer: Mapping[str, Any] = {"name": "AdamW", "lr": 0.002, "weight_decay": 0.05},
+        schedule: str = "one_cycle",
+        label_smoothing: float = 0.1,
+        class_names: Sequence[str] = ("horses", "humans"),
+        threshold: float = 0.5,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(class_names, threshold, temperature, optimizer, schedule, label_smoothing)
+        check_number("model.convolutions", convolutions, int, at_least=1)
+        check_number("model.stem_kernel", stem_kernel, int, at_least=1)
+        check_number("model.stem_stride", stem_stride, int, at_least=1)
+        check_flag("model.padding", padding)
+        check_flag("model.batch_norm", batch_norm)
+        check_number("model.dropout", dropout, float, at_least=0, below=1)
+        self.save_hyperparameters()
+        self._keep_plain()
+        self.preprocess = Preprocess(image_size, mean, std)
+        self.features = self._blocks()
+        self.pool = Pool(pool)
+        width = self._width()
+        self.head = nn.Sequential(nn.Dropout(dropout), *dense_layers(width, [*hidden, 1]))
+        initialise(self, initialisation)
+        self.to(memory_format=torch.channels_last)
+        self.example_input_array = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N,)`` of pictures, uint8 ``(N, 3, H, W)``."""
+        x = self.preprocess(images)  # N x 3 x S x S
+        x = self.features(x)  # N x C x H' x W'
+        x = self.pool(x)  # N x F
+        logits: Tensor = self.head(x)  # N x 1
+        return logits.squeeze(1)
+
+    def _blocks(self) -> nn.Sequential:
+        own = self.hparams
+        layers: list[nn.Module] = []
+        before = 3
+        for block, width in enumerate(own["channels"]):
+            check_number("model.channels", width, int, at_least=1)
+            for repeat in range(own["convolutions"]):
+                stem = block == repeat == 0
+                kernel = own["stem_kernel"] if stem else 3
+                layers.append(
+                    nn.Conv2d(
+                        before,
+                        width,
+                        kernel,
+                        stride=own["stem_stride"] if stem else 1,
+                        padding=kernel // 2 if own["padding"] else 0,
+                        bias=not own["batch_norm"],
+                    )
+                )
+                layers += [nn.BatchNorm2d(width)] if own["batch_norm"] else []
+                layers.append(nn.ReLU(inplace=True))
+                before = width
+            layers.append(nn.MaxPool2d(2))
+        return nn.Sequential(*layers)
+
+    def _width(self) -> int:
+        """Number of features that reach the head; an error if the pictures are too small."""
+        size = self.image_size
+        try:
+            with torch.no_grad():
+                maps = self.features.eval()(torch.zeros(1, 3, size, size))
+        except RuntimeError as error:
+            raise HorseHumanError(
+                f"model.image_size={size} is too small for {len(self.hparams['channels'])} blocks: "
+                "give more pixels, or fewer model.channels"
+            ) from error
+        self.features.train()
+        return int(self.pool(maps).shape[1])

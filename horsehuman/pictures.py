@@ -1,0 +1,97 @@
+"""Any file that Pillow reads, as RGB."""
+
+from __future__ import annotations
+
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from horsehuman.errors import HorseHumanError, shown
+
+#: Pictures with more pixels are refused before they are decoded (Pillow's own limit only warns
+#: at 89 million and lets a file of a few kilobytes fill 500 MB of memory).
+MAX_PIXELS = 100_000_000
+
+
+class PictureError(HorseHumanError):
+    """A file that cannot be read as a picture; the text names the file and the reason."""
+
+
+def read_picture(path: str | Path) -> NDArray[np.uint8]:
+    """Read a picture as a person sees it.
+
+    The EXIF orientation is applied, transparency is laid over white, 16-bit values are scaled
+    rather than clipped, grey, palette and CMYK become RGB, and of an animation the first frame
+    counts.
+
+    Args:
+        path: A file in any format that Pillow reads, whatever its name.
+
+    Returns:
+        Array of shape ``(H, W, 3)``, dtype uint8, RGB.
+
+    Raises:
+        PictureError: The file is missing, is no ordinary file, is no picture, is damaged, or has
+            more than :data:`MAX_PIXELS` pixels.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PictureError(f"{shown(path)}: {reason}") from error
+    if not stat.S_ISREG(mode):
+        raise PictureError(f"{shown(path)}: is not an ordinary file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    size = f"{image.width} x {image.height}"
+                    raise PictureError(
+                        f"{shown(path)}: {size} pixels are over the limit of {MAX_PIXELS:,}"
+                    )
+                return np.array(_as_rgb(image), dtype=np.uint8)
+    except PictureError:
+        raise
+    except Exception as error:  # decoders of hostile files raise whatever they like
+        raise PictureError(f"{shown(path)}: {_reason(path, error)}") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    image = _as_8_bit(ImageOps.exif_transpose(image))
+    if image.mode in ("RGBa", "La"):
+        image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _as_8_bit(image: Image.Image) -> Image.Image:
+    """Scale integers and floats of more than 8 bits to 0..255 by the range that they can be in."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    high = values.max(initial=0.0)
+    if image.mode.startswith("I;16") or high > 255:
+        ceiling = 65535.0 if high <= 65535 else high
+    else:
+        ceiling = 1.0 if image.mode == "F" and high <= 1 else 255.0
+    scaled = np.clip(np.nan_to_num(values) / ceiling, 0, 1) * 255
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if path.stat().st_size == 0:
+        return "is empty (0 bytes)"
+    if isinstance(error, UnidentifiedImageError):
+        return "is no picture that Pillow can read"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has more pixels than the limit of {MAX_PIXELS:,}"
+    return f"is damaged ({' '.join(str(error).split()) or type(error).__name__})"

@@ -1,0 +1,138 @@
+"""The run folder: what is in it, and which is the newest."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from horsehuman.data.folders import Record
+from horsehuman.errors import HorseHumanError, shown
+
+log = logging.getLogger(__name__)
+
+#: Where runs are kept, below the working directory.
+OUTPUTS = Path("outputs")
+
+#: What a slim checkpoint keeps of Lightning's: all that :func:`load_classifier` and
+#: ``load_from_checkpoint`` need, and when it was.
+_SLIM = (
+    "pytorch-lightning_version",
+    "epoch",
+    "global_step",
+    "state_dict",
+    "hparams_name",
+    "hyper_parameters",
+    "horsehuman",
+)
+
+
+def claim(folder: Path) -> None:
+    """Take a folder for a new run.
+
+    Raises:
+        HorseHumanError: It cannot be written, or holds a run already.
+    """
+    try:
+        (folder / "checkpoints").mkdir(parents=True)
+    except FileExistsError as error:
+        raise HorseHumanError(
+            f"{shown(folder)} holds a run already: start again, or name another folder with "
+            "hydra.run.dir=DIR"
+        ) from error
+    except OSError as error:
+        raise HorseHumanError(
+            f"cannot write into {shown(folder)}: {error.strerror}; name another folder with "
+            "hydra.run.dir=DIR"
+        ) from error
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file aside, sync it to the disk and rename it: it is there whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def slim(source: Path, target: Path) -> None:
+    """Keep of a full checkpoint what inference needs.
+
+    Where weights are averaged, the full checkpoint's ``state_dict`` is the average already.
+
+    Args:
+        source: A checkpoint that Lightning wrote during training.
+        target: Where the slim one goes; may be the same file.
+    """
+    full = torch.load(source, map_location="cpu", weights_only=True)
+    kept = {key: full[key] for key in _SLIM if key in full}
+    write_whole(target, lambda file: torch.save(kept, file))
+
+
+def write_splits(
+    folder: Path, root: Path, records: Sequence[Record], class_names: Sequence[str]
+) -> None:
+    """Write ``splits.csv``: picture (below the data's root), label, group, split."""
+    rows = (
+        (os.path.relpath(r.path, root).replace(os.sep, "/"), class_names[r.label], r.group, r.split)
+        for r in records
+    )
+    _write_csv(folder / "splits.csv", ("picture", "label", "group", "split"), rows)
+
+
+def write_skipped(folder: Path, skipped: Mapping[str, str]) -> None:
+    """Write ``skipped.csv``: files that were left out and why."""
+    _write_csv(folder / "skipped.csv", ("picture", "reason"), skipped.items())
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
+    """Write ``metrics.json`` and return its path."""
+    text = json.dumps(metrics, indent=2, sort_keys=True) + "\n"
+    write_whole(folder / "metrics.json", lambda file: file.write(text.encode()))
+    return folder / "metrics.json"
+
+
+def point_latest(folder: Path) -> None:
+    """Let ``latest`` beside a run's folder point to it."""
+    link = folder.parent / "latest"
+    aside = folder.parent / f".latest-{os.getpid()}"
+    try:
+        aside.symlink_to(folder.name, target_is_directory=True)
+        aside.replace(link)
+    except OSError as error:  # Windows without the right to link; a folder of that name
+        aside.unlink(missing_ok=True)
+        log.info("%s is not updated: %s", shown(link), error.strerror)
+
+
+def newest_run(outputs: Path = OUTPUTS) -> Path:
+    """The run whose final checkpoint was written last.
+
+    Raises:
+        HorseHumanError: There is none.
+    """
+    finals = sorted(outputs.glob("**/checkpoints/final.ckpt"), key=lambda p: p.stat().st_mtime)
+    if not finals:
+        raise HorseHumanError(
+            f"there is no finished run below {shown(outputs)}: train one with "
+            "'python scripts/train.py model=inception', or name one with --model RUN"
+        )
+    return finals[-1].parents[1]
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -1,0 +1,300 @@
+"""Train a classifier: python scripts/train.py model=inception (--help shows more)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+os.environ["HYDRA_FULL_ERROR"] = "1"  # before hydra: its errors are told by explain()
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from horsehuman.errors import HorseHumanError, check_flag, check_number, closest
+from horsehuman.runtime import keep_freed_memory
+from horsehuman.terminal import show_notes
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from horsehuman import HorseHumanDataModule
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM; a class of its own, so that Lightning lets it through."""
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+def main(config: DictConfig) -> None:
+    """Train, test and report one run."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    shown = Path(os.path.relpath(folder))
+    try:
+        train(config, shown if len(str(shown)) < len(str(folder)) else folder)
+    except Interrupted as interrupted:
+        last = shown / "checkpoints" / "last.ckpt"
+        kept = f"the last whole epoch is in {last}" if last.is_file() else "no epoch was finished"
+        raise Interrupted(f"interrupted; {kept}", *interrupted.args) from None
+
+
+def train(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Train into a run's folder, test its final checkpoint, and print what came out.
+
+    Returns:
+        What ``metrics.json`` holds.
+    """
+    import lightning as L
+
+    from horsehuman import runs
+    from horsehuman.callbacks import print_summary
+
+    started = time.monotonic()
+    quiet()
+    check_options(config)
+    runs.claim(folder)
+    L.seed_everything(config.seed, verbose=False)
+    model = build("model", config)
+    data = build("data", config, image_size=model.image_size, seed=config.seed)
+    data.prepare_data()
+    data.setup()
+    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    runs.write_splits(folder, data.root, data.records, data.class_names)
+    if data.skipped:
+        runs.write_skipped(folder, data.skipped)
+    print_summary(model)
+    trainer = build_trainer(config, folder, data)
+    trainer.fit(model, datamodule=data)
+    final = keep_checkpoints(folder / "checkpoints")
+    metrics: dict[str, Any] = {
+        "epochs": trainer.current_epoch,
+        **{name: float(value) for name, value in trainer.callback_metrics.items()},
+        "seed": config.seed,
+        "seconds_training": round(time.monotonic() - started, 1),
+    }
+    if config.test:
+        metrics |= test(final, data)
+    metrics["seconds"] = round(time.monotonic() - started, 1)
+    log_hyperparameters(trainer, config, metrics)
+    runs.write_metrics(folder, metrics)
+    runs.point_latest(folder)
+    report(folder, metrics, data)
+    return metrics
+
+
+def check_options(config: DictConfig) -> None:
+    """Check the options that neither the model nor the data checks."""
+    check_number("seed", config.seed, int, at_least=0, below=2**32)
+    check_flag("test", config.test)
+    check_number("trainer.max_epochs", config.trainer.max_epochs, int, at_least=1)
+    if config.early_stopping is not None:
+        check_number("early_stopping", config.early_stopping, int, at_least=1)
+    if config.ema is not None:
+        check_number("ema", config.ema, float, above=0, below=1)
+
+
+def build(part: str, config: DictConfig, **given: Any) -> Any:
+    """Build what ``config[part]`` names; plain values only reach it."""
+    arguments: dict[str, Any] = OmegaConf.to_container(config[part], resolve=True)  # type: ignore[assignment]
+    kind = hydra.utils.get_class(arguments.pop("_target_"))
+    try:
+        return kind(**arguments, **given)
+    except TypeError as error:
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if found is None:
+            raise
+        raise HorseHumanError(f"{part}.{found[1]} is not an option of {kind.__name__}") from error
+
+
+def build_trainer(config: DictConfig, folder: Path, data: HorseHumanDataModule) -> L.Trainer:
+    """Lightning's trainer with the callbacks and the log of a run."""
+    import lightning as L
+    from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from horsehuman.callbacks import SeedEpochs, TerminalProgress
+
+    common: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
+    callbacks: list[L.Callback] = [
+        SeedEpochs(config.seed),
+        TerminalProgress(),
+        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common),
+        L.pytorch.callbacks.LearningRateMonitor("step"),
+    ]
+    held_out = bool(data.val_dataloader())
+    if held_out:
+        callbacks.append(ModelCheckpoint(filename="best", monitor="val/loss", **common))
+    if config.early_stopping:
+        if not held_out:
+            raise HorseHumanError(
+                f"early_stopping={config.early_stopping} needs held-out pictures: set "
+                "data.val_fraction above 0, or drop it"
+            )
+        callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
+    if config.ema:
+        callbacks.append(EMAWeightAveraging(decay=config.ema))
+    options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    try:
+        return L.Trainer(
+            **options,
+            callbacks=callbacks,
+            logger=TensorBoardLogger(folder, name="", version="", default_hp_metric=False),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise HorseHumanError(f"trainer does not take this: {reason}") from error
+
+
+def keep_checkpoints(folder: Path) -> Path:
+    """Turn the last and the best full checkpoint into slim ones; returns the final one."""
+    from horsehuman.runs import slim
+
+    final, best = folder / "final.ckpt", folder / "best.ckpt"
+    slim(folder / "last.ckpt", final)
+    if best.is_file():
+        slim(best, best)
+    return final
+
+
+def test(checkpoint: Path, data: HorseHumanDataModule) -> dict[str, Any]:
+    """Test a checkpoint as a user would load it, on real pictures from end to end."""
+    import lightning as L
+
+    from horsehuman import load_classifier
+    from horsehuman.callbacks import TerminalProgress
+
+    trainer = L.Trainer(
+        callbacks=TerminalProgress(),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    found = trainer.test(load_classifier(checkpoint), datamodule=data, verbose=False)[0]
+    pictures = len(data.test_dataloader().dataset)  # type: ignore[arg-type]
+    return {
+        **found,
+        "test/pictures": pictures,
+        "test/right": round(found["test/acc"] * pictures),
+    }
+
+
+def log_hyperparameters(trainer: L.Trainer, config: DictConfig, metrics: dict[str, Any]) -> None:
+    """Fill TensorBoard's hparams tab: the config beside the final figures."""
+    import lightning as L
+
+    assert isinstance(trainer.logger, L.pytorch.loggers.TensorBoardLogger)
+    values = OmegaConf.to_container(config, resolve=True)
+    final = {f"final/{name}": float(value) for name, value in metrics.items() if "/" in name}
+    trainer.logger.log_hyperparams(values, final)  # type: ignore[arg-type]
+    trainer.logger.save()
+    trainer.logger.finalize("success")
+
+
+def report(folder: Path, metrics: dict[str, Any], data: HorseHumanDataModule) -> None:
+    """Print the accuracy and what to do with the run."""
+    lines = []
+    if "val/acc" in metrics:
+        what = "test set, after every epoch" if data.validation == "test" else "held-out groups"
+        lines.append(("validation", f"{metrics['val/acc']:.2%} ({what})"))
+    if "test/acc" in metrics:
+        count = f"{metrics['test/right']} of {metrics['test/pictures']} test pictures"
+        lines.append(("test", f"{metrics['test/acc']:.2%} ({count} right, last epoch)"))
+    name = shlex.quote(str(folder))
+    lines += [
+        ("time", f"{metrics['seconds']:.0f} s"),
+        ("checkpoint", f"{folder / 'checkpoints' / 'final.ckpt'}"),
+        ("metrics", f"{folder / 'metrics.json'}"),
+        ("log", f"{folder}"),
+        ("predict", f"horsehuman predict PICTURE --model {name}"),
+        ("look at it", f"tensorboard --logdir {name}"),
+    ]
+    print("\n".join(f"{title:<12}{text}" for title, text in lines))
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of Hydra or of a config, with the closest names for a typo."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        near = closest(choice, error.options)
+        return f"{group}={choice} is not known{near}: use {' | '.join(error.options)}"
+    if found := re.search(r"Could not (?:override|append to config|delete)[^']*'@?([^'=]+)", text):
+        key = found[1].lstrip("+~")
+        names = list(option_names())
+        near = closest(key, names) or closest(key.rpartition(".")[2], names)
+        return f"there is no option {key}{near}: --help lists all"
+    return text
+
+
+def option_names() -> Iterator[str]:
+    """Names of all groups and options of the default config."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose("train"))
+    yield from (folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
+    pending: list[tuple[str, Any]] = [("", config)]
+    while pending:
+        prefix, node = pending.pop()
+        if prefix:
+            yield prefix
+        if isinstance(node, dict):
+            pending += [(f"{prefix}.{k}" if prefix else str(k), v) for k, v in node.items()]
+
+
+def quiet() -> None:
+    """Keep what Lightning says about itself off the terminal; what a user can act on stays."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+
+
+def stop(signum: int, frame: FrameType | None) -> None:
+    """Turn a signal into an exception that unwinds everything."""
+    raise Interrupted(signum)
+
+
+def run() -> int:
+    """Run the script; every failure that a user can cause is one line and an exit code."""
+    show_notes()
+    keep_freed_memory()
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        main()
+    except HorseHumanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename}", file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        *text, signum = interrupted.args
+        print(*text or ["interrupted"], file=sys.stderr)
+        return 128 + int(signum)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())
