@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -10,7 +11,6 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
+# One time for all runs of a sweep; Hydra's own ${now:} moves on.
+STARTED = time.strftime("%Y-%m-%d_%H-%M-%S")
+OmegaConf.register_new_resolver("started", lambda: STARTED)
+
+#: Folders of runs that failed, of one run or of a sweep.
+FAILED: list[Path] = []
+
 
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM; a class of its own, so that Lightning lets it through."""
@@ -41,13 +48,21 @@ class Interrupted(BaseException):
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def main(config: DictConfig) -> None:
-    """Train, test and report one run."""
+    """Train, test and report one run; a failure is told here, and a sweep goes on."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    shown = Path(os.path.relpath(folder))
+    with contextlib.suppress(ValueError):  # on another drive
+        folder = min(Path(os.path.relpath(folder)), folder, key=lambda path: len(str(path)))
     try:
-        train(config, shown if len(str(shown)) < len(str(folder)) else folder)
+        train(config, folder)
+    except (HorseHumanError, OSError) as error:
+        FAILED.append(folder)
+        place = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        print(f"error: {getattr(error, 'strerror', None) or error}{place}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # unless it holds something
+            folder.parent.rmdir()
     except Interrupted as interrupted:
-        last = shown / "checkpoints" / "last.ckpt"
+        last = folder / "checkpoints" / "last.ckpt"
         kept = f"the last whole epoch is in {last}" if last.is_file() else "no epoch was finished"
         raise Interrupted(f"interrupted; {kept}", *interrupted.args) from None
 
@@ -66,18 +81,18 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     quiet()
     check_options(config)
-    runs.claim(folder)
     L.seed_everything(config.seed, verbose=False)
     model = build("model", config)
     data = build("data", config, image_size=model.image_size, seed=config.seed)
     data.prepare_data()
     data.setup()
+    trainer = build_trainer(config, folder, data)
+    runs.claim(folder)
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
     runs.write_splits(folder, data.root, data.records, data.class_names)
     if data.skipped:
         runs.write_skipped(folder, data.skipped)
     print_summary(model)
-    trainer = build_trainer(config, folder, data)
     trainer.fit(model, datamodule=data)
     final = keep_checkpoints(folder / "checkpoints")
     metrics: dict[str, Any] = {
@@ -236,26 +251,30 @@ def explain(error: Exception) -> str:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         near = closest(choice, error.options)
         return f"{group}={choice} is not known{near}: use {' | '.join(error.options)}"
+    if found := re.match(r"Error parsing override '(.*?)'", text):
+        return (
+            f"{found[1]} cannot be read as OPTION=VALUE: put a value with special characters into "
+            "double quotes, and the whole into single ones"
+        )
     if found := re.search(r"Could not (?:override|append to config|delete)[^']*'@?([^'=]+)", text):
         key = found[1].lstrip("+~")
-        names = list(option_names())
-        near = closest(key, names) or closest(key.rpartition(".")[2], names)
+        near = closest(key, option_names())
         return f"there is no option {key}{near}: --help lists all"
     return text
 
 
-def option_names() -> Iterator[str]:
+def option_names() -> set[str]:
     """Names of all groups and options of the default config."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose("train"))
-    yield from (folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
-    pending: list[tuple[str, Any]] = [("", config)]
+        pending: dict[str, Any] = {str(key): node for key, node in hydra.compose("train").items()}
+    names = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
     while pending:
-        prefix, node = pending.pop()
-        if prefix:
-            yield prefix
-        if isinstance(node, dict):
-            pending += [(f"{prefix}.{k}" if prefix else str(k), v) for k, v in node.items()]
+        name, node = pending.popitem()
+        names.add(name)
+        if isinstance(node, DictConfig):
+            keys = [str(key) for key in node if key != "_target_"]
+            pending |= {f"{name}.{key}": node[key] for key in keys}
+    return names
 
 
 def quiet() -> None:
@@ -280,9 +299,6 @@ def run() -> int:
     signal.signal(signal.SIGTERM, stop)
     try:
         main()
-    except HorseHumanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2
@@ -293,7 +309,7 @@ def run() -> int:
         *text, signum = interrupted.args
         print(*text or ["interrupted"], file=sys.stderr)
         return 128 + int(signum)
-    return 0
+    return 1 if FAILED else 0
 
 
 if __name__ == "__main__":

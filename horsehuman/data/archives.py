@@ -103,8 +103,10 @@ def _download(archive: Archive, folder: Path, mirrors: Sequence[str]) -> Path:
 
     pooch.get_logger().setLevel("WARNING")
     downloader = pooch.HTTPDownloader(progressbar=True, timeout=30)
-    reasons = []
+    reasons: list[str] = []
     for mirror in mirrors:
+        if reasons:
+            log.info("%s: %s; trying the next mirror", archive.name, reasons[-1])
         try:
             path = pooch.retrieve(
                 mirror + archive.name,
@@ -116,7 +118,6 @@ def _download(archive: Archive, folder: Path, mirrors: Sequence[str]) -> Path:
             return Path(path)
         except (OSError, ValueError) as error:  # network and disk; digest
             reasons.append(f"{type(error).__name__} at {mirror}")
-            log.info("%s: %s, trying the next mirror", archive.name, reasons[-1])
     raise HorseHumanError(
         f"data=archives: cannot download {archive.name} ({reasons[0]}): use the same pictures in "
         "the box with data=horse_or_human, or zips fetched elsewhere with data.archives_dir=DIR"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -74,6 +75,7 @@ def read_trunk(source: str) -> Trunk:
             f"model.weights={source!r} is not known{near}: use box | random | {' | '.join(tags)} | "
             "a file that ends in .safetensors"
         )
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         model = timm.create_model(f"inception_v3.{source}", pretrained=True)
     except Exception as error:  # the hub's clients raise whatever they like
