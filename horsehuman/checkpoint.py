@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +86,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             start = file.read(512)
-        if not start.startswith(b"PK"):
-            raise HorseHumanError(f"{shown(path)} is no checkpoint: {_kind(start)}")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise HorseHumanError(f"cannot read {shown(path)}: {error.strerror or error}") from error
+    if not start.startswith(b"PK"):
+        raise HorseHumanError(f"{shown(path)} is no checkpoint: {_kind(start)}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise HorseHumanError(
             f"{shown(path)} holds more than weights and plain values; nothing in it was executed"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise HorseHumanError(
             f"{shown(path)} is cut off or damaged: copy or train it again"
         ) from error

@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 import horsehuman
 from horsehuman.errors import HorseHumanError, shown
-from horsehuman.terminal import show_notes
+from horsehuman.terminal import Interrupted, raise_on_signals, show_notes
 
 app = typer.Typer(
     name="horsehuman",
@@ -25,17 +24,15 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command; exit 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    raise_on_signals()
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        app()
     except HorseHumanError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except Interrupted as interrupted:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(interrupted.exit_code)
 
 
 @app.callback(invoke_without_command=True)
@@ -53,7 +50,7 @@ def predict(
         Path | None,
         typer.Option(metavar="RUN|FILE", help="A run's folder or a checkpoint [newest run]"),
     ] = None,
-) -> int:
+) -> None:
     """Say what each picture shows, with which probability."""
     show_notes()
     from horsehuman.runtime import keep_freed_memory
@@ -72,4 +69,5 @@ def predict(
         else:
             name = shown(answer.source)
             print(f"{name:<{width}}  {answer.class_name}  {answer.probability:7.2%}")
-    return 1 if failed else 0
+    if failed:
+        raise typer.Exit(1)

@@ -7,12 +7,10 @@ import logging
 import os
 import re
 import shlex
-import signal
 import sys
 import time
 import warnings
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # before hydra: its errors are told by explain()
@@ -25,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from horsehuman.errors import HorseHumanError, check_flag, check_number, closest
 from horsehuman.runtime import keep_freed_memory
-from horsehuman.terminal import show_notes
+from horsehuman.terminal import Interrupted, raise_on_signals, show_notes
 
 if TYPE_CHECKING:
     import lightning as L
@@ -40,10 +38,6 @@ OmegaConf.register_new_resolver("started", lambda: STARTED)
 
 #: Folders of runs that failed, of one run or of a sweep.
 FAILED: list[Path] = []
-
-
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM; a class of its own, so that Lightning lets it through."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
@@ -61,10 +55,11 @@ def main(config: DictConfig) -> None:
         with contextlib.suppress(OSError):
             folder.rmdir()  # unless it holds something
             folder.parent.rmdir()
-    except Interrupted as interrupted:
+    except Interrupted:
         last = folder / "checkpoints" / "last.ckpt"
         kept = f"the last whole epoch is in {last}" if last.is_file() else "no epoch was finished"
-        raise Interrupted(f"interrupted; {kept}", *interrupted.args) from None
+        print(f"interrupted; {kept}", file=sys.stderr)
+        raise
 
 
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -148,7 +143,6 @@ def build_trainer(config: DictConfig, folder: Path, data: HorseHumanDataModule) 
         SeedEpochs(config.seed),
         TerminalProgress(),
         ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common),
-        L.pytorch.callbacks.LearningRateMonitor("step"),
     ]
     held_out = bool(data.val_dataloader())
     if held_out:
@@ -286,17 +280,11 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
 
 
-def stop(signum: int, frame: FrameType | None) -> None:
-    """Turn a signal into an exception that unwinds everything."""
-    raise Interrupted(signum)
-
-
 def run() -> int:
     """Run the script; every failure that a user can cause is one line and an exit code."""
     show_notes()
     keep_freed_memory()
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    raise_on_signals()
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
@@ -306,9 +294,7 @@ def run() -> int:
         print(f"error: {error.strerror or error}: {error.filename}", file=sys.stderr)
         return 1
     except Interrupted as interrupted:
-        *text, signum = interrupted.args
-        print(*text or ["interrupted"], file=sys.stderr)
-        return 128 + int(signum)
+        return interrupted.exit_code
     return 1 if FAILED else 0
 
 

@@ -103,7 +103,7 @@ class Augment:
         Places are (x, y) in [-1, 1], so a shift by the whole size is 2.
         """
         angle = _between(-self.rotation, self.rotation, (count,), device).deg2rad()
-        rotation = _stack(angle.cos(), -angle.sin(), angle.sin(), angle.cos())
+        rotation = _stack(angle.cos(), angle.sin(), -angle.sin(), angle.cos())
         shift = 2 * _between(-self.shift, self.shift, (count, 2, 1), device)
         shear = _between(-self.shear, self.shear, (count,), device).deg2rad()
         one, zero = torch.ones_like(shear), torch.zeros_like(shear)

@@ -241,6 +241,7 @@ class HorseHumanDataModule(L.LightningDataModule):
             drop_last=drop_last,
             num_workers=0 if kept else self.num_workers,
             collate_fn=_as_it_is,
+            generator=torch.Generator(),  # an iterator draws a number: not from the run's stream
         )
 
     def _leave_out(
@@ -255,6 +256,10 @@ class HorseHumanDataModule(L.LightningDataModule):
         log.warning("left out %d of %d pictures (%s)", len(bad), len(records), first)
         self.skipped = {str(records[index].path): reason for index, reason in bad.items()}
         good = [index for index in range(len(records)) if index not in bad]
+        left = {(records[index].label, records[index].split) for index in good}
+        for label, split in {(r.label, r.split) for r in records} - left:
+            what = f"{self.class_names[label]!r}" + (f" in {split}" if split else "")
+            raise HorseHumanError(f"no picture of {what} can be read ({first}): mend them")
         return [records[i] for i in good], None if pictures is None else pictures[good]
 
     def _tell(self) -> None:

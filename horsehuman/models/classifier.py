@@ -111,6 +111,7 @@ class BinaryClassifier(L.LightningModule):
         loss = functional.binary_cross_entropy_with_logits(logits, targets)
         self.train_accuracy(logits.detach().sigmoid(), labels.int())
         self._log_epoch("train", loss, self.train_accuracy, len(labels))
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from horsehuman.data.archives import box_archives
+
+#: Frames of figures that make a small set: class, figures, frames of each.
+TRAIN = {"horses": [f"horse{n:02}-{k}" for n in (1, 2, 3, 4) for k in (0, 4, 8)]}
+TRAIN["humans"] = [f"human{n:02}-{k:02}" for n in (1, 2, 3, 4) for k in (0, 12, 24)]
+TEST = {"horses": ["horse1-000", "horse1-105"], "humans": ["valhuman01-00", "valhuman02-05"]}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's cache out of the tests, unless a run names one for all of them."""
+    given = os.environ.get("HORSEHUMAN_CACHE")
+    os.environ["HORSEHUMAN_CACHE"] = given or str(tmp_path_factory.mktemp("cache"))
+    yield
+    if given is None:
+        del os.environ["HORSEHUMAN_CACHE"]
+
+
+@pytest.fixture(autouse=True)
+def _logs_reach_caplog() -> None:
+    logger = logging.getLogger("horsehuman")
+    logger.propagate = True
+    logger.handlers.clear()
+    logger.setLevel(logging.INFO)
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small folder tree of real pictures: 24 to train on (8 figures), 4 to test."""
+    root = tmp_path_factory.mktemp("tree")
+    for split, names in (("train", TRAIN), ("test", TEST)):
+        with zipfile.ZipFile(box_archives()[split]) as archive:
+            for class_name, stems in names.items():
+                for stem in stems:
+                    archive.extract(f"{class_name}/{stem}.webp", root / split)
+    return root
+
+
+@pytest.fixture(scope="session")
+def originals() -> Path:
+    """The folder with the official PNG archives; tests on them need it."""
+    given = os.environ.get("HORSEHUMAN_ORIGINALS")
+    if not given:
+        pytest.skip("HORSEHUMAN_ORIGINALS names no folder with the official archives")
+    return Path(given)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from horsehuman.data.augment import Augment
+from horsehuman.errors import HorseHumanError
+
+
+def pictures(count: int = 4, size: int = 32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 8, 8, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
+    return (smooth * 255).to(torch.uint8)
+
+
+def test_defaults_change_nothing() -> None:
+    assert torch.equal(Augment()(pictures()), pictures())
+
+
+def test_each_picture_gets_its_own_draw_and_a_seed_repeats_it() -> None:
+    same = pictures(1).repeat(6, 1, 1, 1)
+    augment = Augment(rotation=30, shift=0.2, flip=True, brightness=0.3, hue=40)
+    torch.manual_seed(3)
+    first = augment(same)
+    assert len({tuple(picture.flatten().tolist()) for picture in first}) == 6
+    torch.manual_seed(3)
+    assert torch.equal(augment(same), first)
+
+
+def test_geometry_is_keras_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose the map as Keras's ``apply_affine_transform`` documents it, in (row, column)."""
+    angle, shear, move, zoom = 0.3, 0.1, (5.0, -3.0), (0.9, 1.2)  # radians, pixels, factors
+    size = 40
+    draws = iter(
+        [
+            torch.tensor([math.degrees(angle)]),
+            torch.tensor([[[move[1] / size], [move[0] / size]]]),
+            torch.tensor([math.degrees(shear)]),
+            torch.tensor([[zoom[1], zoom[0]]]),
+        ]
+    )
+    monkeypatch.setattr("horsehuman.data.augment._between", lambda *args: next(draws))
+    found = Augment(zoom_per_axis=True)._maps(1, torch.device("cpu"))[0]
+
+    rotate = torch.tensor(
+        [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1.0]]
+    )
+    shift = torch.tensor([[1, 0, move[0]], [0, 1, move[1]], [0, 0, 1.0]])
+    sheared = torch.tensor([[1, -math.sin(shear), 0], [0, math.cos(shear), 0], [0, 0, 1.0]])
+    zoomed = torch.diag(torch.tensor([zoom[0], zoom[1], 1.0]))
+    rows_columns = rotate @ shift @ sheared @ zoomed  # pixels from the centre
+    swap = torch.tensor([[0, 1.0, 0], [1, 0, 0], [0, 0, 1]])
+    expected = (swap @ rows_columns @ swap)[:2]
+    expected[:, 2] *= 2 / size
+    torch.testing.assert_close(found, expected)
+
+
+def test_flip_mirrors_about_half_of_the_pictures() -> None:
+    torch.manual_seed(0)
+    given = pictures(1).repeat(64, 1, 1, 1)
+    found = Augment(flip=True)(given)
+    mirrored = (found == given.flip(3)).flatten(1).all(1)
+    kept = (found == given).flatten(1).all(1)
+    assert (mirrored | kept).all()
+    assert 16 < mirrored.sum() < 48
+
+
+def test_canvas_is_white_and_edges_repeat() -> None:
+    torch.manual_seed(0)
+    grey = torch.full((8, 3, 32, 32), 100, dtype=torch.uint8)
+    shrunk = Augment(zoom_from=2, zoom_to=2, fill="canvas", white=1.0)(grey)
+    assert shrunk[:, :, 0, 0].unique().tolist() == [255]
+    assert shrunk[:, :, 16, 16].unique().tolist() == [100]
+    assert (shrunk[0, 0] == 100).float().mean() == pytest.approx(0.25, abs=0.02)
+    assert Augment(zoom_from=2, zoom_to=2)(grey).unique().tolist() == [100]
+
+
+def test_spotlight_hides_the_rim() -> None:
+    torch.manual_seed(0)
+    black = torch.zeros(32, 3, 32, 32, dtype=torch.uint8)
+    lit = Augment(fill="canvas", white=1.0, spotlight=1.0)(black)
+    assert lit[:, :, 0, 0].float().mean() > 200
+    assert lit[:, :, 16, 16].float().mean() < 20
+
+
+def test_grey_keeps_luma_and_loses_colour() -> None:
+    found = Augment(grey=1.0)(pictures())
+    assert (found.amax(1) - found.amin(1)).max() <= 1
+    luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    expected = (luma * pictures().float()).sum(1)
+    assert (found[:, 0].float() - expected).abs().max() <= 1
+
+
+def test_colours_stay_in_range_and_grey_has_no_hue() -> None:
+    torch.manual_seed(0)
+    found = Augment(brightness=1, contrast=1, saturation=1, hue=180)(pictures(16))
+    assert found.dtype == torch.uint8
+    grey = torch.full((4, 3, 8, 8), 90, dtype=torch.uint8)
+    assert (Augment(hue=180)(grey).int() - 90).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"rotation": -1}, {"shift": 2}, {"zoom_from": 0}, {"zoom_from": 1.2, "zoom_to": 1.0},
+     {"fill": "mirror"}, {"flip": 1}, {"grey": 1.5}],
+)  # fmt: skip
+def test_values_that_do_not_work(given: dict) -> None:
+    with pytest.raises(HorseHumanError, match=r"^data\.augment\."):
+        Augment(**given)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from horsehuman import HorseHumanDataModule, HorseHumanError
+from horsehuman.data.datamodule import FIGURE
+
+
+def make(tree: Path, **options: object) -> HorseHumanDataModule:
+    given = {"source": "folder", "root": str(tree), "group_pattern": FIGURE, "image_size": 64}
+    data = HorseHumanDataModule(**{**given, "batch_size": 4, **options})  # type: ignore[arg-type]
+    data.setup()
+    return data
+
+
+def test_batches_are_pictures_and_labels(tree: Path) -> None:
+    data = make(tree, val_fraction=0.25)
+    assert data.class_names == ["horses", "humans"]
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (4, 3, 64, 64)
+    assert images.dtype == torch.uint8
+    assert labels.dtype == torch.float32
+    sizes = [len(loader.dataset) for loader in (data.train_dataloader(), data.test_dataloader())]
+    assert sizes == [18, 4]
+    assert len(data.val_dataloader().dataset) == 6
+    assert len(data.train_dataloader()) == 4  # the last, smaller batch is left out
+    assert sum(len(labels) for _, labels in data.test_dataloader()) == 4
+
+
+def test_order_depends_on_seed_and_epoch_alone(tree: Path) -> None:
+    def order(seed: int, epoch: int) -> list[float]:
+        data = make(tree, seed=seed)
+        data._epoch = lambda: epoch  # type: ignore[method-assign]
+        return [float(images.float().mean()) for images, _ in data.train_dataloader()]
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_set_that_memory_does_not_hold_looks_the_same(tree: Path, workers: int) -> None:
+    kept = make(tree)
+    decoded = make(tree, memory_limit=0, num_workers=workers)
+    assert decoded._pictures is None
+    for stage in ("train", "val", "test"):
+        batches = [list(getattr(data, f"{stage}_dataloader")()) for data in (kept, decoded)]
+        for (images, labels), (others, other_labels) in zip(*batches, strict=True):
+            assert torch.equal(images, others)
+            assert torch.equal(labels, other_labels)
+
+
+def test_bad_files_are_one_error_or_left_out(
+    tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(tree, root)
+    victims = sorted((root / "train" / "horses").iterdir())[:4]
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:200])
+    with pytest.raises(HorseHumanError, match=r"^4 of 28 pictures cannot be read") as caught:
+        make(root)
+    assert str(caught.value).count("is damaged") == 3
+    assert "data.skip_bad=true" in str(caught.value)
+    data = make(root, skip_bad=True)
+    assert sorted(data.skipped) == [str(victim) for victim in victims]
+    assert len(data.records) == 24
+    assert "left out 4 of 28" in caplog.text
+    for images, labels in data.test_dataloader():
+        assert len(images) == len(labels) == 4
+
+
+def test_a_class_whose_pictures_are_all_bad(tree: Path, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(tree, root)
+    for victim in (root / "test" / "humans").iterdir():
+        victim.write_bytes(b"")
+    with pytest.raises(HorseHumanError, match="no picture of 'humans' in test can be read"):
+        make(root, skip_bad=True)
+
+
+def test_what_makes_figures_less_honest_is_said(
+    tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tree, group_pattern=None)
+    assert "near-duplicates on both sides" in caplog.text
+    caplog.clear()
+    make(tree, val_fraction=0)
+    assert "nothing is held out" in caplog.text
+    caplog.clear()
+    make(tree, validation="test")
+    assert "selected on it" in caplog.text
+    assert "near-duplicates" not in caplog.text
+
+
+def test_validation_is_empty_or_the_test_set(tree: Path) -> None:
+    assert make(tree, val_fraction=0).val_dataloader() == []
+    data = make(tree, validation="test")
+    assert len(data.val_dataloader().dataset) == 4
+    assert len(data.train_dataloader().dataset) == 24
+
+
+def test_features_replace_pictures_except_in_the_test(tree: Path) -> None:
+    data = make(tree, val_fraction=0.25)
+    pictures = {split: list(getattr(data, f"{split}_dataloader")()) for split in ("train", "val")}
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean((2, 3))
+
+    data.replace_pictures(embed)
+    for split, batches in pictures.items():
+        found = getattr(data, f"{split}_dataloader")()
+        for (images, labels), (features, same) in zip(batches, found, strict=True):
+            assert torch.equal(embed(images), features)
+            assert torch.equal(labels, same)
+    assert next(iter(data.test_dataloader()))[0].ndim == 4
+
+
+def test_features_cannot_be_augmented(tree: Path) -> None:
+    data = make(tree, augment={"flip": True})
+    with pytest.raises(HorseHumanError, match=r"data\.augment has no effect.*cache_features=false"):
+        data.replace_pictures(lambda images: images.flatten(1).float())
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"val_fraction": 1}, "val_fraction"),
+        ({"test_fraction": 0}, "test_fraction"),
+        ({"fold": 5}, "fold"),
+        ({"folds": 1}, "folds"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"validation": "tset"}, "validation"),
+        ({"source": "zip"}, "source"),
+        ({"source": "folder", "root": None}, "root"),
+        ({"image_size": 0}, "image_size"),
+        ({"memory_limit": -1}, "memory_limit"),
+        ({"skip_bad": "yes"}, "skip_bad"),
+    ],
+)
+def test_values_that_do_not_work(options: dict, name: str) -> None:
+    with pytest.raises(HorseHumanError, match=name):
+        HorseHumanDataModule(**options)
+
+
+def test_the_box_is_the_default() -> None:
+    data = HorseHumanDataModule(image_size=16)
+    data.setup()
+    assert len(data.records) == 1283
+    assert [len(d().dataset) for d in (data.train_dataloader, data.test_dataloader)] == [834, 256]

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from horsehuman.data.archives import box_archives, unpack
+from horsehuman.data.datamodule import FIGURE
+from horsehuman.data.folders import Record, scan
+from horsehuman.data.splits import assign_splits
+from horsehuman.errors import HorseHumanError
+
+DEFAULT = {
+    "validation": "held_out",
+    "val_fraction": 0.2,
+    "test_fraction": 0.2,
+    "fold": None,
+    "folds": 5,
+    "seed": 0,
+}
+
+
+def records(horses: int = 10, humans: int = 6, frames: int = 3, split: str = "") -> list[Record]:
+    figures = [("horses", 0, n) for n in range(horses)] + [("humans", 1, n) for n in range(humans)]
+    return [
+        Record(Path(name) / f"{n}-{frame}.png", label, f"{name}{n}", split)
+        for name, label, n in figures
+        for frame in range(frames)
+    ]
+
+
+def groups(found: list[Record]) -> dict[str, set[str]]:
+    splits: dict[str, set[str]] = {}
+    for record in found:
+        splits.setdefault(record.split, set()).add(record.group)
+    return splits
+
+
+def assert_nothing_torn(found: list[Record]) -> None:
+    sides = Counter(group for members in groups(found).values() for group in members)
+    assert set(sides.values()) == {1}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_group_stands_on_two_sides(seed: int) -> None:
+    found = assign_splits(records(), **{**DEFAULT, "seed": seed})
+    assert_nothing_torn(found)
+    assert {split: len(members) for split, members in groups(found).items()} == {
+        "train": 10,
+        "validation": 3,
+        "test": 3,
+    }
+    assert [r.path for r in found] == [r.path for r in records()]
+
+
+def test_official_set_is_held_out_by_figure() -> None:
+    _, official = scan(unpack(box_archives()), FIGURE)
+    for seed in range(3):
+        found = assign_splits(official, **{**DEFAULT, "seed": seed})
+        assert_nothing_torn(found)
+        sides = groups(found)
+        assert {split: len(members) for split, members in sides.items()} == {
+            "train": 54,
+            "validation": 13,
+            "test": 11,
+        }
+
+
+def test_same_seed_same_split_wherever_the_folder_is() -> None:
+    moved = [replace(record, path=Path("/elsewhere") / record.path) for record in records()]
+    first = [record.split for record in assign_splits(records(), **DEFAULT)]
+    assert [record.split for record in assign_splits(moved, **DEFAULT)] == first
+    other = assign_splits(records(), **{**DEFAULT, "seed": 1})
+    assert [record.split for record in other] != first
+
+
+def test_over_all_folds_each_group_is_held_out_once() -> None:
+    held: Counter[str] = Counter()
+    for fold in range(3):
+        found = assign_splits(
+            records(split="train")
+            + [replace(r, group="t" + r.group) for r in records(2, 2, 1, "test")],
+            **{**DEFAULT, "fold": fold, "folds": 3},
+        )
+        assert_nothing_torn(found)
+        held.update(groups(found)["validation"])
+    assert set(held.values()) == {1}
+    assert len(held) == 16
+
+
+def test_groups_with_both_classes_stay_whole() -> None:
+    both = [
+        Record(Path(name) / f"scene{n}.png", label, f"scene{n}", "")
+        for n in range(10)
+        for label, name in enumerate(("horses", "humans"))
+    ]
+    found = assign_splits(both, **DEFAULT)
+    assert_nothing_torn(found)
+    assert len(groups(found)["test"]) == 2
+
+
+def test_nothing_held_out_and_validation_on_the_test_set() -> None:
+    for change in ({"val_fraction": 0}, {"validation": "test"}):
+        found = assign_splits(records(), **{**DEFAULT, **change})
+        assert set(groups(found)) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("given", "change", "reason"),
+    [
+        (records(1, 5), {}, "test_fraction=0.2: the class 'horses' has too few groups"),
+        (records(5, 2, split="train"), {}, "has too few groups"),
+        (records(10, 6), {"folds": 9, "fold": 8}, "data.folds=9: the class 'horses' has too few"),
+    ],
+)
+def test_too_few_groups(given: list[Record], change: dict, reason: str) -> None:
+    with pytest.raises(HorseHumanError, match=reason):
+        assign_splits(given, **{**DEFAULT, **change})
+
+
+def test_options_that_contradict_the_folders() -> None:
+    given = records(split="train") + [
+        replace(r, group="v" + r.group) for r in records(2, 2, 1, "validation")
+    ]
+    for change in ({"fold": 1}, {"validation": "test"}):
+        with pytest.raises(HorseHumanError, match="does not go with a validation folder"):
+            assign_splits(given, **{**DEFAULT, **change})

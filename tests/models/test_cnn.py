@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from horsehuman import CNNClassifier, HorseHumanError
+
+NOTEBOOK: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
+    OmegaConf.load("configs/experiment/notebook_cnn.yaml").model
+)
+
+
+def test_notebook_network_to_the_parameter() -> None:
+    model = CNNClassifier(**NOTEBOOK)
+    assert sum(p.numel() for p in model.parameters()) == 8_863_041
+    kinds = [type(layer).__name__ for layer in [*model.features, *model.head]]
+    assert kinds == [
+        *["Conv2d", "ReLU", "MaxPool2d"] * 4,
+        "Dropout",
+        *["Linear", "ReLU"] * 2,
+        "Linear",
+    ]
+    assert model.pool(model.features(torch.zeros(1, 3, 300, 300))).shape == (1, 65_536)
+    picture = torch.full((1, 3, 300, 300), 51, dtype=torch.uint8)
+    torch.testing.assert_close(model.preprocess(picture), torch.full((1, 3, 300, 300), 0.2))
+
+
+def test_keras_initialisation() -> None:
+    torch.manual_seed(0)
+    for layer in CNNClassifier(**NOTEBOOK).modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            receptive = layer.weight[0, 0].numel() if layer.weight.ndim == 4 else 1
+            fans = (layer.weight.shape[0] + layer.weight.shape[1]) * receptive
+            bound = (6 / fans) ** 0.5
+            assert layer.weight.abs().max() <= bound
+            assert layer.weight.abs().max() > 0.95 * bound
+            assert layer.bias.abs().max() == 0
+
+
+def test_default_network_is_small() -> None:
+    model = CNNClassifier()
+    assert sum(p.numel() for p in model.parameters()) == 390_945
+    assert model(torch.zeros(5, 3, 90, 40, dtype=torch.uint8)).shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("pool", "features"), [("avg", 8), ("max", 8), ("avgmax", 16), ("flatten", 8 * 16)]
+)
+def test_pools(pool: str, features: int) -> None:
+    model = CNNClassifier(image_size=32, channels=[4, 8], pool=pool, convolutions=2)
+    assert model.head[-1].in_features == features
+    assert model.eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1,)
+
+
+def test_a_copy_in_onnx_form_would_need_no_preprocessing() -> None:
+    model = CNNClassifier(image_size=32, channels=[4]).eval()
+    large = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    from horsehuman.resize import resize
+
+    assert torch.equal(model(large), model(resize(large, 32)))
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"image_size": 0}, "image_size"),
+        ({"image_size": 16}, "too small"),
+        ({"channels": [0]}, "channels"),
+        ({"dropout": 1}, "dropout"),
+        ({"pool": "mean"}, "pool"),
+        ({"initialisation": "he"}, "initialisation"),
+        ({"optimizer": {"name": "Adam"}}, "lr"),
+        ({"optimizer": {"lr": 0.1}}, "optimizer.name"),
+        ({"schedule": "step"}, "schedule"),
+        ({"threshold": 1.0}, "threshold"),
+        ({"temperature": 0}, "temperature"),
+        ({"label_smoothing": 1}, "label_smoothing"),
+        ({"class_names": ["one"]}, "class_names"),
+        ({"batch_norm": "no"}, "batch_norm"),
+        ({"hidden": [-3]}, "hidden"),
+    ],
+)
+def test_values_that_do_not_work(given: dict, name: str) -> None:
+    with pytest.raises(HorseHumanError, match=name):
+        CNNClassifier(**given)

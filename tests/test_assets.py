@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from horsehuman.data.archives import box_archives
+from horsehuman.models.weights import box_trunk
+
+ASSETS = box_trunk().parent
+
+
+def test_everything_is_listed_with_its_digest() -> None:
+    text = (ASSETS / "ASSETS.md").read_text()
+    listed = dict(re.findall(r"\| `([\w.-]+)` \| [\d,]+ \| `([0-9a-f]{64})` \|", text))
+    files = {path.name for path in ASSETS.iterdir()} - {"ASSETS.md", "LICENSE-Apache-2.0.txt"}
+    assert set(listed) == files
+    for name, digest in listed.items():
+        data = (ASSETS / name).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == digest
+        assert f"| `{name}` | {len(data):,} |" in text
+    assert "Laurence Moroney" in text
+    assert "CC BY 2.0" in text
+
+
+@pytest.mark.parametrize(
+    ("split", "horses", "humans", "figures"), [("train", 500, 527, 67), ("test", 128, 128, 11)]
+)
+def test_the_box_holds_the_official_pictures(
+    split: str, horses: int, humans: int, figures: int
+) -> None:
+    with zipfile.ZipFile(box_archives()[split]) as archive:
+        names = [PurePosixPath(name) for name in archive.namelist()]
+        first = Image.open(io.BytesIO(archive.read(str(names[0]))))
+    assert sum(name.parts[0] == "horses" for name in names) == horses
+    assert sum(name.parts[0] == "humans" for name in names) == humans
+    assert len({(name.parts[0], name.stem.rpartition("-")[0]) for name in names}) == figures
+    assert {name.suffix for name in names} == {".webp"}
+    assert first.size == (300, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_pictures_in_the_box_are_close_to_the_originals(split: str, originals: Path) -> None:
+    box = box_archives()[split]
+    with zipfile.ZipFile(originals / box.name) as given, zipfile.ZipFile(box) as packed:
+        names = {PurePosixPath(n).with_suffix("") for n in given.namelist() if n.endswith(".png")}
+        assert names == {PurePosixPath(name).with_suffix("") for name in packed.namelist()}
+        for name in names:
+            pair = [
+                np.asarray(Image.open(io.BytesIO(archive.read(f"{name}{suffix}"))).convert("RGB"))
+                for archive, suffix in ((given, ".png"), (packed, ".webp"))
+            ]
+            error = np.square(pair[0].astype(float) - pair[1]).mean()
+            assert 10 * np.log10(255**2 / error) > 33.9, name
+
+
+@pytest.mark.slow
+def test_the_box_can_be_rebuilt_the_same_twice(originals: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "scripts/build_assets.py", "--archives", str(originals)]
+    built = []
+    for number in ("1", "2"):
+        target = tmp_path / number
+        weights = ["--weights", str(box_trunk()), "--out", str(target)]
+        subprocess.run([*command, *weights], check=True, capture_output=True)
+        built.append({path.name: path.read_bytes() for path in target.iterdir()})
+    assert built[0] == built[1]
+    assert set(built[0]) == {box_trunk().name, *(path.name for path in box_archives().values())}
+    assert built[0][box_trunk().name] == box_trunk().read_bytes()

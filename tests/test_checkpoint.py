@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from horsehuman import CNNClassifier, HorseHumanError, InceptionClassifier, load_classifier
+from horsehuman.checkpoint import find_checkpoint
+from horsehuman.models.classifier import BinaryClassifier
+
+TINY_CNN = {"image_size": 32, "channels": [4, 8], "threshold": 0.7, "temperature": 1.5}
+
+
+def save(model: BinaryClassifier, path: Path) -> Path:
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(path, weights_only=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cnn(tmp_path_factory: pytest.TempPathFactory) -> tuple[CNNClassifier, Path]:
+    model = CNNClassifier(**TINY_CNN, class_names=["cats", "dogs"]).eval()
+    return model, save(model, tmp_path_factory.mktemp("cnn") / "model.ckpt")
+
+
+def test_reloaded_classifiers_give_bit_identical_logits(
+    cnn: tuple[CNNClassifier, Path], tmp_path: Path
+) -> None:
+    inception = InceptionClassifier(image_size=96, weights="random", hidden=[3]).eval()
+    for model, path in (cnn, (inception, save(inception, tmp_path / "inception.ckpt"))):
+        images = torch.randint(0, 256, (3, 3, 70, 80), dtype=torch.uint8)
+        for loaded in (load_classifier(path), type(model).load_from_checkpoint(path).eval()):
+            assert type(loaded) is type(model)
+            with torch.no_grad():
+                assert torch.equal(loaded(images), model(images))
+            assert dict(loaded.hparams) == dict(model.hparams)
+            assert not loaded.training
+
+
+def test_what_belongs_to_a_classifier_is_in_the_file(cnn: tuple[CNNClassifier, Path]) -> None:
+    loaded = load_classifier(cnn[1])
+    assert loaded.class_names == ("cats", "dogs")
+    assert loaded.hparams["threshold"] == 0.7
+    assert loaded.hparams["temperature"] == 1.5
+    assert loaded.image_size == 32
+
+
+def test_loads_without_network_and_without_the_box(tmp_path: Path) -> None:
+    model = InceptionClassifier(image_size=96)
+    assert model.hparams["weights"] == "checkpoint"
+    path = save(model, tmp_path / "model.ckpt")
+    code = (
+        "import socket\n"
+        "def refuse(*a, **k): raise AssertionError('network')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "import horsehuman.models.weights as w, horsehuman.models.inception as i\n"
+        "def gone(*a): raise AssertionError('pretrained weights')\n"
+        "w.box_trunk = w.read_trunk = i.read_trunk = gone\n"
+        "from horsehuman import load_classifier\n"
+        f"print(load_classifier({str(path)!r}).image_size)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "96\n"
+
+
+class Malicious:
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html><html></html>", "it is a web page"),
+        (pickle.dumps(Malicious()), "bare pickle, which is not executed"),
+        (b"PK\x03\x04 cut off", "cut off or damaged"),
+        (b"hello", "another kind of file"),
+    ],
+)
+def test_files_that_are_no_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(HorseHumanError, match=reason) as caught:
+        load_classifier(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_code_in_a_checkpoint_is_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Malicious()}, "model.ckpt")
+    with pytest.raises(HorseHumanError, match="nothing in it was executed"):
+        load_classifier("model.ckpt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_checkpoint_that_was_cut_off(cnn: tuple[CNNClassifier, Path], tmp_path: Path) -> None:
+    whole = cnn[1].read_bytes()
+    for share in (0.2, 0.9):
+        path = tmp_path / f"{share}.ckpt"
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(HorseHumanError, match="cut off or damaged"):
+            load_classifier(path)
+
+
+def change(path: Path, target: Path, **values: object) -> Path:
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, **values}, target)
+    return target
+
+
+def test_checkpoints_of_others(cnn: tuple[CNNClassifier, Path], tmp_path: Path) -> None:
+    target = tmp_path / "model.ckpt"
+    for values, reason in (
+        ({"horsehuman": None}, "not written by horsehuman"),
+        ({"horsehuman": {"format": 99, "classifier": "CNNClassifier"}}, "has format 99"),
+        ({"horsehuman": {"format": 1, "classifier": "Other"}}, "does not hold what"),
+        ({"hyper_parameters": {**TINY_CNN, "channels": [4, 9]}}, "does not hold what"),
+        ({"hyper_parameters": {**TINY_CNN, "unheard": 1}}, "does not hold what"),
+        ({"hyper_parameters": {**TINY_CNN, "image_size": 0}}, "image_size"),
+        ({"state_dict": {}}, "does not hold what"),
+    ):
+        with pytest.raises(HorseHumanError, match=reason) as caught:
+            load_classifier(change(cnn[1], target, **values))
+        assert "\n" not in str(caught.value)
+    large = save(CNNClassifier(image_size=96, channels=[4]), tmp_path / "large.ckpt")
+    with pytest.raises(HorseHumanError, match="holds a CNNClassifier, no InceptionClassifier"):
+        InceptionClassifier.load_from_checkpoint(large)
+    torch.save([1, 2], target)
+    with pytest.raises(HorseHumanError, match="not written by horsehuman"):
+        load_classifier(target)
+
+
+def test_what_run_and_file_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HorseHumanError, match="no finished run below outputs"):
+        find_checkpoint(None)
+    finals = []
+    for number, name in enumerate(("cnn/a", "inception/sweep_b/0")):
+        final = Path("outputs") / name / "checkpoints" / "final.ckpt"
+        final.parent.mkdir(parents=True)
+        final.touch()
+        os.utime(final, (number, number))
+        finals.append(final)
+    assert find_checkpoint(None) == finals[1]
+    assert find_checkpoint("outputs/cnn/a") == finals[0]
+    assert find_checkpoint(finals[0]) == finals[0]
+    finals[0].rename(finals[0].with_name("last.ckpt"))
+    with pytest.raises(HorseHumanError, match=r"has not finished: name its .*last\.ckpt"):
+        find_checkpoint("outputs/cnn/a")
+    with pytest.raises(HorseHumanError, match="no such run or file"):
+        find_checkpoint("outputs/cnn/c")
+    with pytest.raises(HorseHumanError, match="is no run"):
+        find_checkpoint(tmp_path)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+
+from horsehuman.errors import (
+    HorseHumanError,
+    check_choice,
+    check_flag,
+    check_number,
+    closest,
+    shown,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "bounds"),
+    [
+        (1, float, {"at_least": 0, "below": 1}),
+        (-0.1, float, {"at_least": 0}),
+        (0, float, {"above": 0}),
+        (5, int, {"at_most": 4}),
+        (1.5, int, {}),
+        (True, int, {}),
+        ("3", int, {}),
+        (None, float, {}),
+        (float("nan"), float, {}),
+    ],
+)
+def test_numbers_out_of_bounds_are_refused(value: object, kind: type, bounds: dict) -> None:
+    with pytest.raises(HorseHumanError, match=r"^data\.x=.* does not work: give a") as caught:
+        check_number("data.x", value, kind, **bounds)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_at_their_bounds_pass() -> None:
+    check_number("x", 0, float, at_least=0, below=1)
+    check_number("x", 4, int, at_least=0, at_most=4)
+
+
+def test_flags_and_choices() -> None:
+    check_flag("x", True)
+    with pytest.raises(HorseHumanError, match="true or false"):
+        check_flag("x", 1)
+    with pytest.raises(HorseHumanError, match=r"did you mean box\?.*use box \| folder"):
+        check_choice("data.source", "bix", ("box", "folder"))
+
+
+def test_closest_is_silent_when_nothing_is_near() -> None:
+    assert closest("zzz", ["model", "data"]) == ""
+
+
+def test_names_are_shown_on_one_line() -> None:
+    assert shown("pferd - 馬.jpg") == "pferd - 馬.jpg"
+    assert shown("a\nb") == r"'a\nb'"
+    assert shown("\udcff.jpg") == r"'\udcff.jpg'"

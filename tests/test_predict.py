@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import horsehuman
+from horsehuman import CNNClassifier
+from horsehuman.cli import main
+from horsehuman.predict import predict
+
+from .test_checkpoint import save
+
+
+@pytest.fixture(scope="module")
+def brightness(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier that calls bright pictures day and dark ones night."""
+    model = CNNClassifier(
+        image_size=16, channels=[1], batch_norm=False, pool="avg", class_names=["night", "day"]
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.features[0].bias.fill_(1.0)
+        model.features[0].weight[:, :, 2, 2] = 1 / 3
+        model.head[-1].weight.fill_(4.0)
+        model.head[-1].bias.fill_(-4.0)
+    return save(model, tmp_path_factory.mktemp("model") / "model.ckpt")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / name for name in ("dark.png", "not a picture.png", "bright\n馬.png")]
+    Image.new("RGB", (20, 30), "black").save(paths[0])
+    paths[1].write_text("hello")
+    Image.new("RGB", (64, 8), "white").save(paths[2])
+    return paths
+
+
+def test_answers_keep_their_order_and_bad_files_are_answers(
+    brightness: Path, pictures: list[Path]
+) -> None:
+    classifier = horsehuman.load_classifier(brightness)
+    for batch_size in (1, 2, 16):
+        found = list(predict(classifier, pictures, batch_size))
+        assert [answer.source for answer in found] == pictures
+        assert [answer.class_name for answer in found] == ["night", "", "day"]
+        assert [bool(answer.error) for answer in found] == [False, True, False]
+        assert all(answer.probability > 0.9 for answer in found if not answer.error)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["horsehuman", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_command_prints_answers_on_stdout_and_the_rest_on_stderr(
+    brightness: Path,
+    pictures: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert run(monkeypatch, "predict", *pictures, "--model", brightness) == 1
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].split()[-2:] == ["night", "98.20%"]
+    assert repr(str(pictures[2]))[1:-1].replace("馬", r"\u99ac") in lines[1]
+    assert err.count("error: ") == 1
+    assert "no picture that Pillow can read" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["--version"], 0, horsehuman.__version__),
+        (["--help"], 0, "predict"),
+        (["predict", "--help"], 0, "--model"),
+        (["predict"], 2, "Missing argument"),
+        (["predct", "x"], 2, "predict"),
+        (["predict", "x", "--modle", "y"], 2, "--model"),
+        (["predict", "x.png", "--model", "nowhere"], 1, "nowhere: there is no such run or file"),
+        (["predict", "x.png"], 1, "there is no finished run below outputs"),
+    ],
+)
+def test_usage(
+    arguments: list[str],
+    code: int,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *arguments) == code
+    out, err = capsys.readouterr()
+    assert text in out + err
+    assert "Traceback" not in out + err
+
+
+def test_newest_run_is_the_default_and_is_named(
+    brightness: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    final = tmp_path / "outputs" / "cnn" / "one" / "checkpoints" / "final.ckpt"
+    final.parent.mkdir(parents=True)
+    os.link(brightness, final)
+    command = [sys.executable, "-c", "from horsehuman.cli import main; main()", "predict"]
+    done = subprocess.run(
+        [*command, "dark.png"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "dark.png  night   98.20%\n"
+    assert done.stderr == "using the newest run: outputs/cnn/one\n"

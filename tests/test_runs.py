@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from horsehuman.data.folders import Record
+from horsehuman.errors import HorseHumanError
+from horsehuman.runs import claim, point_latest, write_splits, write_whole
+
+
+def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
+    claim(tmp_path / "run")
+    with pytest.raises(HorseHumanError, match="holds a run already"):
+        claim(tmp_path / "run")
+    (tmp_path / "file").touch()
+    with pytest.raises(HorseHumanError, match=r"cannot write into .*hydra\.run\.dir"):
+        claim(tmp_path / "file" / "run")
+
+
+def test_latest_points_to_the_newest(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        point_latest(tmp_path / name)
+        assert (tmp_path / "latest").resolve() == (tmp_path / name).resolve()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "latest"]
+
+
+def test_latest_is_not_forced_over_a_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "run").mkdir()
+    point_latest(tmp_path / "run")
+    assert "latest is not updated" in caplog.text
+    assert (tmp_path / "latest").is_dir()
+
+
+def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, lambda file: file.write(b"old"))
+
+    def fail(file: object) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, fail)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_splits_survive_odd_names(tmp_path: Path) -> None:
+    names = ["a,b.png", 'quo"te.png', "new\nline.png", "馬.png", "\udcff.png"]
+    records = [Record(tmp_path / "h" / name, 1, name, "train") for name in names]
+    write_splits(tmp_path, tmp_path, records, ["horses", "humans"])
+    with (tmp_path / "splits.csv").open(newline="", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["picture"] for row in rows] == [f"h/{name}" for name in names]
+    assert rows[0] == {
+        "picture": "h/a,b.png",
+        "label": "humans",
+        "group": "a,b.png",
+        "split": "train",
+    }

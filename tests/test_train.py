@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import pytest
+import torch
+import train as script
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from horsehuman import HorseHumanError, load_classifier
+from horsehuman.predict import predict
+
+SCRIPT = Path(script.__file__)
+
+CNN = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=2"]
+INCEPTION = ["model=inception", "model.image_size=96", "trainer.max_epochs=2"]
+
+
+def options(tree: Path) -> list[str]:
+    return [
+        "data=folder",
+        f"data.root={tree}",
+        'data.group_pattern="([^/]+)-[^-/]*$"',
+        "data.batch_size=4",
+    ]
+
+
+def train(folder: Path, *overrides: str) -> dict[str, Any]:
+    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
+        config = hydra.compose("train", list(overrides))
+    return script.train(config, folder)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / "checkpoints" / "final.ckpt"
+    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
+
+
+@pytest.mark.parametrize("model", [CNN, INCEPTION], ids=["cnn", "inception"])
+def test_train_reload_predict(
+    model: list[str], tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    metrics = train(run, *model, *options(tree), "trainer.log_every_n_steps=2")
+    printed = capsys.readouterr()
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "final.ckpt",
+        "last.ckpt",
+    ]
+    assert json.loads((run / "metrics.json").read_text()) == metrics
+    assert metrics["test/pictures"] == 4
+    assert (tmp_path / "latest").resolve() == run
+    assert f"horsehuman predict PICTURE --model {run}" in printed.out
+    assert f"tensorboard --logdir {run}" in printed.out
+    assert "epoch   2/2" in printed.err
+
+    classifier = load_classifier(run)
+    with (run / "splits.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    answers = predict(classifier, [tree / row["picture"] for row in rows])
+    right = sum(a.class_name == row["label"] for a, row in zip(answers, rows, strict=True))
+    assert right == metrics["test/right"]
+
+    log = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr"} <= set(log.Tags()["scalars"])
+    assert len(log.Scalars("train/loss")) == 2
+    assert log.Scalars("final/test/acc")[0].value == pytest.approx(metrics["test/acc"])
+
+
+def test_slim_checkpoints_hold_what_inference_needs(tree: Path, tmp_path: Path) -> None:
+    train(tmp_path, *CNN, *options(tree), "ema=0.5")
+    full, final, best = (
+        torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        for name in ("last", "final", "best")
+    )
+    assert "optimizer_states" in full
+    assert not {"optimizer_states", "loops", "current_model_state"} & {*final, *best}
+    differs = 0
+    for name, value in final["state_dict"].items():
+        assert torch.equal(value, full["state_dict"][name])  # the average
+        differs += not torch.equal(value, full["current_model_state"][name])
+    assert differs > 0
+
+
+def test_same_config_and_seed_give_the_same_weights(tree: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        train(tmp_path / name, *CNN, *options(tree), f"seed={seed}", "test=false")
+    first, second, other = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not all(torch.equal(value, other[name]) for name, value in first.items())
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tree: Path, tmp_path: Path) -> None:
+    overrides = [*CNN, *options(tree), "test=false", "ema=0.9", "trainer.max_epochs=4"]
+    train(tmp_path / "whole", *overrides)
+
+    class Stopped(BaseException):
+        pass
+
+    def stop_after_two(trainer: Any, *args: object) -> None:
+        if trainer.current_epoch == 2:
+            raise Stopped
+
+    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
+        config = hydra.compose("train", overrides)
+    L.seed_everything(0, verbose=False)
+    model = script.build("model", config)
+    data = script.build("data", config, image_size=model.image_size, seed=0)
+    data.setup()
+    trainer = script.build_trainer(config, tmp_path / "parts", data)
+    trainer.callbacks[0].on_train_batch_start = stop_after_two
+    with pytest.raises(Stopped):
+        trainer.fit(model, datamodule=data)
+    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+
+    model = script.build("model", config)
+    data = script.build("data", config, image_size=model.image_size, seed=0)
+    data.setup()
+    trainer = script.build_trainer(config, tmp_path / "parts", data)
+    trainer.fit(model, datamodule=data, ckpt_path=last)
+    script.keep_checkpoints(last.parent)
+    expected = weights(tmp_path / "whole")
+    for name, value in weights(tmp_path / "parts").items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_nothing_held_out_and_no_test(tree: Path, tmp_path: Path) -> None:
+    metrics = train(tmp_path, *CNN, *options(tree), "data.val_fraction=0", "test=false")
+    assert not (tmp_path / "checkpoints" / "best.ckpt").exists()
+    assert not any(name.startswith(("val/", "test/")) for name in metrics)
+    with pytest.raises(HorseHumanError, match="early_stopping=1 needs held-out pictures"):
+        train(tmp_path / "b", *CNN, *options(tree), "data.val_fraction=0", "early_stopping=1")
+
+
+def test_early_stopping_ends_a_run(tree: Path, tmp_path: Path) -> None:
+    overrides = ["early_stopping=1", "trainer.max_epochs=30", "model.optimizer.lr=10", "ema=null"]
+    metrics = train(tmp_path, *CNN, *options(tree), *overrides, "test=false")
+    assert metrics["epochs"] < 30
+
+
+def test_skipped_pictures_are_listed(tree: Path, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    subprocess.run(["cp", "-r", str(tree), str(root)], check=True)
+    (root / "train" / "humans" / "broken.jpg").write_text("no picture")
+    train(tmp_path / "run", *CNN, "data=folder", f"data.root={root}", "data.skip_bad=true")
+    with (tmp_path / "run" / "skipped.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["picture"]).name for row in rows] == ["broken.jpg"]
+
+
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "text"),
+    [
+        (["model=incepton"], 2, "model=incepton is not known (did you mean inception?)"),
+        (["modle=cnn"], 2, "there is no option modle (did you mean model?)"),
+        (["data.val_fracton=0.1"], 2, "did you mean data.val_fraction"),
+        (["data.group_pattern=(.+)_"], 2, "cannot be read as OPTION=VALUE"),
+    ],
+)
+def test_typos_are_one_line(overrides: list[str], code: int, text: str, tmp_path: Path) -> None:
+    done = call(tmp_path, *overrides)
+    assert done.returncode == code
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert text in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_sweep_tells_each_failure_and_leaves_no_folder(tmp_path: Path) -> None:
+    done = call(tmp_path, "-m", "model=cnn", "seed=0,1", "data.val_fraction=1")
+    assert done.returncode == 1
+    assert (
+        done.stderr.splitlines()
+        == ["error: data.val_fraction=1 does not work: give a number of at least 0 and below 1"] * 2
+    )
+    assert not (tmp_path / "outputs" / "cnn").exists() or not any(
+        (tmp_path / "outputs" / "cnn").iterdir()
+    )
+
+
+def test_help_shows_groups_and_examples(tmp_path: Path) -> None:
+    done = call(tmp_path, "--help")
+    assert done.returncode == 0
+    assert "model: cnn, inception" in done.stdout
+    assert "python scripts/train.py model=inception" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["trainer.max_epochs=abc"], "trainer.max_epochs='abc'"),
+        (["seed=-1"], "seed=-1"),
+        (["ema=1"], "ema=1"),
+        (["+model.unheard=1"], "model.unheard is not an option of CNNClassifier"),
+        (["+trainer.unheard=1"], "trainer does not take this: .*unheard"),
+        (["trainer.precision=99"], "trainer does not take this: .*99"),
+    ],
+)
+def test_options_of_the_script(overrides: list[str], text: str, tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(HorseHumanError, match=text):
+        train(tmp_path, *CNN, *options(tree), *overrides)
+
+
+def test_ctrl_c_keeps_the_last_whole_epoch(tree: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *CNN, *options(tree), "trainer.max_epochs=100000"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch   2"):
+            break
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait() == 130
+    assert rest.splitlines()[-1].startswith("interrupted; the last whole epoch is in outputs/cnn/")
+    last = rest.split(" is in ")[-1].strip()
+    load_classifier(tmp_path / last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "least"), [("inception", 255), ("cnn", 205)])
+def test_the_two_commands_of_the_readme(model: str, least: int, tmp_path: Path) -> None:
+    """Accuracy on the official 256, last epoch: at least 255, and at least 80 %."""
+    done = call(tmp_path, f"model={model}")
+    assert done.returncode == 0, done.stderr
+    (metrics,) = (tmp_path / "outputs" / model / "latest").glob("metrics.json")
+    assert json.loads(metrics.read_text())["test/right"] >= least
+
+
+@pytest.mark.slow
+def test_the_original_archives(originals: Path, tmp_path: Path) -> None:
+    overrides = [f"data.archives_dir={originals}", "trainer.max_epochs=1", "model.image_size=64"]
+    done = call(tmp_path, "model=cnn", "data=archives", *overrides)
+    assert done.returncode == 0, done.stderr
+    assert "834 to train on (54 groups)" in done.stderr
