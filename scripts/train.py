@@ -68,14 +68,14 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     Returns:
         What ``metrics.json`` holds.
     """
+    started = time.monotonic()
+    check_options(config)
     import lightning as L
 
     from horsehuman import runs
     from horsehuman.callbacks import print_summary
 
-    started = time.monotonic()
     quiet()
-    check_options(config)
     L.seed_everything(config.seed, verbose=False)
     model = build("model", config)
     data = build("data", config, image_size=model.image_size, seed=config.seed)

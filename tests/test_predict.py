@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -106,14 +105,17 @@ def test_usage(
 
 
 def test_newest_run_is_the_default_and_is_named(
-    brightness: Path, pictures: list[Path], tmp_path: Path
+    brightness: Path,
+    pictures: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     final = tmp_path / "outputs" / "cnn" / "one" / "checkpoints" / "final.ckpt"
     final.parent.mkdir(parents=True)
     os.link(brightness, final)
-    command = [sys.executable, "-c", "from horsehuman.cli import main; main()", "predict"]
-    done = subprocess.run(
-        [*command, "dark.png"], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "dark.png  night   98.20%\n"
-    assert done.stderr == "using the newest run: outputs/cnn/one\n"
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, "predict", "dark.png") == 0
+    out, err = capsys.readouterr()
+    assert out == "dark.png  night   98.20%\n"
+    assert err == "using the newest run: outputs/cnn/one\n"
