@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
 
 from horsehuman.data.folders import Record
 from horsehuman.errors import HorseHumanError, shown
@@ -92,6 +95,13 @@ def write_splits(
     _write_csv(folder / "splits.csv", ("picture", "label", "group", "split"), rows)
 
 
+def write_samples(folder: Path, pictures: Tensor, columns: int = 8) -> Tensor:
+    """Write ``samples.png``, training pictures as the model gets them; returns it, uint8 CHW."""
+    sheet: Tensor = make_grid(pictures, nrow=columns, padding=2, pad_value=127)
+    Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(folder / "samples.png")
+    return sheet
+
+
 def write_skipped(folder: Path, skipped: Mapping[str, str]) -> None:
     """Write ``skipped.csv``: files that were left out and why."""
     _write_csv(folder / "skipped.csv", ("picture", "reason"), skipped.items())
@@ -105,11 +115,11 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
 
 
 def point_latest(folder: Path) -> None:
-    """Let ``latest`` beside a run's folder point to it."""
-    link = folder.parent / "latest"
-    aside = folder.parent / f".latest-{os.getpid()}"
+    """Let ``latest``, beside the folder of a run or of its sweep, point to the run."""
+    top = folder.parent.parent if folder.parent.name.startswith("sweep_") else folder.parent
+    link, aside = top / "latest", top / f".latest-{os.getpid()}"
     try:
-        aside.symlink_to(folder.name, target_is_directory=True)
+        aside.symlink_to(os.path.relpath(folder, top), target_is_directory=True)
         aside.replace(link)
     except OSError as error:  # Windows without the right to link; a folder of that name
         aside.unlink(missing_ok=True)

@@ -81,12 +81,14 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     data = build("data", config, image_size=model.image_size, seed=config.seed)
     data.prepare_data()
     data.setup()
-    trainer = build_trainer(config, folder, data)
+    trainer: Any = build_trainer(config, folder, data)
     runs.claim(folder)
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
     runs.write_splits(folder, data.root, data.records, data.class_names)
     if data.skipped:
         runs.write_skipped(folder, data.skipped)
+    log = trainer.logger
+    log.experiment.add_image("samples", runs.write_samples(folder, data.samples()))
     print_summary(model)
     trainer.fit(model, datamodule=data)
     final = keep_checkpoints(folder / "checkpoints")
@@ -99,7 +101,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     if config.test:
         metrics |= test(final, data)
     metrics["seconds"] = round(time.monotonic() - started, 1)
-    log_hyperparameters(trainer, config, metrics)
+    log_hyperparameters(log, config, metrics)
     runs.write_metrics(folder, metrics)
     runs.point_latest(folder)
     report(folder, metrics, data)
@@ -205,16 +207,11 @@ def test(checkpoint: Path, data: HorseHumanDataModule) -> dict[str, Any]:
     }
 
 
-def log_hyperparameters(trainer: L.Trainer, config: DictConfig, metrics: dict[str, Any]) -> None:
+def log_hyperparameters(log: Any, config: DictConfig, metrics: dict[str, Any]) -> None:
     """Fill TensorBoard's hparams tab: the config beside the final figures."""
-    import lightning as L
-
-    assert isinstance(trainer.logger, L.pytorch.loggers.TensorBoardLogger)
-    values = OmegaConf.to_container(config, resolve=True)
     final = {f"final/{name}": float(value) for name, value in metrics.items() if "/" in name}
-    trainer.logger.log_hyperparams(values, final)  # type: ignore[arg-type]
-    trainer.logger.save()
-    trainer.logger.finalize("success")
+    log.log_hyperparams(OmegaConf.to_container(config, resolve=True), final)
+    log.finalize("success")
 
 
 def report(folder: Path, metrics: dict[str, Any], data: HorseHumanDataModule) -> None:
@@ -232,6 +229,7 @@ def report(folder: Path, metrics: dict[str, Any], data: HorseHumanDataModule) ->
         ("checkpoint", f"{folder / 'checkpoints' / 'final.ckpt'}"),
         ("metrics", f"{folder / 'metrics.json'}"),
         ("log", f"{folder}"),
+        ("pictures", f"{folder / 'samples.png'} (some, as the model gets them)"),
         ("predict", f"horsehuman predict PICTURE --model {name}"),
         ("look at it", f"tensorboard --logdir {name}"),
     ]
@@ -278,6 +276,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*across ranks is zero.*")  # nothing held out
 
 
 def run() -> int:

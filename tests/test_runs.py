@@ -25,6 +25,9 @@ def test_latest_points_to_the_newest(tmp_path: Path) -> None:
         point_latest(tmp_path / name)
         assert (tmp_path / "latest").resolve() == (tmp_path / name).resolve()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "latest"]
+    (tmp_path / "sweep_c" / "0").mkdir(parents=True)
+    point_latest(tmp_path / "sweep_c" / "0")
+    assert (tmp_path / "latest").resolve() == (tmp_path / "sweep_c" / "0").resolve()
 
 
 def test_latest_is_not_forced_over_a_folder(

@@ -15,6 +15,7 @@ import lightning as L
 import pytest
 import torch
 import train as script
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from horsehuman import HorseHumanError, load_classifier
@@ -47,6 +48,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def data_size(model: list[str]) -> int:
+    return int(next(o for o in model if "image_size" in o).partition("=")[2])
+
+
 @pytest.mark.parametrize("model", [CNN, INCEPTION], ids=["cnn", "inception"])
 def test_train_reload_predict(
     model: list[str], tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -61,6 +66,7 @@ def test_train_reload_predict(
     ]
     assert json.loads((run / "metrics.json").read_text()) == metrics
     assert metrics["test/pictures"] == 4
+    assert Image.open(run / "samples.png").width == 8 * (data_size(model) + 2) + 2
     assert (tmp_path / "latest").resolve() == run
     assert f"horsehuman predict PICTURE --model {run}" in printed.out
     assert f"tensorboard --logdir {run}" in printed.out
@@ -77,6 +83,8 @@ def test_train_reload_predict(
     assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr"} <= set(log.Tags()["scalars"])
     assert len(log.Scalars("train/loss")) == 2
     assert log.Scalars("final/test/acc")[0].value == pytest.approx(metrics["test/acc"])
+    assert log.Tags()["images"] == ["samples"]
+    assert "_hparams_/session_start_info" in log.summary_metadata
 
 
 def test_slim_checkpoints_hold_what_inference_needs(tree: Path, tmp_path: Path) -> None:

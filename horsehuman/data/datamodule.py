@@ -205,6 +205,21 @@ class HorseHumanDataModule(L.LightningDataModule):
         indices = self._indices("test")
         return self._loader(self._dataset(indices), range(len(indices)))
 
+    def samples(self, columns: int = 8, rows: int = 4) -> Tensor:
+        """Some training pictures for a look: uint8 ``(rows * columns, 3, S, S)``.
+
+        The first row is plain; below it stand the same pictures as training sees them, where
+        they are augmented. Torch's generators are left as they were.
+        """
+        train = self._indices("train")
+        chosen = [train[k * len(train) // columns] for k in range(columns)]
+        plain = self._dataset(chosen).__getitems__(list(range(columns)))[0]
+        if self.augment is None:
+            return plain
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return torch.cat([plain, *(self.augment(plain) for _ in range(rows - 1))])
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training batches of pictures, on the device."""
         images, labels = batch
