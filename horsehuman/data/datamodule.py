@@ -14,13 +14,15 @@ from torch.utils.data import DataLoader
 
 from horsehuman.data.archives import box_archives, download_archives, local_archives, unpack
 from horsehuman.data.augment import Augment
-from horsehuman.data.folders import Record, scan
+from horsehuman.data.folders import Record, describe, scan
 from horsehuman.data.loading import (
     Batch,
+    Batches,
     DecodedBatches,
     EpochSampler,
     KeptBatches,
     decode_all,
+    make_loader,
 )
 from horsehuman.data.splits import assign_splits
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number
@@ -90,24 +92,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        check_number("model.image_size", image_size, int, at_least=8, at_most=4096)
-        check_choice("data.source", source, ("box", "archives", "folder"))
-        check_choice("data.validation", validation, ("held_out", "test"))
-        check_number("data.val_fraction", val_fraction, float, at_least=0, below=1)
-        check_number("data.test_fraction", test_fraction, float, above=0, below=1)
-        check_number("data.folds", folds, int, at_least=2)
-        if fold is not None:
-            check_number("data.fold", fold, int, at_least=0, below=folds)
-        check_number("data.split_seed", split_seed, int)
-        check_number("seed", seed, int, at_least=0, below=2**32)
-        check_number("data.batch_size", batch_size, int, at_least=1)
-        check_number("data.memory_limit", memory_limit, float, at_least=0)
-        check_number("data.num_workers", num_workers, int, at_least=0)
-        check_flag("data.skip_bad", skip_bad)
-        if source == "folder" and not root:
-            raise HorseHumanError("data.root is missing: name the folder with data.root=DIR")
-        self.image_size, self.batch_size, self.seed = image_size, batch_size, seed
-        self.source, self.archives_dir = source, archives_dir
+        self.image_size, self.source, self.archives_dir = image_size, source, archives_dir
         self.root = Path(root).expanduser() if root else None
         self.group_pattern = group_pattern or (None if source == "folder" else FIGURE)
         self.validation, self.val_fraction, self.test_fraction = (
@@ -116,14 +101,34 @@ class HorseHumanDataModule(L.LightningDataModule):
             test_fraction,
         )
         self.fold, self.folds, self.split_seed = fold, folds, split_seed
+        self.seed, self.batch_size, self.num_workers = seed, batch_size, num_workers
         self.augment = Augment(**augment) if augment else None
-        self.skip_bad, self.memory_limit, self.num_workers = skip_bad, memory_limit, num_workers
+        self.skip_bad, self.memory_limit = skip_bad, memory_limit
+        self._check_options()
         self.class_names: list[str] = []
         self.records: list[Record] = []
         self.skipped: dict[str, str] = {}
         self._pictures: Tensor | None = None
         self._features: Tensor | None = None
         self._labels = torch.empty(0)
+
+    def _check_options(self) -> None:
+        check_number("model.image_size", self.image_size, int, at_least=8, at_most=4096)
+        check_choice("data.source", self.source, ("box", "archives", "folder"))
+        check_choice("data.validation", self.validation, ("held_out", "test"))
+        check_number("data.val_fraction", self.val_fraction, float, at_least=0, below=1)
+        check_number("data.test_fraction", self.test_fraction, float, above=0, below=1)
+        check_number("data.folds", self.folds, int, at_least=2)
+        if self.fold is not None:
+            check_number("data.fold", self.fold, int, at_least=0, below=self.folds)
+        check_number("data.split_seed", self.split_seed, int)
+        check_number("seed", self.seed, int, at_least=0, below=2**32)
+        check_number("data.batch_size", self.batch_size, int, at_least=1)
+        check_number("data.memory_limit", self.memory_limit, float, at_least=0)
+        check_number("data.num_workers", self.num_workers, int, at_least=0)
+        check_flag("data.skip_bad", self.skip_bad)
+        if self.source == "folder" and self.root is None:
+            raise HorseHumanError("data.root is missing: name the folder with data.root=DIR")
 
     def prepare_data(self) -> None:
         """Unpack, download or find the pictures; safe in several processes at once."""
@@ -140,6 +145,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         Raises:
             HorseHumanError: The folder tree, a file or a split does not work.
         """
+        self._features = None
         if self.records:
             return
         if self.root is None:
@@ -148,9 +154,9 @@ class HorseHumanDataModule(L.LightningDataModule):
         self.class_names, records = scan(self.root, self.group_pattern)
         needed = len(records) * 3 * self.image_size**2
         keep = needed <= self.memory_limit * 2**30
-        pictures, bad = decode_all(records, self.image_size, keep)
-        if bad:
-            records, pictures = self._leave_out(records, pictures, bad)
+        records, pictures, self.skipped = decode_all(
+            records, self.image_size, keep=keep, skip_bad=self.skip_bad
+        )
         self.records = assign_splits(
             records,
             validation=self.validation,
@@ -165,9 +171,9 @@ class HorseHumanDataModule(L.LightningDataModule):
         self._tell()
 
     def replace_pictures(self, embed: Callable[[Tensor], Tensor]) -> None:
-        """Train and validate on features instead of pictures, computed once and kept.
+        """Train and validate on features instead of pictures, until the next :meth:`setup`.
 
-        Testing goes on with the pictures.
+        They are computed once and kept; testing goes on with the pictures.
 
         Args:
             embed: Pictures, uint8 ``(N, 3, S, S)``, to features, float32 ``(N, F)``, both on
@@ -178,8 +184,8 @@ class HorseHumanDataModule(L.LightningDataModule):
         """
         if self.augment:
             raise HorseHumanError(
-                "data.augment has no effect on features computed once: set "
-                "model.cache_features=false, or data.augment=null"
+                "data.augment has no effect on features computed once: set data.augment=null, or "
+                "model.cache_features=false"
             )
         chosen = sorted(self._indices("train") + self._indices(self._validating))
         loader = self._loader(self._dataset(chosen), range(len(chosen)))
@@ -237,56 +243,18 @@ class HorseHumanDataModule(L.LightningDataModule):
     def _indices(self, split: str) -> list[int]:
         return [index for index, record in enumerate(self.records) if record.split == split]
 
-    def _dataset(
-        self, indices: list[int], features: Tensor | None = None
-    ) -> KeptBatches | DecodedBatches:
+    def _dataset(self, indices: list[int], features: Tensor | None = None) -> Batches:
         inputs = self._pictures if features is None else features
         if inputs is None:
             return DecodedBatches(self.records, self.image_size, indices)
         return KeptBatches(inputs, self._labels, indices)
 
-    def _loader(
-        self, dataset: KeptBatches | DecodedBatches, order: Iterable[int], drop_last: bool = False
-    ) -> DataLoader[Batch]:
-        kept = isinstance(dataset, KeptBatches)
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=order,
-            drop_last=drop_last,
-            num_workers=0 if kept else self.num_workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # an iterator draws a number: not from the run's stream
-        )
-
-    def _leave_out(
-        self, records: list[Record], pictures: Tensor | None, bad: dict[int, str]
-    ) -> tuple[list[Record], Tensor | None]:
-        first = "; ".join(list(bad.values())[:3])
-        if not self.skip_bad:
-            raise HorseHumanError(
-                f"{len(bad)} of {len(records)} pictures cannot be read ({first}): mend or remove "
-                "them, or leave them out with data.skip_bad=true"
-            )
-        log.warning("left out %d of %d pictures (%s)", len(bad), len(records), first)
-        self.skipped = {str(records[index].path): reason for index, reason in bad.items()}
-        good = [index for index in range(len(records)) if index not in bad]
-        left = {(records[index].label, records[index].split) for index in good}
-        for label, split in {(r.label, r.split) for r in records} - left:
-            what = f"{self.class_names[label]!r}" + (f" in {split}" if split else "")
-            raise HorseHumanError(f"no picture of {what} can be read ({first}): mend them")
-        return [records[i] for i in good], None if pictures is None else pictures[good]
+    def _loader(self, dataset: Batches, order: Iterable[int], **options: Any) -> DataLoader[Batch]:
+        return make_loader(dataset, order, self.batch_size, self.num_workers, **options)
 
     def _tell(self) -> None:
         """Log what was found, and what makes its figures less honest than they look."""
-        words = {"train": "to train on", "validation": "held out", "test": "to test"}
-        parts = []
-        for split, word in words.items():
-            found = [record for record in self.records if record.split == split]
-            groups = {record.group for record in found}
-            if found:
-                parts.append(f"{len(found):,} {word} ({len(groups):,} groups)")
-        log.info("%s or %s: %s", *self.class_names, ", ".join(parts))
+        log.info("%s or %s: %s", *self.class_names, describe(self.records))
         if self.validation == "test":
             log.info("validating on the test set: these figures are selected on it, not honest")
         elif not self._indices("validation"):
@@ -296,7 +264,3 @@ class HorseHumanDataModule(L.LightningDataModule):
                 "no data.group_pattern: near-duplicates on both sides of a split would flatter "
                 "all figures"
             )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

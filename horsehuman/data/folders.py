@@ -80,6 +80,17 @@ def scan(root: Path, group_pattern: str | None = None) -> tuple[list[str], list[
     return class_names, records
 
 
+def describe(records: Sequence[Record]) -> str:
+    """Count pictures and groups of each split, as in ``"834 to train on (54 groups), ..."``."""
+    words = {"train": "to train on", "validation": "held out", "test": "to test"}
+    parts = []
+    for split, word in words.items():
+        groups = [record.group for record in records if record.split == split]
+        if groups:
+            parts.append(f"{len(groups):,} {word} ({len(set(groups)):,} groups)")
+    return ", ".join(parts)
+
+
 def _compile(group_pattern: str | None) -> re.Pattern[str] | None:
     if group_pattern is None:
         return None

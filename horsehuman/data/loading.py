@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from horsehuman.data.folders import Record
+from horsehuman.errors import HorseHumanError, shown
 from horsehuman.pictures import PictureError, read_picture
 from horsehuman.resize import resize
 from horsehuman.terminal import track
+
+log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 
@@ -24,18 +29,22 @@ def decode(record: Record, size: int) -> Tensor:
 
 
 def decode_all(
-    records: Sequence[Record], size: int, keep: bool
-) -> tuple[Tensor | None, dict[int, str]]:
+    records: Sequence[Record], size: int, *, keep: bool, skip_bad: bool
+) -> tuple[list[Record], Tensor | None, dict[str, str]]:
     """Look at every file, on all processors.
 
     Args:
         records: The pictures.
         size: Height and width of the canonical picture in pixels.
         keep: Whether to keep the pictures, or only to learn which can be read.
+        skip_bad: Leave out files that cannot be read.
 
     Returns:
-        uint8 of shape ``(len(records), 3, size, size)`` or ``None``, and for each file that
-        cannot be read its index and the reason.
+        The records that can be read; their pictures, uint8 of shape ``(N, 3, size, size)``, or
+        ``None``; the files left out and why.
+
+    Raises:
+        HorseHumanError: Files cannot be read, and are not to be left out or are all of a class.
     """
     kept = torch.empty(len(records), 3, size, size, dtype=torch.uint8) if keep else None
     bad: dict[int, str] = {}
@@ -53,7 +62,30 @@ def decode_all(
         looks = pool.map(look, range(len(records)))
         for _ in track(looks, "reading pictures", len(records)):
             pass
-    return kept, dict(sorted(bad.items()))
+    if not bad:
+        return list(records), kept, {}
+    good = [index for index in range(len(records)) if index not in bad]
+    _complain(records, good, dict(sorted(bad.items())), skip_bad)
+    skipped = {str(records[index].path): bad[index] for index in sorted(bad)}
+    return [records[i] for i in good], None if kept is None else kept[good], skipped
+
+
+def _complain(
+    records: Sequence[Record], good: Sequence[int], bad: dict[int, str], skip_bad: bool
+) -> None:
+    first = "; ".join(list(bad.values())[:3])
+    if not skip_bad:
+        raise HorseHumanError(
+            f"{len(bad)} of {len(records)} pictures cannot be read ({first}): mend or remove "
+            "them, or leave them out with data.skip_bad=true"
+        )
+    left = {(records[index].label, records[index].split) for index in good}
+    for record in (records[index] for index in bad):
+        if (record.label, record.split) not in left:
+            raise HorseHumanError(
+                f"no picture in {shown(record.path.parent)} can be read ({first}): mend them"
+            )
+    log.warning("left out %d of %d pictures (%s)", len(bad), len(records), first)
 
 
 class KeptBatches(Dataset[Batch]):
@@ -104,6 +136,9 @@ class DecodedBatches(Dataset[Batch]):
         return pictures, torch.tensor([float(record.label) for record in records])
 
 
+Batches = KeptBatches | DecodedBatches
+
+
 class EpochSampler(Sampler[int]):
     """An order that depends on the seed and the epoch alone, so that a resumed run repeats it.
 
@@ -122,3 +157,26 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch())
         return iter(torch.randperm(self.count, generator=generator).tolist())
+
+
+def make_loader(
+    dataset: Batches,
+    order: Iterable[int],
+    batch_size: int,
+    num_workers: int,
+    drop_last: bool = False,
+) -> DataLoader[Batch]:
+    """A loader of whole batches; workers decode what is not kept in memory."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=order,
+        drop_last=drop_last,
+        num_workers=0 if isinstance(dataset, KeptBatches) else num_workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # an iterator draws a number: not from the run's stream
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
