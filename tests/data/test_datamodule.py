@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from horsehuman import HorseHumanDataModule, HorseHumanError
 from horsehuman.data.datamodule import FIGURE
+from horsehuman.data.splits import assign_splits
 
 
 def make(tree: Path, **options: object) -> HorseHumanDataModule:
@@ -164,17 +166,27 @@ def test_the_box_is_the_default_and_a_random_split_of_it_flatters() -> None:
     assert len(data.records) == 1283
     assert [len(d().dataset) for d in (data.train_dataloader, data.test_dataloader)] == [834, 256]
 
-    assert data._pictures is not None
-    train = [index for index, record in enumerate(data.records) if record.split != "test"]
-    pictures, labels = data._pictures[train], data._labels[train]
-    groups = [data.records[index].group for index in train]
-    generator = torch.Generator().manual_seed(0)
     scores: dict[str, list[float]] = {"random": [], "by group": []}
-    for _ in range(10):
-        order = torch.randperm(len(train), generator=generator).tolist()
-        scores["random"].append(nearest_neighbour_accuracy(pictures, labels, order[:205]))
-        held_groups = {groups[index] for index in order[:14]}
-        held = [index for index, group in enumerate(groups) if group in held_groups]
+    train = [index for index, record in enumerate(data.records) if record.split != "test"]
+    assert data._pictures is not None
+    pictures, labels = data._pictures[train], data._labels[train]
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        held = torch.randperm(len(train), generator=generator)[:205].tolist()
+        scores["random"].append(nearest_neighbour_accuracy(pictures, labels, held))
+        records = assign_splits(
+            [
+                replace(r, split="train" if r.split == "validation" else r.split)
+                for r in data.records
+            ],
+            validation="held_out",
+            val_fraction=0.2,
+            test_fraction=0.2,
+            fold=None,
+            folds=5,
+            seed=seed,
+        )
+        held = [i for i, index in enumerate(train) if records[index].split == "validation"]
         scores["by group"].append(nearest_neighbour_accuracy(pictures, labels, held))
     means = {name: sum(found) / len(found) for name, found in scores.items()}
     print(means)
