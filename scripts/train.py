@@ -94,12 +94,12 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     final = keep_checkpoints(folder / "checkpoints")
     metrics: dict[str, Any] = {
         "epochs": trainer.current_epoch,
-        **{name: float(value) for name, value in trainer.callback_metrics.items()},
+        **{k: float(value) for k, value in trainer.callback_metrics.items() if "/" in k},
         "seed": config.seed,
         "seconds_training": round(time.monotonic() - started, 1),
     }
     if config.test:
-        metrics |= test(final, data)
+        metrics |= test(final, data, config.trainer.accelerator)
     metrics["seconds"] = round(time.monotonic() - started, 1)
     log_hyperparameters(log, config, metrics)
     runs.write_metrics(folder, metrics)
@@ -184,7 +184,7 @@ def keep_checkpoints(folder: Path) -> Path:
     return final
 
 
-def test(checkpoint: Path, data: HorseHumanDataModule) -> dict[str, Any]:
+def test(checkpoint: Path, data: HorseHumanDataModule, accelerator: str) -> dict[str, Any]:
     """Test a checkpoint as a user would load it, on real pictures from end to end."""
     import lightning as L
 
@@ -192,6 +192,8 @@ def test(checkpoint: Path, data: HorseHumanDataModule) -> dict[str, Any]:
     from horsehuman.callbacks import TerminalProgress
 
     trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=1,
         callbacks=TerminalProgress(),
         logger=False,
         enable_checkpointing=False,
@@ -212,6 +214,7 @@ def log_hyperparameters(log: Any, config: DictConfig, metrics: dict[str, Any]) -
     final = {f"final/{name}": float(value) for name, value in metrics.items() if "/" in name}
     log.log_hyperparams(OmegaConf.to_container(config, resolve=True), final)
     log.finalize("success")
+    Path(log.log_dir, "hparams.yaml").unlink(missing_ok=True)  # config.yaml holds more
 
 
 def report(folder: Path, metrics: dict[str, Any], data: HorseHumanDataModule) -> None:

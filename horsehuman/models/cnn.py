@@ -75,7 +75,7 @@ class CNNClassifier(BinaryClassifier):
         check_flag("model.padding", padding)
         check_flag("model.batch_norm", batch_norm)
         check_number("model.dropout", dropout, float, at_least=0, below=1)
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)
         self._keep_plain()
         self.preprocess = Preprocess(image_size, mean, std)
         self.features = self._blocks()

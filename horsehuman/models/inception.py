@@ -100,7 +100,7 @@ class InceptionClassifier(BinaryClassifier):
         check_number("model.image_size", image_size, int, at_least=75)
         check_number("model.dropout", dropout, float, at_least=0, below=1)
         check_flag("model.cache_features", cache_features)
-        self.save_hyperparameters()
+        self.save_hyperparameters(logger=False)
         backbone = FrozenBackbone(cut)
         if weights != CHECKPOINT:
             trunk = read_trunk(weights)
