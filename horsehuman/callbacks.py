@@ -56,7 +56,9 @@ class TerminalProgress(L.Callback):
         line = f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"
         line += f"  loss {found['train/loss']:.4f}  accuracy {found['train/acc']:6.1%}"
         if "val/acc" in found:
-            line += f"  held out: loss {found['val/loss']:.4f}  accuracy {found['val/acc']:6.1%}"
+            on_test = getattr(trainer.datamodule, "validation", "") == "test"  # type: ignore[attr-defined]
+            line += f"  {'test set' if on_test else 'held out'}: loss {found['val/loss']:.4f}"
+            line += f"  accuracy {found['val/acc']:6.1%}"
         line += f"  {time.monotonic() - self._start:.1f} s"
         (self._bar.console if self._bar else console()).print(line)
 
