@@ -18,7 +18,7 @@ import train as script
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from horsehuman import HorseHumanError, load_classifier
+from horsehuman import CNNClassifier, HorseHumanDataModule, HorseHumanError, load_classifier
 from horsehuman.predict import predict
 
 SCRIPT = Path(script.__file__)
@@ -245,6 +245,16 @@ def test_ctrl_c_keeps_the_last_whole_epoch(tree: Path, tmp_path: Path) -> None:
     assert rest.splitlines()[-1].startswith("interrupted; the last whole epoch is in outputs/cnn/")
     last = rest.split(" is in ")[-1].strip()
     load_classifier(tmp_path / last)
+
+
+def test_plain_lightning_trains_too(tree: Path, tmp_path: Path) -> None:
+    """The README's snippet, with everything of Lightning's defaults left on."""
+    model = CNNClassifier(image_size=48, channels=[4, 8])
+    data = HorseHumanDataModule(48, "folder", str(tree), augment={"flip": True}, batch_size=4)
+    trainer = L.Trainer(max_epochs=1, default_root_dir=tmp_path)
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "mine.ckpt")
+    assert len(trainer.test(load_classifier(tmp_path / "mine.ckpt"), datamodule=data)) == 1
 
 
 @pytest.mark.slow

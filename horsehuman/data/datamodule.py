@@ -226,12 +226,13 @@ class HorseHumanDataModule(L.LightningDataModule):
             torch.manual_seed(self.seed)
             return torch.cat([plain, *(self.augment(plain) for _ in range(rows - 1))])
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment training batches of pictures, on the device."""
+        training = self.trainer is not None and self.trainer.training
+        if not training or self.augment is None or isinstance(batch, Tensor):
+            return batch  # a bare tensor is the example of Lightning's own model summary
         images, labels = batch
-        if self.augment and self.trainer and self.trainer.training and images.ndim == 4:
-            images = self.augment(images)
-        return images, labels
+        return self.augment(images), labels
 
     @property
     def _validating(self) -> str:
