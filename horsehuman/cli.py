@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,13 @@ import typer
 import horsehuman
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.terminal import Interrupted, raise_on_signals, show_notes
+
+#: What the cache folder holds; nothing else in it is touched.
+CACHED = {
+    "pictures": "unpacked archives",
+    "features": "what the frozen backbone saw",
+    "archives": "downloaded zips",
+}
 
 app = typer.Typer(
     name="horsehuman",
@@ -71,3 +79,25 @@ def predict(
             print(f"{name:<{width}}  {answer.class_name}  {answer.probability:7.2%}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: horsehuman cache --clear")
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept.")] = False,
+) -> None:
+    """Show what is kept in the user's cache, or empty it; all of it can be made again."""
+    from horsehuman.runtime import cache_dir
+
+    print(shown(cache_dir()))
+    for name, what in CACHED.items():
+        folder = cache_dir() / name
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        print(f"{name:<9} {size / 2**20:8.1f} MiB  {what}")
+        if clear and folder.is_dir():
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                place = shown(error.filename)
+                raise HorseHumanError(f"cannot remove {place}: {error.strerror}") from error
+    if clear:
+        print("removed")

@@ -104,6 +104,25 @@ def test_usage(
     assert "Traceback" not in out + err
 
 
+def test_cache_is_shown_and_emptied_and_nothing_else_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("HORSEHUMAN_CACHE", str(tmp_path))
+    for name in ("features", "pictures/ab", "mine"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_bytes(bytes(2**20))
+    assert run(monkeypatch, "cache") == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:2] for line in out.splitlines()] == [
+        [str(tmp_path)],
+        ["pictures", "1.0"],
+        ["features", "1.0"],
+        ["archives", "0.0"],
+    ]
+    assert run(monkeypatch, "cache", "--clear") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 def test_newest_run_is_the_default_and_is_named(
     brightness: Path,
     pictures: list[Path],

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from horsehuman.errors import check_choice, check_flag, check_number
 from horsehuman.models.classifier import BinaryClassifier
+from horsehuman.models.features import FeatureCache, cache_key
 from horsehuman.models.layers import Pool, dense_layers, initialise
 from horsehuman.models.preprocess import Preprocess
 from horsehuman.models.weights import CUTS, load_trunk, read_trunk
+from horsehuman.runtime import cache_dir
 
 #: What ``weights`` becomes in a checkpoint: they are in it, and nothing else is read.
 CHECKPOINT = "checkpoint"
@@ -64,8 +66,9 @@ class InceptionClassifier(BinaryClassifier):
         initialisation: Of the head, ``torch`` or ``keras``.
         mean: Mean of each channel on the scale 0 to 1; by default what the weights expect.
         std: Standard deviation of each channel; by default what the weights expect.
-        cache_features: Compute the features of every picture once, before training, and train
-            the head on them; needs data that augments nothing.
+        cache_features: Compute the features of every picture once, before training, train the
+            head on them, and keep them in the user's cache for other runs; needs data that
+            augments nothing.
         optimizer: See :class:`~horsehuman.models.classifier.BinaryClassifier`, as all below.
         schedule: Of the learning rate.
         label_smoothing: In [0, 1).
@@ -139,7 +142,18 @@ class InceptionClassifier(BinaryClassifier):
         replace = getattr(getattr(self.trainer, "datamodule", None), "replace_pictures", None)
         if stage == "fit" and self.hparams["cache_features"] and replace:
             self.to(self.trainer.strategy.root_device)
-            replace(lambda images: self.embed(images.to(self.device)).cpu())
+            replace(self.feature_cache())
+
+    def feature_cache(self) -> FeatureCache:
+        """:meth:`embed` that remembers, in the user's cache, what it has computed."""
+        own = self.hparams
+        settings = [own[name] for name in ("image_size", "cut", "pool", "mean", "std")]
+        name = f"{cache_key(self.backbone, settings)}.sqlite"
+        return FeatureCache(
+            lambda images: self.embed(images.to(self.device)).cpu(),
+            self._width(),
+            cache_dir() / "features" / name,
+        )
 
     def _logits(self, inputs: Tensor) -> Tensor:
         logits: Tensor = self.head(inputs).squeeze(1) if inputs.ndim == 2 else self(inputs)
