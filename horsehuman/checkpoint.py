@@ -42,12 +42,15 @@ def load_classifier(source: str | Path | None = None) -> BinaryClassifier:
     try:
         name = check_origin(checkpoint)
         kind: type[BinaryClassifier] = getattr(importlib.import_module(_HOMES[name]), name)
-        classifier = kind(**checkpoint["hyper_parameters"])
+        given = dict(checkpoint["hyper_parameters"])
+        if "weights" in given:
+            given["weights"] = "checkpoint"  # whatever the file says, nothing else is read
+        classifier = kind(**given)
         classifier.load_state_dict(checkpoint["state_dict"])
     except HorseHumanError as error:
         raise HorseHumanError(f"{shown(path)}: {error}") from error
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a damaged or foreign file may hold anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HorseHumanError(
             f"{shown(path)} does not hold what its classifier needs ({reason}): train it again"
         ) from error
@@ -65,7 +68,7 @@ def find_checkpoint(source: str | Path | None) -> Path:
         log.info("using the newest run: %s", shown(source))
     path = Path(source).expanduser()
     if not path.is_dir():
-        if not path.exists():
+        if not path.is_file():
             raise HorseHumanError(f"--model {shown(path)}: there is no such run or file")
         return path
     final = path / "checkpoints" / "final.ckpt"
@@ -96,7 +99,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise HorseHumanError(
             f"{shown(path)} holds more than weights and plain values; nothing in it was executed"
         ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # so may a damaged archive or pickle
         raise HorseHumanError(
             f"{shown(path)} is cut off or damaged: copy or train it again"
         ) from error

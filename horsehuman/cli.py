@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 from pathlib import Path
@@ -13,11 +14,11 @@ import horsehuman
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.terminal import Interrupted, raise_on_signals, show_notes
 
-#: What the cache folder holds; nothing else in it is touched.
+#: What is ours in the cache folder; nothing else in it is counted or removed.
 CACHED = {
-    "pictures": "unpacked archives",
-    "features": "what the frozen backbone saw",
-    "archives": "downloaded zips",
+    f"pictures/{'[0-9a-f]' * 16}": "unpacked archives",
+    f"features/{'[0-9a-f]' * 32}.sqlite": "what the frozen backbone saw",
+    "archives/*horse-or-human.zip": "downloaded zips",
 }
 
 app = typer.Typer(
@@ -33,6 +34,9 @@ app = typer.Typer(
 def main() -> None:
     """Run the command; exit 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     raise_on_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except HorseHumanError as error:
@@ -76,7 +80,7 @@ def predict(
             print(f"error: {answer.error}", file=sys.stderr)
         else:
             name = shown(answer.source)
-            print(f"{name:<{width}}  {answer.class_name}  {answer.probability:7.2%}")
+            print(f"{name:<{width}}  {shown(answer.class_name)}  {answer.probability:7.2%}")
     if failed:
         raise typer.Exit(1)
 
@@ -89,15 +93,20 @@ def cache(
     from horsehuman.runtime import cache_dir
 
     print(shown(cache_dir()))
-    for name, what in CACHED.items():
-        folder = cache_dir() / name
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        print(f"{name:<9} {size / 2**20:8.1f} MiB  {what}")
-        if clear and folder.is_dir():
-            try:
-                shutil.rmtree(folder)
-            except OSError as error:
-                place = shown(error.filename)
-                raise HorseHumanError(f"cannot remove {place}: {error.strerror}") from error
+    try:
+        for pattern, what in CACHED.items():
+            found = sorted(cache_dir().glob(pattern))
+            size = sum(_size(path) for path in found)
+            print(f"{pattern.partition('/')[0]:<9} {size / 2**20:8.1f} MiB  {what}")
+            for path in found if clear else ():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        place = shown(error.filename or cache_dir())
+        raise HorseHumanError(f"cannot empty {place}: {error.strerror}") from error
     if clear:
         print("removed")
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

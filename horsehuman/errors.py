@@ -63,6 +63,15 @@ def check_number(
     raise HorseHumanError(f"{name}={value!r} does not work: give {noun} {bounds}".rstrip())
 
 
+def check_widths(name: str, value: Any, *, at_least: int = 0) -> None:
+    """Check a list of positive whole numbers with at least so many entries."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) < at_least:
+        few = f" of at least {at_least}" if at_least else ""
+        raise HorseHumanError(f"{name}={value!r} does not work: give a list{few}, such as [32, 64]")
+    for width in value:
+        check_number(name, width, int, at_least=1)
+
+
 def check_flag(name: str, value: Any) -> None:
     """Check that a switch is ``True`` or ``False``; raises :class:`HorseHumanError` otherwise."""
     if not isinstance(value, bool):

@@ -8,13 +8,30 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from horsehuman.errors import HorseHumanError, shown
 
 #: Pictures with more pixels are refused before they are decoded (Pillow's own limit only warns
 #: at 89 million and lets a file of a few kilobytes fill 500 MB of memory).
 MAX_PIXELS = 100_000_000
+
+
+# Values of EXIF's orientation tag, and what turns such a picture upright.
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What Pillow grumbles about is either read right or refused; a filter for all of the process,
+# since warnings.catch_warnings() must not be used in threads.
+warnings.filterwarnings("ignore", module="PIL")
 
 
 class PictureError(HorseHumanError):
@@ -47,15 +64,13 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
     if not stat.S_ISREG(mode):
         raise PictureError(f"{shown(path)}: is not an ordinary file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    size = f"{image.width} x {image.height}"
-                    raise PictureError(
-                        f"{shown(path)}: {size} pixels are over the limit of {MAX_PIXELS:,}"
-                    )
-                return np.array(_as_rgb(image), dtype=np.uint8)
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width} x {image.height}"
+                raise PictureError(
+                    f"{shown(path)}: {size} pixels are over the limit of {MAX_PIXELS:,}"
+                )
+            return np.array(_as_rgb(image), dtype=np.uint8)
     except PictureError:
         raise
     except Exception as error:  # decoders of hostile files raise whatever they like
@@ -64,7 +79,8 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    image = _as_8_bit(ImageOps.exif_transpose(image))
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    image = _as_8_bit(image if turn is None else image.transpose(turn))
     if image.mode in ("RGBa", "La"):
         image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
     if image.has_transparency_data:
@@ -78,7 +94,7 @@ def _as_8_bit(image: Image.Image) -> Image.Image:
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
     values = np.asarray(image).astype(np.float64)
-    high = values.max(initial=0.0)
+    high = np.nanmax(values, initial=0.0)
     if image.mode.startswith("I;16") or high > 255:
         ceiling = 65535.0 if high <= 65535 else high
     else:

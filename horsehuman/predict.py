@@ -49,7 +49,9 @@ def _predict_batch(classifier: BinaryClassifier, sources: list[Path]) -> list[Pr
         except PictureError as error:
             errors[index] = str(error)
     probabilities = iter(
-        classifier.probabilities(torch.stack(pictures)).tolist() if pictures else []
+        classifier.probabilities(torch.stack(pictures).to(classifier.device)).tolist()
+        if pictures
+        else []
     )
     return [
         Prediction(source, "", float("nan"), errors[index])

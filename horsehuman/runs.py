@@ -65,8 +65,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error.__context__, OSError):  # torch.save hides a full disk
+            raise error.__context__ from None
         raise
 
 
@@ -109,7 +111,7 @@ def write_skipped(folder: Path, skipped: Mapping[str, str]) -> None:
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
     """Write ``metrics.json`` and return its path."""
-    text = json.dumps(metrics, indent=2, sort_keys=True) + "\n"
+    text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_whole(folder / "metrics.json", lambda file: file.write(text.encode()))
     return folder / "metrics.json"
 

@@ -31,6 +31,8 @@ def raise_on_signals() -> None:
     """Let Ctrl-C and SIGTERM raise :class:`Interrupted`; for commands, not for libraries."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        for handled in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(handled, signal.SIG_IGN)  # once is enough
         raise Interrupted(signum)
 
     signal.signal(signal.SIGINT, stop)

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import time
+import traceback
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # before hydra: its errors are told by exp
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -36,7 +37,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 STARTED = time.strftime("%Y-%m-%d_%H-%M-%S")
 OmegaConf.register_new_resolver("started", lambda: STARTED)
 
-#: Folders of runs that failed, of one run or of a sweep.
+#: Folders of runs that failed: of one run, or of several of a sweep.
 FAILED: list[Path] = []
 
 
@@ -50,16 +51,29 @@ def main(config: DictConfig) -> None:
         train(config, folder)
     except (HorseHumanError, OSError) as error:
         FAILED.append(folder)
-        place = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        print(f"error: {getattr(error, 'strerror', None) or error}{place}", file=sys.stderr)
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # unless it holds something
-            folder.parent.rmdir()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        remove_if_empty(folder)
     except Interrupted:
         last = folder / "checkpoints" / "last.ckpt"
         kept = f"the last whole epoch is in {last}" if last.is_file() else "no epoch was finished"
         print(f"interrupted; {kept}", file=sys.stderr)
+        remove_if_empty(folder)
         raise
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error; of one from a worker process, the last line of its traceback."""
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    return str(error).strip().splitlines()[-1].removeprefix("horsehuman.pictures.PictureError: ")
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove the folder that Hydra made for a run that never began, and its empty sweep's."""
+    for made in (folder, folder.parent):
+        if STARTED in made.name or STARTED in made.parent.name:
+            with contextlib.suppress(OSError):
+                made.rmdir()
 
 
 def train(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -71,6 +85,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     check_options(config)
     import lightning as L
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from horsehuman import runs
     from horsehuman.callbacks import print_summary
@@ -90,7 +105,10 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     log = trainer.logger
     log.experiment.add_image("samples", runs.write_samples(folder, data.samples()))
     print_summary(model)
-    trainer.fit(model, datamodule=data)
+    try:
+        trainer.fit(model, datamodule=data)
+    except MisconfigurationException as error:
+        raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
     final = keep_checkpoints(folder / "checkpoints")
     metrics: dict[str, Any] = {
         "epochs": trainer.current_epoch,
@@ -112,7 +130,17 @@ def check_options(config: DictConfig) -> None:
     """Check the options that neither the model nor the data checks."""
     check_number("seed", config.seed, int, at_least=0, below=2**32)
     check_flag("test", config.test)
-    check_number("trainer.max_epochs", config.trainer.max_epochs, int, at_least=1)
+    options = config.trainer
+    check_number("trainer.max_epochs", options.max_epochs, int, at_least=1)
+    check_number(
+        "trainer.accumulate_grad_batches", options.accumulate_grad_batches, int, at_least=1
+    )
+    check_number("trainer.limit_train_batches", options.limit_train_batches, float, above=0)
+    check_number("trainer.log_every_n_steps", options.log_every_n_steps, int, at_least=1)
+    if options.devices != 1:
+        raise HorseHumanError(f"trainer.devices={options.devices} does not work: use 1")
+    if not config.test and config.data.validation == "test":
+        raise HorseHumanError("test=false does not go with data.validation=test: drop one of them")
     if config.early_stopping is not None:
         check_number("early_stopping", config.early_stopping, int, at_least=1)
     if config.ema is not None:
@@ -122,14 +150,21 @@ def check_options(config: DictConfig) -> None:
 def build(part: str, config: DictConfig, **given: Any) -> Any:
     """Build what ``config[part]`` names; plain values only reach it."""
     arguments: dict[str, Any] = OmegaConf.to_container(config[part], resolve=True)  # type: ignore[assignment]
-    kind = hydra.utils.get_class(arguments.pop("_target_"))
     try:
+        kind = hydra.utils.get_class(arguments.pop("_target_"))
         return kind(**arguments, **given)
+    except ImportError as error:
+        raise HorseHumanError(f"{part}._target_: {first_line(error)}") from error
     except TypeError as error:
         found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if found is None:
-            raise
+            raise HorseHumanError(f"{part} does not take this: {first_line(error)}") from error
         raise HorseHumanError(f"{part}.{found[1]} is not an option of {kind.__name__}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def build_trainer(config: DictConfig, folder: Path, data: HorseHumanDataModule) -> L.Trainer:
@@ -168,9 +203,8 @@ def build_trainer(config: DictConfig, folder: Path, data: HorseHumanDataModule) 
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise HorseHumanError(f"trainer does not take this: {reason}") from error
+    except Exception as error:  # Lightning's options fail in many ways
+        raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
 
 
 def keep_checkpoints(folder: Path) -> Path:
@@ -178,6 +212,10 @@ def keep_checkpoints(folder: Path) -> Path:
     from horsehuman.runs import slim
 
     final, best = folder / "final.ckpt", folder / "best.ckpt"
+    if not (folder / "last.ckpt").is_file():
+        raise HorseHumanError(
+            "no epoch was trained: look at trainer.limit_train_batches and what you added to it"
+        )
     slim(folder / "last.ckpt", final)
     if best.is_file():
         slim(best, best)
@@ -246,29 +284,48 @@ def explain(error: Exception) -> str:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         near = closest(choice, error.options)
         return f"{group}={choice} is not known{near}: use {' | '.join(error.options)}"
-    if found := re.match(r"Error parsing override '(.*?)'", text):
+    if isinstance(error, OverrideParseException):
         return (
-            f"{found[1]} cannot be read as OPTION=VALUE: put a value with special characters into "
-            "double quotes, and the whole into single ones"
+            f"{error.override} cannot be read as OPTION=VALUE: put a value with special characters "
+            "into double quotes, and the whole into single ones"
         )
     if found := re.search(r"Could not (?:override|append to config|delete)[^']*'@?([^'=]+)", text):
         key = found[1].lstrip("+~")
-        near = closest(key, option_names())
+        names = option_names()
+        if "append" in found[0] and key in names[""]:
+            return f"{key} is an option already: drop the + before it"
+        for choice, own in names.items():
+            if key in own:
+                return f"there is no option {key} here: it comes with {choice}"
+        near = closest(key, set().union(*names.values()))
         return f"there is no option {key}{near}: --help lists all"
     return text
 
 
-def option_names() -> set[str]:
-    """Names of all groups and options of the default config."""
+def option_names() -> dict[str, set[str]]:
+    """Names of groups and options: those of the default config (under ""), and of each choice."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        pending: dict[str, Any] = {str(key): node for key, node in hydra.compose("train").items()}
-    names = {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
+        names = {"": flat_names(hydra.compose("train"))}
+    names[""] |= {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
+    for path in sorted(CONFIGS.glob("*/*.yaml")):
+        group = path.parent.name
+        node = OmegaConf.load(path)
+        if not path.read_text().startswith("# @package _global_"):
+            node = OmegaConf.create({group: node})
+        names[f"{group}={path.stem}"] = flat_names(node)
+    return names
+
+
+def flat_names(config: Any) -> set[str]:
+    """Names of all options of a config, with dots."""
+    pending: dict[str, Any] = {str(key): config._get_node(key) for key in config}
+    names = set()
     while pending:
         name, node = pending.popitem()
         names.add(name)
-        if isinstance(node, DictConfig):
-            keys = [str(key) for key in node if key != "_target_"]
-            pending |= {f"{name}.{key}": node[key] for key in keys}
+        if isinstance(node, DictConfig) and not node._is_none():
+            keys = [str(key) for key in node if key not in ("_target_", "defaults")]
+            pending |= {f"{name}.{key}": node._get_node(key) for key in keys}
     return names
 
 
@@ -276,6 +333,7 @@ def quiet() -> None:
     """Keep what Lightning says about itself off the terminal; what a user can act on stays."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("hydra").setLevel(logging.CRITICAL)  # explain() and build() tell it
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
@@ -292,8 +350,14 @@ def run() -> int:
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2
+    except ValueError as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not {"hydra", "omegaconf"} & set(Path(raised_in).parts):
+            raise
+        print(f"error: {first_line(error)}", file=sys.stderr)
+        return 2
     except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except Interrupted as interrupted:
         return interrupted.exit_code

@@ -65,6 +65,8 @@ def test_loads_without_network_and_without_the_box(
     monkeypatch.setattr("safetensors.torch.load_file", refuse)
     monkeypatch.setattr("horsehuman.models.inception.read_trunk", refuse)
     assert load_classifier(path).image_size == 96
+    hostile = {**model.hparams, "weights": "tv_in1k"}
+    assert load_classifier(change(path, path, hyper_parameters=hostile)).image_size == 96
 
 
 class Malicious:

@@ -61,6 +61,12 @@ def test_floats_from_zero_to_one(tmp_path: Path) -> None:
     assert found[0, :, 2].tolist() == [0, 128, 255]
 
 
+def test_a_hole_in_floats_is_black_and_the_rest_is_seen(tmp_path: Path) -> None:
+    values = np.array([[np.nan, 0.5, 1.0]], dtype=np.float32)
+    found = read_picture(save(Image.fromarray(values), tmp_path / "a.tif"))
+    assert found[0, :, 0].tolist() == [0, 128, 255]
+
+
 def test_cmyk_and_bilevel_become_rgb(tmp_path: Path) -> None:
     cmyk = save(Image.new("CMYK", (2, 2), (0, 255, 255, 0)), tmp_path / "a.tif")
     assert read_picture(cmyk)[0, 0].tolist() == list(RED)
@@ -73,6 +79,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     image.putpixel((1, 0), GREEN)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    exif[0x0131] = "a program"
     found = read_picture(save(image, tmp_path / "a.png", exif=exif))
     assert found.tolist() == [[list(RED)], [list(GREEN)]]
 

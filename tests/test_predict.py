@@ -108,9 +108,11 @@ def test_cache_is_shown_and_emptied_and_nothing_else_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("HORSEHUMAN_CACHE", str(tmp_path))
-    for name in ("features", "pictures/ab", "mine"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "file").write_bytes(bytes(2**20))
+    ours = f"pictures/{'a1' * 8}/train/1.png", f"features/{'b2' * 16}.sqlite"
+    others = "pictures/holiday/1.png", "archives/mine.zip", "mine/file"
+    for name in (*ours, *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(2**20))
     assert run(monkeypatch, "cache") == 0
     out = capsys.readouterr().out
     assert [line.split()[:2] for line in out.splitlines()] == [
@@ -120,7 +122,8 @@ def test_cache_is_shown_and_emptied_and_nothing_else_is_touched(
         ["archives", "0.0"],
     ]
     assert run(monkeypatch, "cache", "--clear") == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == set(others)
 
 
 def test_newest_run_is_the_default_and_is_named(

@@ -185,6 +185,12 @@ def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["modle=cnn"], 2, "there is no option modle (did you mean model?)"),
         (["data.val_fracton=0.1"], 2, "did you mean data.val_fraction"),
         (["data.group_pattern=(.+)_"], 2, "cannot be read as OPTION=VALUE"),
+        (["model=cnn", "model.chanels=[4]"], 2, "did you mean model.channels"),
+        (["data.root=x"], 2, "it comes with data=folder"),
+        (["+trainer.max_epochs=2"], 2, "drop the + before it"),
+        (["model=null"], 2, "Config group override must be"),
+        (["trainer.devices=2"], 1, "trainer.devices=2"),
+        (["test=false", "data.validation=test"], 1, "does not go with"),
     ],
 )
 def test_typos_are_one_line(overrides: list[str], code: int, text: str, tmp_path: Path) -> None:
@@ -220,6 +226,8 @@ def test_help_shows_groups_and_examples(tmp_path: Path) -> None:
         (["+model.unheard=1"], "model.unheard is not an option of CNNClassifier"),
         (["+trainer.unheard=1"], "trainer does not take this: .*unheard"),
         (["trainer.precision=99"], "trainer does not take this: .*99"),
+        (["trainer.limit_train_batches=0.01"], "trainer does not take this"),
+        (["model._target_=horsehuman.Nope"], "model._target_: "),
     ],
 )
 def test_options_of_the_script(overrides: list[str], text: str, tree: Path, tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ def download_archives(
 
 def _download(archive: Archive, folder: Path, mirrors: Sequence[str]) -> Path:
     import pooch
+    import requests
 
     pooch.get_logger().setLevel("WARNING")
     downloader = pooch.HTTPDownloader(progressbar=True, timeout=30)
@@ -116,8 +117,13 @@ def _download(archive: Archive, folder: Path, mirrors: Sequence[str]) -> Path:
                 downloader=downloader,
             )
             return Path(path)
-        except (OSError, ValueError) as error:  # network and disk; digest
+        except (requests.RequestException, ValueError) as error:  # network; digest
             reasons.append(f"{type(error).__name__} at {mirror}")
+        except OSError as error:
+            raise HorseHumanError(
+                f"cannot write into {shown(folder)}: {error.strerror}; make room there, or name "
+                "another folder in the environment variable HORSEHUMAN_CACHE"
+            ) from error
     raise HorseHumanError(
         f"data=archives: cannot download {archive.name} ({reasons[0]}): use the same pictures in "
         "the box with data=horse_or_human, or zips fetched elsewhere with data.archives_dir=DIR"
@@ -169,7 +175,7 @@ def _members(path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged files raise whatever they like
         raise HorseHumanError(
             f"{shown(path)} is no complete zip file ({error}); fetch it again"
         ) from error
@@ -201,7 +207,9 @@ def _extract(path: Path, members: list[zipfile.ZipInfo], folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as source, target.open("wb") as sink:
                     shutil.copyfileobj(source, sink)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # zlib, lzma, unknown methods, passwords
         raise HorseHumanError(f"{shown(path)} is damaged ({error}); fetch it again") from error
 
 

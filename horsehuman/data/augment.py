@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from horsehuman.errors import check_choice, check_flag, check_number
+from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number
 
 # Rec. 601 luma, as in Pillow's conversion to grey.
 _LUMA = (0.299, 0.587, 0.114)
@@ -90,7 +92,8 @@ class Augment:
         grid = functional.affine_grid(
             self._maps(count, device), [count, 3, size, size], align_corners=False
         )
-        result = functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
+        edge = 1 - 1 / size  # centres of the outermost pixels; MPS knows no border padding
+        result = functional.grid_sample(pictures, grid.clamp(-edge, edge), align_corners=False)
         if self.fill == "canvas":
             colour = torch.rand(count, 3, 1, 1, device=device)
             colour[torch.rand(count, device=device) < self.white] = 1.0
@@ -150,6 +153,18 @@ class Augment:
             pictures.flatten(2),
         )
         return flat.clamp_(0, 1).view_as(pictures)
+
+
+def make_augment(given: Mapping[str, Any] | None) -> Augment | None:
+    """Build what ``data.augment`` asks for; raises :class:`HorseHumanError` where it cannot be."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise HorseHumanError(f"data.augment={given!r} does not work: give options, or null")
+    names = [field.name for field in fields(Augment)]
+    for name in given:
+        check_choice("data.augment", name, names)
+    return Augment(**given)
 
 
 def _between(low: float, high: float, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from horsehuman.data.archives import box_archives, download_archives, local_archives, unpack
-from horsehuman.data.augment import Augment
+from horsehuman.data.augment import make_augment
 from horsehuman.data.folders import Record, describe, scan
 from horsehuman.data.loading import (
     Batch,
@@ -25,7 +25,7 @@ from horsehuman.data.loading import (
     make_loader,
 )
 from horsehuman.data.splits import assign_splits
-from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number
+from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, shown
 from horsehuman.terminal import track
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class HorseHumanDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.image_size, self.source, self.archives_dir = image_size, source, archives_dir
-        self.root = Path(root).expanduser() if root else None
+        self.root = Path(str(root)).expanduser() if root else None
         self.group_pattern = group_pattern or (None if source == "folder" else FIGURE)
         self.validation, self.val_fraction, self.test_fraction = (
             validation,
@@ -102,7 +102,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         )
         self.fold, self.folds, self.split_seed = fold, folds, split_seed
         self.seed, self.batch_size, self.num_workers = seed, batch_size, num_workers
-        self.augment = Augment(**augment) if augment else None
+        self.augment = make_augment(augment)
         self.skip_bad, self.memory_limit = skip_bad, memory_limit
         self._check_options()
         self.class_names: list[str] = []
@@ -127,6 +127,10 @@ class HorseHumanDataModule(L.LightningDataModule):
         check_number("data.memory_limit", self.memory_limit, float, at_least=0)
         check_number("data.num_workers", self.num_workers, int, at_least=0)
         check_flag("data.skip_bad", self.skip_bad)
+        if self.source != "folder" and self.root is not None:
+            raise HorseHumanError("data.root goes with a folder of pictures: add data=folder")
+        if self.source != "archives" and self.archives_dir is not None:
+            raise HorseHumanError("data.archives_dir goes with data=archives: add that")
         if self.source == "folder" and self.root is None:
             raise HorseHumanError("data.root is missing: name the folder with data.root=DIR")
 
@@ -148,7 +152,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         self._features = None
         if self.records:
             return
-        if self.root is None:
+        if self.source != "folder" and self.root is None:
             self.prepare_data()
         assert self.root is not None
         self.class_names, records = scan(self.root, self.group_pattern)
@@ -255,7 +259,7 @@ class HorseHumanDataModule(L.LightningDataModule):
 
     def _tell(self) -> None:
         """Log what was found, and what makes its figures less honest than they look."""
-        log.info("%s or %s: %s", *self.class_names, describe(self.records))
+        log.info("%s or %s: %s", *map(shown, self.class_names), describe(self.records))
         if self.validation == "test":
             log.info("validating on the test set: these figures are selected on it, not honest")
         elif not self._indices("validation"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,9 @@ from pathlib import Path
 
 from horsehuman.errors import HorseHumanError, shown
 
-#: The names of split folders, with the other names that are in use for them.
+log = logging.getLogger(__name__)
+
+#: The names of split folders, in any case, with the other names that are in use for them.
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -18,6 +21,9 @@ SPLITS = {
     "valid": "validation",
     "val": "validation",
     "test": "test",
+    "testing": "test",
+    "training_set": "train",
+    "test_set": "test",
 }
 
 _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
@@ -67,7 +73,8 @@ def scan(root: Path, group_pattern: str | None = None) -> tuple[list[str], list[
     if len(names) > 1:
         raise HorseHumanError(
             f"{shown(root)}: the split folders hold different classes "
-            f"({' against '.join(' and '.join(pair) for pair in sorted(names))}): name them alike"
+            f"({shown(' against '.join(' and '.join(pair) for pair in sorted(names)))}): name them "
+            "alike"
         )
     class_names = list(names.pop())
     records = [
@@ -111,16 +118,21 @@ def _compile(group_pattern: str | None) -> re.Pattern[str] | None:
 def _split_folders(root: Path) -> dict[str, Path]:
     """Map split names to folders; a tree without split folders is one undecided split."""
     folders: dict[str, Path] = {}
+    others = []
     for folder in _folders(root):
-        split = SPLITS.get(folder.name)
+        split = SPLITS.get(folder.name.lower())
         if split in folders:
             raise HorseHumanError(
                 f"{shown(root)} has both {folders[split].name}/ and {folder.name}/: keep one"
             )
         if split:
             folders[split] = folder
+        else:
+            others.append(folder.name)
     if not folders:
         return {"": root}
+    if others:
+        log.warning("%s: left aside what is no split (%s)", shown(root), shown(", ".join(others)))
     if "train" not in folders:
         raise HorseHumanError(
             f"{shown(root)} has {' and '.join(sorted(folders))} but no train folder: add one"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -83,7 +84,8 @@ def _complain(
     for record in (records[index] for index in bad):
         if (record.label, record.split) not in left:
             raise HorseHumanError(
-                f"no picture in {shown(record.path.parent)} can be read ({first}): mend them"
+                f"no picture of the class of {shown(record.path)} can be read in "
+                f"{record.split or 'the set'} ({first}): mend them"
             )
     log.warning("left out %d of %d pictures (%s)", len(bad), len(records), first)
 
@@ -174,8 +176,14 @@ def make_loader(
         drop_last=drop_last,
         num_workers=0 if isinstance(dataset, KeptBatches) else num_workers,
         collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_parent,
         generator=torch.Generator(),  # an iterator draws a number: not from the run's stream
     )
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from horsehuman.data.folders import Record
-from horsehuman.errors import HorseHumanError
+from horsehuman.errors import HorseHumanError, shown
 
 
 def assign_splits(
@@ -42,6 +42,10 @@ def assign_splits(
     """
     records = [replace(r, split="train") if r.split == "" else r for r in records]
     found = {record.split for record in records}
+    if validation == "test" and fold is not None:
+        raise HorseHumanError(
+            f"data.fold={fold} does not go with data.validation=test, which holds nothing out"
+        )
     if "validation" in found and (fold is not None or validation == "test"):
         option = "data.validation=test" if fold is None else f"data.fold={fold}"
         raise HorseHumanError(f"{option} does not go with a validation folder: drop one of them")
@@ -103,7 +107,7 @@ def _move(records: Sequence[Record], groups: set[str], into: str, asked: str) ->
         if missing:
             example = next(record for record in records if record.label in missing)
             raise HorseHumanError(
-                f"{asked}: the class {example.path.parent.name!r} has too few groups for it: hold "
-                "out less (data.val_fraction=0 trains on all) or group differently"
+                f"{asked}: the class of {shown(example.path)} has too few groups for it: hold out "
+                "less (data.val_fraction=0 trains on all) or group differently"
             )
     return moved

@@ -51,7 +51,7 @@ class BinaryClassifier(L.LightningModule):
         label_smoothing: float,
     ) -> None:
         super().__init__()
-        if len(class_names) != 2:
+        if class_names is None or isinstance(class_names, str) or len(class_names) != 2:
             raise HorseHumanError(f"model.class_names={class_names!r} does not work: give two")
         check_number("model.threshold", threshold, float, above=0, below=1)
         check_number("model.temperature", temperature, float, above=0)
@@ -65,10 +65,7 @@ class BinaryClassifier(L.LightningModule):
     def _keep_plain(self) -> None:
         """Copy saved sequences and mappings: a checkpoint holds nothing but plain values."""
         for name, value in self.hparams.items():
-            if isinstance(value, Mapping):
-                self.hparams[name] = dict(value)
-            elif isinstance(value, Sequence) and not isinstance(value, str):
-                self.hparams[name] = list(value)
+            self.hparams[name] = _plain(value)
 
     @property
     def class_names(self) -> tuple[str, str]:
@@ -113,6 +110,14 @@ class BinaryClassifier(L.LightningModule):
         self._log_epoch("train", loss, self.train_accuracy, len(labels))
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Stop when the loss is no number any more, before anything is saved."""
+        if not torch.isfinite(self.trainer.callback_metrics["train/loss"]):
+            raise HorseHumanError(
+                f"the loss is not finite after epoch {self.current_epoch + 1}: lower "
+                "model.optimizer.lr, or use trainer.precision=32-true"
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log ``val/loss`` and ``val/acc``."""
@@ -187,8 +192,13 @@ class BinaryClassifier(L.LightningModule):
             for name, kind in vars(torch.optim).items()
             if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
         }
+        if not isinstance(given, Mapping):
+            raise HorseHumanError(f"model.optimizer={given!r} does not work: give name, lr, ...")
         name = given.get("name")
-        check_choice("model.optimizer.name", name, sorted(set(found) - {"Optimizer"}))
+        unfit = {"Optimizer", "SparseAdam", "LBFGS", "Muon"}  # sparse; closures; matrices only
+        check_choice("model.optimizer.name", name, sorted(set(found) - unfit))
+        decay = given.get("weight_decay", 0.0)
+        check_number("model.optimizer.weight_decay", decay, float, at_least=0)
         check_number("model.optimizer.lr", given.get("lr"), float, above=0)
         return found[str(name)]
 
@@ -199,6 +209,19 @@ class BinaryClassifier(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what this class cannot read."""
         check_origin(checkpoint, type(self).__name__)
+
+
+def _plain(value: Any) -> Any:
+    """Copy a value as str, int, float, bool, list, dict or None; NumPy's become Python's."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    return value
 
 
 def check_origin(checkpoint: Mapping[str, Any], classifier: str | None = None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from horsehuman.errors import HorseHumanError, check_flag, check_number
+from horsehuman.errors import HorseHumanError, check_flag, check_number, check_widths
 from horsehuman.models.classifier import BinaryClassifier
 from horsehuman.models.layers import Pool, dense_layers, initialise
 from horsehuman.models.preprocess import Preprocess
@@ -69,6 +69,8 @@ class CNNClassifier(BinaryClassifier):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(class_names, threshold, temperature, optimizer, schedule, label_smoothing)
+        check_widths("model.channels", channels, at_least=1)
+        check_widths("model.hidden", hidden)
         check_number("model.convolutions", convolutions, int, at_least=1)
         check_number("model.stem_kernel", stem_kernel, int, at_least=1)
         check_number("model.stem_stride", stem_stride, int, at_least=1)
@@ -99,7 +101,6 @@ class CNNClassifier(BinaryClassifier):
         layers: list[nn.Module] = []
         before = 3
         for block, width in enumerate(own["channels"]):
-            check_number("model.channels", width, int, at_least=1)
             for repeat in range(own["convolutions"]):
                 stem = block == repeat == 0
                 kernel = own["stem_kernel"] if stem else 3

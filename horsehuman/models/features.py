@@ -94,7 +94,7 @@ class FeatureCache:
             self._usable = False
         except sqlite3.DatabaseError as error:
             log.warning("%s is no cache of features (%s): made anew", shown(self.path), error)
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)
         return None
 
 

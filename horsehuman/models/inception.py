@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from horsehuman.errors import check_choice, check_flag, check_number
+from horsehuman.errors import check_choice, check_flag, check_number, check_widths
 from horsehuman.models.classifier import BinaryClassifier
 from horsehuman.models.features import FeatureCache, cache_key
 from horsehuman.models.layers import Pool, dense_layers, initialise
@@ -101,6 +101,7 @@ class InceptionClassifier(BinaryClassifier):
     ) -> None:
         super().__init__(class_names, threshold, temperature, optimizer, schedule, label_smoothing)
         check_number("model.image_size", image_size, int, at_least=75)
+        check_widths("model.hidden", hidden)
         check_number("model.dropout", dropout, float, at_least=0, below=1)
         check_flag("model.cache_features", cache_features)
         self.save_hyperparameters(logger=False)
@@ -114,7 +115,10 @@ class InceptionClassifier(BinaryClassifier):
         self.preprocess = Preprocess(image_size, mean or (), std or ())
         self.backbone = backbone
         self.pool = Pool(pool)
-        *before, last = dense_layers(self._width(), [*hidden, 1])
+        with torch.no_grad():
+            maps = self.backbone(torch.zeros(1, 3, image_size, image_size))
+        self.width = self.pool(maps).shape[1]
+        *before, last = dense_layers(self.width, [*hidden, 1])
         self.head = nn.Sequential(*before, nn.Dropout(dropout), last)
         initialise(self.head, initialisation)
         self.to(memory_format=torch.channels_last)
@@ -142,7 +146,8 @@ class InceptionClassifier(BinaryClassifier):
         replace = getattr(getattr(self.trainer, "datamodule", None), "replace_pictures", None)
         if stage == "fit" and self.hparams["cache_features"] and replace:
             self.to(self.trainer.strategy.root_device)
-            replace(self.feature_cache())
+            keep = self.hparams["pool"] != "flatten"  # nearly 1 MB for each picture
+            replace(self.feature_cache() if keep else lambda x: self.embed(x.to(self.device)).cpu())
 
     def feature_cache(self) -> FeatureCache:
         """:meth:`embed` that remembers, in the user's cache, what it has computed."""
@@ -151,14 +156,10 @@ class InceptionClassifier(BinaryClassifier):
         name = f"{cache_key(self.backbone, settings)}.sqlite"
         return FeatureCache(
             lambda images: self.embed(images.to(self.device)).cpu(),
-            self._width(),
+            self.width,
             cache_dir() / "features" / name,
         )
 
     def _logits(self, inputs: Tensor) -> Tensor:
         logits: Tensor = self.head(inputs).squeeze(1) if inputs.ndim == 2 else self(inputs)
         return logits
-
-    def _width(self) -> int:
-        size = self.image_size
-        return int(self.pool(self.backbone(torch.zeros(1, 3, size, size))).shape[1])

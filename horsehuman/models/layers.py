@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from horsehuman.errors import check_choice, check_number
+from horsehuman.errors import check_choice
 
 
 class Pool(nn.Module):
@@ -41,7 +41,6 @@ def dense_layers(features: int, widths: Sequence[int]) -> list[nn.Module]:
     """Fully connected layers with ReLU between them: ``(N, features)`` to ``(N, widths[-1])``."""
     layers: list[nn.Module] = []
     for width in widths:
-        check_number("model.hidden", width, int, at_least=1)
         layers += [nn.Linear(features, width), nn.ReLU()]
         features = width
     return layers[:-1]

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from horsehuman.errors import HorseHumanError, closest, shown
 
+log = logging.getLogger(__name__)
+
 #: Where the backbone can be cut, in the order of timm's feature levels, and which top-level
 #: layers lie between the cut before and this one (Szegedy et al. 2016, names as in torchvision).
 CUTS = {
@@ -57,7 +59,8 @@ def read_trunk(source: str) -> Trunk:
     """Read weights.
 
     Args:
-        source: ``box``, ``random``, a timm tag of ``inception_v3``, or a safetensors file.
+        source: ``box``, ``random``, a timm tag of ``inception_v3``, or a safetensors file, which is
+            taken to expect what Google's weights expect (mean and std 0.5).
 
     Raises:
         HorseHumanError: There is no such source, or it cannot be read.
@@ -67,7 +70,9 @@ def read_trunk(source: str) -> Trunk:
     if source == "box":
         return Trunk(source, _read_file(box_trunk()), *_expected(_BOX_TAG))
     if str(source).endswith(".safetensors"):
-        return Trunk(source, _read_file(Path(source)), *_expected(_BOX_TAG))
+        mean, std = _expected(_BOX_TAG)
+        log.info("model.weights=%s: taken to expect mean %s and std %s", source, mean, std)
+        return Trunk(source, _read_file(Path(source).expanduser()), mean, std)
     tags = [name.partition(".")[2] for name in timm.list_pretrained("inception_v3.*")]
     if source not in tags:
         near = closest(str(source), ["box", "random", *tags])
@@ -75,6 +80,7 @@ def read_trunk(source: str) -> Trunk:
             f"model.weights={source!r} is not known{near}: use box | random | {' | '.join(tags)} | "
             "a file that ends in .safetensors"
         )
+    log.info("model.weights=%s: asking timm's hub or cache", source)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         model = timm.create_model(f"inception_v3.{source}", pretrained=True)

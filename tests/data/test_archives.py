@@ -58,6 +58,13 @@ def corrupt(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def no_deflate_stream(path: Path) -> None:
+    make_zip(path, {"horses/1.png": bytes(range(256)) * 40})
+    data = bytearray(path.read_bytes())
+    data[42:60] = b"\xff" * 18
+    path.write_bytes(bytes(data))
+
+
 def web_page(path: Path) -> None:
     path.write_text("<html>not found</html>")
 
@@ -72,6 +79,7 @@ def web_page(path: Path) -> None:
         (bomb, "no archive of pictures"),
         (truncated, "no complete zip file"),
         (corrupt, "damaged"),
+        (no_deflate_stream, r"damaged \(Error -3 while decompressing"),
         (web_page, "no complete zip file"),
     ],
 )

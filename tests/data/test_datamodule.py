@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,12 +77,20 @@ def test_bad_files_are_one_error_or_left_out(
         assert len(images) == len(labels) == 4
 
 
+def test_reading_pictures_leaves_warnings_alone(tree: Path) -> None:
+    before = list(warnings.filters)
+    make(tree)
+    assert warnings.filters == before
+
+
 def test_a_class_whose_pictures_are_all_bad(tree: Path, tmp_path: Path) -> None:
     root = tmp_path / "set"
     shutil.copytree(tree, root)
     for victim in (root / "test" / "humans").iterdir():
         victim.write_bytes(b"")
-    with pytest.raises(HorseHumanError, match=r"no picture in .*test/humans can be read"):
+    with pytest.raises(
+        HorseHumanError, match=r"no picture of the class of .*/humans/.* can be read in test"
+    ):
         make(root, skip_bad=True)
 
 
@@ -141,6 +150,10 @@ def test_features_cannot_be_augmented(tree: Path) -> None:
         ({"validation": "tset"}, "validation"),
         ({"source": "zip"}, "source"),
         ({"source": "folder", "root": None}, "root"),
+        ({"root": "somewhere"}, "data=folder"),
+        ({"archives_dir": "somewhere"}, "data=archives"),
+        ({"augment": {"rotatoin": 3}}, "did you mean rotation"),
+        ({"augment": True}, "augment"),
         ({"image_size": 0}, "image_size"),
         ({"memory_limit": -1}, "memory_limit"),
         ({"skip_bad": "yes"}, "skip_bad"),

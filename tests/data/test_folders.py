@@ -52,6 +52,15 @@ def test_groups_by_pattern(tmp_path: Path) -> None:
     assert [record.group for record in records] == ["horse01", "horse01", "human-2"]
 
 
+def test_names_of_splits_in_any_case_and_what_is_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plant(tmp_path, "Train/a/1", "Train/b/2", "Testing/a/3", "Testing/b/4", "copy/train/a/1")
+    _, records = scan(tmp_path)
+    assert [record.split for record in records] == ["test", "test", "train", "train"]
+    assert "left aside what is no split (copy)" in caplog.text
+
+
 def test_links_in_circles_end(tmp_path: Path) -> None:
     plant(tmp_path, "a/1.png", "b/2.png")
     (tmp_path / "a" / "circle").symlink_to(tmp_path / "a", target_is_directory=True)

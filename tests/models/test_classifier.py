@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -118,6 +119,25 @@ def test_probabilities_are_calibrated_logits() -> None:
     for probability, logit in zip(found.tolist(), model(images).tolist(), strict=True):
         assert probability == pytest.approx(1 / (1 + math.exp(-logit / 2)), rel=1e-5)
     assert model.training is False
+
+
+def test_a_loss_that_is_no_number_ends_training() -> None:
+    model = CNNClassifier(**TINY, optimizer={"name": "SGD", "lr": 1e30}, schedule="constant")
+    with pytest.raises(HorseHumanError, match="the loss is not finite after epoch"):
+        fit(model, max_epochs=20)
+
+
+def test_values_of_numpy_become_plain() -> None:
+    model = CNNClassifier(
+        **TINY,
+        class_names=np.array(["a", "b"]),  # type: ignore[arg-type]
+        threshold=np.float64(0.4),
+        optimizer={"name": "SGD", "lr": np.float64(0.1)},
+    )
+    assert model.hparams["class_names"] == ["a", "b"]
+    assert {type(name) for name in model.class_names} == {str}
+    assert type(model.hparams["threshold"]) is float
+    assert type(model.hparams["optimizer"]["lr"]) is float
 
 
 def test_hyper_parameters_are_plain_and_not_shared() -> None:

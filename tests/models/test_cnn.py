@@ -82,6 +82,11 @@ def test_a_copy_in_onnx_form_would_need_no_preprocessing() -> None:
         ({"class_names": ["one"]}, "class_names"),
         ({"batch_norm": "no"}, "batch_norm"),
         ({"hidden": [-3]}, "hidden"),
+        ({"hidden": 5}, "hidden"),
+        ({"channels": []}, "channels"),
+        ({"optimizer": None}, "optimizer"),
+        ({"optimizer": {"name": "SGD", "lr": 0.1, "weight_decay": -1}}, "weight_decay"),
+        ({"class_names": "ab"}, "class_names"),
     ],
 )
 def test_values_that_do_not_work(given: dict, name: str) -> None:

@@ -83,6 +83,15 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert caplog.text.count("features are not kept in") == 1
 
 
+def test_the_cache_of_a_model_on_another_device_is_made_without_computing() -> None:
+    model = InceptionClassifier(96, "random")
+    path = model.feature_cache().path
+    model.preprocess.to("meta")
+    model.pool.to("meta")
+    assert model.feature_cache().width == model.width == 768
+    assert model.feature_cache().path == path
+
+
 def test_the_key_stands_for_weights_and_settings() -> None:
     torch.manual_seed(0)
     first = InceptionClassifier(image_size=96, weights="random")

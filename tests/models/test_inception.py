@@ -86,9 +86,14 @@ def test_weights_are_loaded_strictly(
         InceptionClassifier(weights=str(path))
 
 
-def test_layers_behind_the_cut_are_left_aside_by_name(box: dict[str, torch.Tensor]) -> None:
+def test_layers_behind_the_cut_are_left_aside_by_name(
+    box: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     behind = {"fc.weight": torch.zeros(2), "AuxLogits.fc.bias": torch.zeros(1)}
     behind["Mixed_7a.branch3x3.0.conv.weight"] = torch.zeros(1)
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({**box, **behind}, path)
+    assert InceptionClassifier(weights=str(path)).hparams["cut"] == "Mixed_6e"
     backbone = FrozenBackbone("Mixed_5d")
     load_trunk(backbone.trunk, read_trunk("box"), "Mixed_5d")
     kernel = "Mixed_5d.branch1x1.conv.weight"
