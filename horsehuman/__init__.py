@@ -13,8 +13,7 @@ from horsehuman.errors import HorseHumanError
 if TYPE_CHECKING:
     from horsehuman.checkpoint import load_classifier
     from horsehuman.data.datamodule import HorseHumanDataModule
-    from horsehuman.models.cnn import CNNClassifier
-    from horsehuman.models.inception import InceptionClassifier
+    from horsehuman.models.classifier import CNNClassifier, InceptionClassifier
     from horsehuman.pictures import read_picture
 
 __version__ = "0.1.0"
@@ -30,9 +29,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CNNClassifier": "horsehuman.models.cnn",
+    "CNNClassifier": "horsehuman.models.classifier",
     "HorseHumanDataModule": "horsehuman.data.datamodule",
-    "InceptionClassifier": "horsehuman.models.inception",
+    "InceptionClassifier": "horsehuman.models.classifier",
     "load_classifier": "horsehuman.checkpoint",
     "read_picture": "horsehuman.pictures",
 }

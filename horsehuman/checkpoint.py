@@ -3,50 +3,52 @@
 from __future__ import annotations
 
 import importlib
-import logging
+import inspect
 import pickle
+from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from horsehuman.errors import HorseHumanError, shown
-from horsehuman.models.classifier import BinaryClassifier, check_origin
-from horsehuman.runs import newest_run
+from horsehuman.errors import HorseHumanError, closest, shown
+from horsehuman.models.network import Network, check_origin
 
-log = logging.getLogger(__name__)
+#: The trained classifiers in the package.
+IN_THE_BOX = ("inception", "cnn")
 
+# Modules that are trained, and where their networks are at home.
 _HOMES = {
-    "CNNClassifier": "horsehuman.models.cnn",
-    "InceptionClassifier": "horsehuman.models.inception",
+    "CNNClassifier": ("horsehuman.models.cnn", "CNN"),
+    "InceptionClassifier": ("horsehuman.models.inception", "Inception"),
 }
 
+_NETWORK, _BACKBONE = "network.", "backbone."
 
-def load_classifier(source: str | Path | None = None) -> BinaryClassifier:
+
+def load_classifier(source: str | Path = "inception") -> Network:
     """Load a trained classifier with all that belongs to it, from one file.
 
-    No network is asked, no pretrained weights are read, and no code in the file is executed.
+    No network is asked, and no code in the file is executed.
 
     Args:
-        source: A run's folder (its ``final.ckpt`` is meant), a checkpoint file, or ``None`` for
-            the newest run below ``outputs/``.
+        source: ``inception`` or ``cnn``, which are in the package; a run's folder (its
+            ``final.ckpt`` is meant); or a checkpoint file.
 
     Returns:
-        The classifier on the CPU, in eval mode.
+        The network with its answers, on the CPU, in eval mode.
 
     Raises:
-        HorseHumanError: There is no such run or file, or it is not a classifier of ours.
+        HorseHumanError: There is no such name, run or file, or it is not a classifier of ours.
     """
     path = find_checkpoint(source)
     checkpoint = read_checkpoint(path)
     try:
-        name = check_origin(checkpoint)
-        kind: type[BinaryClassifier] = getattr(importlib.import_module(_HOMES[name]), name)
-        given = dict(checkpoint["hyper_parameters"])
-        if "weights" in given:
-            given["weights"] = "checkpoint"  # whatever the file says, nothing else is read
-        classifier = kind(**given)
-        classifier.load_state_dict(checkpoint["state_dict"])
+        home, name = _HOMES[check_origin(checkpoint)]
+        kind: type[Network] = getattr(importlib.import_module(home), name)
+        network = _rebuild(kind, checkpoint["hyper_parameters"], checkpoint["state_dict"])
     except HorseHumanError as error:
         raise HorseHumanError(f"{shown(path)}: {error}") from error
     except Exception as error:  # a damaged or foreign file may hold anything
@@ -54,22 +56,43 @@ def load_classifier(source: str | Path | None = None) -> BinaryClassifier:
         raise HorseHumanError(
             f"{shown(path)} does not hold what its classifier needs ({reason}): train it again"
         ) from error
-    return classifier.eval()
+    return network.eval()
 
 
-def find_checkpoint(source: str | Path | None) -> Path:
-    """The file that a run, a file name or nothing stands for.
+def _rebuild(
+    kind: type[Network], settings: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> Network:
+    """Build a network from what its module saved; what is about training is left aside."""
+    known = inspect.signature(kind).parameters
+    given = {name: value for name, value in settings.items() if name in known}
+    tensors = {key.removeprefix(_NETWORK): tensor for key, tensor in state.items()}
+    whole = any(key.startswith(_BACKBONE) for key in tensors)
+    if "weights" in known:  # whatever the file says: nothing else is read
+        given["weights"] = "checkpoint" if whole else "box"
+    network = kind(**given)
+    if "weights" in known and not whole:
+        own = network.state_dict()
+        tensors |= {key: own[key] for key in own if key.startswith(_BACKBONE)}
+    network.load_state_dict(tensors)
+    return network
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """The file that a name, a run or a file name stands for.
 
     Raises:
         HorseHumanError: There is none.
     """
-    if source is None:
-        source = newest_run()
-        log.info("using the newest run: %s", shown(source))
+    if source in IN_THE_BOX:
+        return Path(str(resources.files("horsehuman") / "assets" / f"{source}.ckpt"))
     path = Path(source).expanduser()
     if not path.is_dir():
         if not path.is_file():
-            raise HorseHumanError(f"--model {shown(path)}: there is no such run or file")
+            near = closest(str(source), IN_THE_BOX)
+            raise HorseHumanError(
+                f"--model {shown(path)}: there is no such run or file{near}: name a run, a "
+                f"checkpoint, or one in the box ({' | '.join(IN_THE_BOX)})"
+            )
         return path
     final = path / "checkpoints" / "final.ckpt"
     if final.is_file():

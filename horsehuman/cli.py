@@ -59,9 +59,12 @@ def _top(
 def predict(
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files.")],
     model: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN|FILE", help="A run's folder or a checkpoint [newest run]"),
-    ] = None,
+        str,
+        typer.Option(
+            metavar="NAME|RUN|FILE",
+            help="inception or cnn (in the box), a run's folder, or a checkpoint.",
+        ),
+    ] = "inception",
 ) -> None:
     """Say what each picture shows, with which probability."""
     show_notes()

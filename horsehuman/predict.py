@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from horsehuman.models.classifier import BinaryClassifier
+from horsehuman.models.network import Network
 from horsehuman.pictures import PictureError, read_picture
 from horsehuman.resize import resize
 
@@ -32,7 +32,7 @@ class Prediction:
 
 
 def predict(
-    classifier: BinaryClassifier, sources: Iterable[Path], batch_size: int = 16
+    classifier: Network, sources: Iterable[Path], batch_size: int = 16
 ) -> Iterator[Prediction]:
     """Classify pictures, in order and a batch at a time; a bad file is an answer with its error."""
     sources = iter(sources)
@@ -40,7 +40,7 @@ def predict(
         yield from _predict_batch(classifier, batch)
 
 
-def _predict_batch(classifier: BinaryClassifier, sources: list[Path]) -> list[Prediction]:
+def _predict_batch(classifier: Network, sources: list[Path]) -> list[Prediction]:
     pictures, errors = [], {}
     for index, source in enumerate(sources):
         try:
@@ -61,7 +61,7 @@ def _predict_batch(classifier: BinaryClassifier, sources: list[Path]) -> list[Pr
     ]
 
 
-def _answer(classifier: BinaryClassifier, source: Path, probability: float) -> Prediction:
-    label = int(probability >= classifier.hparams["threshold"])
+def _answer(classifier: Network, source: Path, probability: float) -> Prediction:
+    label = int(probability >= classifier.threshold)
     share = probability if label else 1 - probability
     return Prediction(source, classifier.class_names[label], share, "")

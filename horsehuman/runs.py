@@ -20,9 +20,6 @@ from horsehuman.errors import HorseHumanError, shown
 
 log = logging.getLogger(__name__)
 
-#: Where runs are kept, below the working directory.
-OUTPUTS = Path("outputs")
-
 #: What a slim checkpoint keeps of Lightning's: all that :func:`load_classifier` and
 #: ``load_from_checkpoint`` need, and when it was.
 _SLIM = (
@@ -126,21 +123,6 @@ def point_latest(folder: Path) -> None:
     except OSError as error:  # Windows without the right to link; a folder of that name
         aside.unlink(missing_ok=True)
         log.info("%s is not updated: %s", shown(link), error.strerror)
-
-
-def newest_run(outputs: Path = OUTPUTS) -> Path:
-    """The run whose final checkpoint was written last.
-
-    Raises:
-        HorseHumanError: There is none.
-    """
-    finals = sorted(outputs.glob("**/checkpoints/final.ckpt"), key=lambda p: p.stat().st_mtime)
-    if not finals:
-        raise HorseHumanError(
-            f"there is no finished run below {shown(outputs)}: train one with "
-            "'python scripts/train.py model=inception', or name one with --model RUN"
-        )
-    return finals[-1].parents[1]
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

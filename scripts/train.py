@@ -117,7 +117,8 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         "seconds_training": round(time.monotonic() - started, 1),
     }
     if config.test:
-        metrics |= test(final, data, config.trainer.accelerator)
+        tested = type(model).load_from_checkpoint(final, map_location="cpu")
+        metrics |= test(tested, data, config.trainer.accelerator)
     metrics["seconds"] = round(time.monotonic() - started, 1)
     log_hyperparameters(log, config, metrics)
     runs.write_metrics(folder, metrics)
@@ -222,11 +223,10 @@ def keep_checkpoints(folder: Path) -> Path:
     return final
 
 
-def test(checkpoint: Path, data: HorseHumanDataModule, accelerator: str) -> dict[str, Any]:
-    """Test a checkpoint as a user would load it, on real pictures from end to end."""
+def test(model: L.LightningModule, data: HorseHumanDataModule, accelerator: str) -> dict[str, Any]:
+    """Test what was read back from a checkpoint, on real pictures from end to end."""
     import lightning as L
 
-    from horsehuman import load_classifier
     from horsehuman.callbacks import TerminalProgress
 
     trainer = L.Trainer(
@@ -238,7 +238,7 @@ def test(checkpoint: Path, data: HorseHumanDataModule, accelerator: str) -> dict
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    found = trainer.test(load_classifier(checkpoint), datamodule=data, verbose=False)[0]
+    found = trainer.test(model, datamodule=data, verbose=False)[0]
     pictures = len(data.test_dataloader().dataset)  # type: ignore[arg-type]
     return {
         **found,

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -25,10 +24,10 @@ def brightness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-        model.features[0].bias.fill_(1.0)
-        model.features[0].weight[:, :, 2, 2] = 1 / 3
-        model.head[-1].weight.fill_(4.0)
-        model.head[-1].bias.fill_(-4.0)
+        model.network.features[0].bias.fill_(1.0)
+        model.network.features[0].weight[:, :, 2, 2] = 1 / 3
+        model.network.head[-1].weight.fill_(4.0)
+        model.network.head[-1].bias.fill_(-4.0)
     return save(model, tmp_path_factory.mktemp("model") / "model.ckpt")
 
 
@@ -86,7 +85,6 @@ def test_command_prints_answers_on_stdout_and_the_rest_on_stderr(
         (["predct", "x"], 2, "predict"),
         (["predict", "x", "--modle", "y"], 2, "--model"),
         (["predict", "x.png", "--model", "nowhere"], 1, "nowhere: there is no such run or file"),
-        (["predict", "x.png"], 1, "there is no finished run below outputs"),
     ],
 )
 def test_usage(
@@ -124,20 +122,3 @@ def test_cache_is_shown_and_emptied_and_nothing_else_is_touched(
     assert run(monkeypatch, "cache", "--clear") == 0
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert left == set(others)
-
-
-def test_newest_run_is_the_default_and_is_named(
-    brightness: Path,
-    pictures: list[Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
-    final = tmp_path / "outputs" / "cnn" / "one" / "checkpoints" / "final.ckpt"
-    final.parent.mkdir(parents=True)
-    os.link(brightness, final)
-    monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, "predict", "dark.png") == 0
-    out, err = capsys.readouterr()
-    assert out == "dark.png  night   98.20%\n"
-    assert err == "using the newest run: outputs/cnn/one\n"

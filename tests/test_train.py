@@ -24,7 +24,9 @@ from horsehuman.predict import predict
 SCRIPT = Path(script.__file__)
 
 CNN = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=2"]
-INCEPTION = ["model=inception", "model.image_size=96", "trainer.max_epochs=2"]
+INCEPTION = [
+    *["model=inception", "model.image_size=96", "model.scales=[80,96]", "trainer.max_epochs=2"]
+]
 
 
 def options(tree: Path) -> list[str]:
@@ -223,7 +225,7 @@ def test_help_shows_groups_and_examples(tmp_path: Path) -> None:
         (["trainer.max_epochs=abc"], "trainer.max_epochs='abc'"),
         (["seed=-1"], "seed=-1"),
         (["ema=1"], "ema=1"),
-        (["+model.unheard=1"], "model.unheard is not an option of CNNClassifier"),
+        (["+model.unheard=1"], "model.unheard is not an option of CNN"),
         (["+trainer.unheard=1"], "trainer does not take this: .*unheard"),
         (["trainer.precision=99"], "trainer does not take this: .*99"),
         (["trainer.limit_train_batches=0.01"], "trainer does not take this"),
@@ -262,7 +264,14 @@ def test_plain_lightning_trains_too(tree: Path, tmp_path: Path) -> None:
     trainer = L.Trainer(max_epochs=1, default_root_dir=tmp_path)
     trainer.fit(model, datamodule=data)
     trainer.save_checkpoint(tmp_path / "mine.ckpt")
-    assert len(trainer.test(load_classifier(tmp_path / "mine.ckpt"), datamodule=data)) == 1
+    assert (
+        len(
+            trainer.test(
+                CNNClassifier.load_from_checkpoint(tmp_path / "mine.ckpt"), datamodule=data
+            )
+        )
+        == 1
+    )
 
 
 @pytest.mark.slow

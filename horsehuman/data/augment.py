@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -153,6 +154,27 @@ class Augment:
             pictures.flatten(2),
         )
         return flat.clamp_(0, 1).view_as(pictures)
+
+
+def augment_each(augment: Augment, images: Tensor, key: str) -> Tensor:
+    """Augment each picture as ``key`` and its own pixels say, whatever it stands beside.
+
+    Args:
+        augment: What to do.
+        images: uint8 of shape ``(N, 3, S, S)``, on the CPU. Torch's generators are left as they
+            were.
+        key: Another key gives another view.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    views = []
+    with torch.random.fork_rng(devices=[]):
+        for image in images:
+            digest = hashlib.blake2b(image.numpy().tobytes(), key=key.encode(), digest_size=7)
+            torch.manual_seed(int.from_bytes(digest.digest(), "big"))
+            views.append(augment(image[None]))
+    return torch.cat(views)
 
 
 def make_augment(given: Mapping[str, Any] | None) -> Augment | None:

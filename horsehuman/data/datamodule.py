@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from horsehuman.data.archives import box_archives, download_archives, local_archives, unpack
-from horsehuman.data.augment import make_augment
+from horsehuman.data.augment import augment_each, make_augment
 from horsehuman.data.folders import Record, describe, scan
 from horsehuman.data.loading import (
     Batch,
@@ -110,6 +111,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         self.skipped: dict[str, str] = {}
         self._pictures: Tensor | None = None
         self._features: Tensor | None = None
+        self._views: list[Tensor] = []
         self._labels = torch.empty(0)
 
     def _check_options(self) -> None:
@@ -149,7 +151,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         Raises:
             HorseHumanError: The folder tree, a file or a split does not work.
         """
-        self._features = None
+        self._features, self._views = None, []
         if self.records:
             return
         if self.source != "folder" and self.root is None:
@@ -174,7 +176,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         self._labels = torch.tensor([float(record.label) for record in records])
         self._tell()
 
-    def replace_pictures(self, embed: Callable[[Tensor], Tensor]) -> None:
+    def replace_pictures(self, embed: Callable[[Tensor], Tensor], views: int = 1) -> None:
         """Train and validate on features instead of pictures, until the next :meth:`setup`.
 
         They are computed once and kept; testing goes on with the pictures.
@@ -182,25 +184,46 @@ class HorseHumanDataModule(L.LightningDataModule):
         Args:
             embed: Pictures, uint8 ``(N, 3, S, S)``, to features, float32 ``(N, F)``, both on
                 the CPU.
+            views: Views of each training picture: the picture itself, and others augmented, which
+                depend on the picture, the seed and the number of the view alone. Held-out
+                pictures have one.
 
         Raises:
-            HorseHumanError: Pictures are to be augmented, which features computed once cannot be.
+            HorseHumanError: There is nothing to augment with, or augmentation without a view.
         """
-        if self.augment:
+        if self.augment and views == 1:
             raise HorseHumanError(
-                "data.augment has no effect on features computed once: set data.augment=null, or "
-                "model.cache_features=false"
+                "data.augment has no effect on features computed once: set data.augment=null, "
+                "model.views above 1, or model.cache_features=false"
             )
-        chosen = sorted(self._indices("train") + self._indices(self._validating))
-        loader = self._loader(self._dataset(chosen), range(len(chosen)))
-        parts = [embed(images) for images, _ in track(loader, "computing features", len(loader))]
-        found = torch.cat(parts)
+        if views > 1 and self.augment is None:
+            raise HorseHumanError(
+                f"model.views={views} needs something to augment with: set data.augment, or "
+                "model.views=1"
+            )
+        train = self._indices("train")
+        chosen = sorted(train + self._indices(self._validating))
+        found = self._embed(chosen, embed, "computing features")
         self._features = torch.zeros(len(self.records), found.shape[1])
         self._features[chosen] = found
+        self._views = [
+            self._embed(
+                train, partial(self._embed_view, embed, view), f"view {view + 1} of {views}"
+            )
+            for view in range(1, views)
+        ]
+
+    def _embed(self, chosen: list[int], embed: Callable[[Tensor], Tensor], what: str) -> Tensor:
+        loader = self._loader(self._dataset(chosen), range(len(chosen)))
+        return torch.cat([embed(images) for images, _ in track(loader, what, len(loader))])
+
+    def _embed_view(self, embed: Callable[[Tensor], Tensor], view: int, images: Tensor) -> Tensor:
+        assert self.augment is not None
+        return embed(augment_each(self.augment, images, f"{self.seed}-{view}"))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches; a last, smaller one is left out where there are others."""
-        dataset = self._dataset(self._indices("train"), self._features)
+        dataset = self._training_set()
         sampler = EpochSampler(len(dataset), self.seed, self._epoch)
         return self._loader(dataset, sampler, drop_last=len(dataset) > self.batch_size)
 
@@ -253,6 +276,14 @@ class HorseHumanDataModule(L.LightningDataModule):
         if inputs is None:
             return DecodedBatches(self.records, self.image_size, indices)
         return KeptBatches(inputs, self._labels, indices)
+
+    def _training_set(self) -> Batches:
+        indices = self._indices("train")
+        if self._features is None or not self._views:
+            return self._dataset(indices, self._features)
+        features = torch.cat([self._features[indices], *self._views])
+        labels = self._labels[indices].repeat(1 + len(self._views))
+        return KeptBatches(features, labels, range(len(features)))
 
     def _loader(self, dataset: Batches, order: Iterable[int], **options: Any) -> DataLoader[Batch]:
         return make_loader(dataset, order, self.batch_size, self.num_workers, **options)

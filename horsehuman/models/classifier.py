@@ -1,8 +1,9 @@
-"""What both classifiers share: steps, metrics, optimizer, schedule, what a checkpoint holds."""
+"""The Lightning modules: how both networks are trained, measured and saved."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -12,30 +13,30 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics.classification import BinaryAccuracy
 
-from horsehuman.errors import HorseHumanError, check_choice, check_number
-
-#: Format of our part of a checkpoint; grows when older code could not read a newer file.
-FORMAT = 1
-
-SCHEDULES = ("constant", "cosine", "one_cycle")
+from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, closest
+from horsehuman.models.cnn import CNN
+from horsehuman.models.features import FeatureCache
+from horsehuman.models.inception import Inception
+from horsehuman.models.network import FORMAT, Network, check_origin, plain
+from horsehuman.models.optimization import (
+    SCHEDULES,
+    make_optimizer,
+    make_schedule,
+    optimizer_class,
+)
 
 Batch = tuple[Tensor, Tensor]
 
 
 class BinaryClassifier(L.LightningModule):
-    """A classifier that eats pictures and gives one logit.
-
-    A subclass saves its hyper-parameters, hands the shared ones on, and defines :meth:`forward`.
+    """Trains a network that gives one logit for each picture.
 
     Args:
-        class_names: Names of class 0 and class 1; taken from the data when training starts.
-        threshold: From this probability on a picture is of class 1.
-        temperature: Logits are divided by it before they become probabilities.
-        optimizer: ``name`` of a class in :mod:`torch.optim` and its arguments. Weight decay
-            spares what has one dimension (biases, batch norm).
-        schedule: Of the learning rate over all steps: ``constant``, ``cosine`` (to zero) or
-            ``one_cycle`` (Smith 2018, with torch's proportions).
+        network: What is trained.
+        optimizer: See :func:`~horsehuman.models.optimization.make_optimizer`.
+        schedule: See :func:`~horsehuman.models.optimization.make_schedule`.
         label_smoothing: Training labels become ``s / 2`` and ``1 - s / 2``; in [0, 1).
+        options: What else a subclass takes.
 
     Raises:
         HorseHumanError: A value does not work.
@@ -43,70 +44,44 @@ class BinaryClassifier(L.LightningModule):
 
     def __init__(
         self,
-        class_names: Sequence[str],
-        threshold: float,
-        temperature: float,
+        network: Network,
         optimizer: Mapping[str, Any],
         schedule: str,
         label_smoothing: float,
+        **options: Any,
     ) -> None:
         super().__init__()
-        if class_names is None or isinstance(class_names, str) or len(class_names) != 2:
-            raise HorseHumanError(f"model.class_names={class_names!r} does not work: give two")
-        check_number("model.threshold", threshold, float, above=0, below=1)
-        check_number("model.temperature", temperature, float, above=0)
         check_choice("model.schedule", schedule, SCHEDULES)
         check_number("model.label_smoothing", label_smoothing, float, at_least=0, below=1)
-        self._optimizer_class(optimizer)
+        optimizer_class(optimizer)
+        own = {"optimizer": optimizer, "schedule": schedule, "label_smoothing": label_smoothing}
+        self.hparams.update(plain({**network.settings, **own, **options}))
+        self.network = network
+        size = network.image_size
+        self.example_input_array = torch.zeros(1, 3, size, size, dtype=torch.uint8)
         self.train_accuracy = BinaryAccuracy(validate_args=False)
-        self.val_accuracy = BinaryAccuracy(threshold, validate_args=False)
-        self.test_accuracy = BinaryAccuracy(threshold, validate_args=False)
-
-    def _keep_plain(self) -> None:
-        """Copy saved sequences and mappings: a checkpoint holds nothing but plain values."""
-        for name, value in self.hparams.items():
-            self.hparams[name] = _plain(value)
-
-    @property
-    def class_names(self) -> tuple[str, str]:
-        """Names of class 0 and class 1."""
-        first, second = self.hparams["class_names"]
-        return first, second
+        self.val_accuracy = BinaryAccuracy(network.threshold, validate_args=False)
+        self.test_accuracy = BinaryAccuracy(network.threshold, validate_args=False)
 
     @property
     def image_size(self) -> int:
         """Height and width in pixels of the canonical picture, which data should be kept at."""
-        return int(self.hparams["image_size"])
+        return self.network.image_size
 
-    @torch.inference_mode()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Probability of class 1.
-
-        Args:
-            images: uint8 of shape ``(N, 3, H, W)`` on the model's device.
-
-        Returns:
-            float32 of shape ``(N,)``, 0 to 1.
-        """
-        self.eval()
-        return self._probabilities(self(images))
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return torch.sigmoid(logits / self.hparams["temperature"])
-
-    def _logits(self, inputs: Tensor) -> Tensor:
-        """Logits of what a loader yields: pictures, or what a subclass computed from them."""
-        logits: Tensor = self(inputs)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(N,)`` of what a loader yields: pictures, or features computed from them."""
+        logits: Tensor
+        logits = self.network.classify(inputs) if inputs.ndim == 2 else self.network(inputs)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of ``(pictures or features, labels float32 (N,))``; logs its mean and accuracy."""
         inputs, labels = batch
-        logits = self._logits(inputs)
+        logits = self(inputs)
         smoothing = self.hparams["label_smoothing"]
         targets = labels * (1 - smoothing) + smoothing / 2
         loss = functional.binary_cross_entropy_with_logits(logits, targets)
-        self.train_accuracy(logits.detach().sigmoid(), labels.int())
+        self.train_accuracy.update(logits.detach().sigmoid(), labels.int())
         self._log_epoch("train", loss, self.train_accuracy, len(labels))
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
@@ -129,11 +104,9 @@ class BinaryClassifier(L.LightningModule):
 
     def _evaluate(self, stage: str, batch: Batch, accuracy: BinaryAccuracy) -> None:
         inputs, labels = batch
-        logits = self._logits(inputs)
-        loss = functional.binary_cross_entropy_with_logits(
-            logits / self.hparams["temperature"], labels
-        )
-        accuracy.update(self._probabilities(logits), labels.int())
+        logits = self.network.calibrate(self(inputs))
+        loss = functional.binary_cross_entropy_with_logits(logits, labels)
+        accuracy.update(logits.sigmoid(), labels.int())
         self._log_epoch(stage, loss, accuracy, len(labels))
 
     def _log_epoch(self, stage: str, loss: Tensor, accuracy: BinaryAccuracy, size: int) -> None:
@@ -144,63 +117,18 @@ class BinaryClassifier(L.LightningModule):
         """Take the names of the classes from the data that training starts on."""
         names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
         if stage == "fit" and names:
-            self.hparams["class_names"] = list(names)
+            self.hparams["class_names"] = self.network.settings["class_names"] = list(names)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build what ``optimizer`` and ``schedule`` name, over what is trained."""
-        given = dict(self.hparams["optimizer"])
-        optimizer_class = self._optimizer_class(given)
-        name, decay = given.pop("name"), given.pop("weight_decay", 0.0)
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        try:
-            optimizer = optimizer_class(groups, **given)
-        except (TypeError, ValueError) as error:
-            raise HorseHumanError(f"model.optimizer: {name} does not take this: {error}") from error
-        scheduler = self._scheduler(optimizer)
+        optimizer = make_optimizer(self.hparams["optimizer"], self.parameters())
+        schedule = self.hparams["schedule"]
+        steps = 0 if schedule == "constant" else self.trainer.estimated_stepping_batches
+        scheduler = make_schedule(schedule, optimizer, steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"},
         }
-
-    def _scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        schedules = torch.optim.lr_scheduler
-        schedule = self.hparams["schedule"]
-        if schedule == "constant":
-            return schedules.ConstantLR(optimizer, factor=1.0)
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise HorseHumanError(
-                f"model.schedule={schedule} needs an end: set trainer.max_epochs, or use constant"
-            )
-        if schedule == "cosine":
-            return schedules.CosineAnnealingLR(optimizer, T_max=int(steps))
-        return schedules.OneCycleLR(
-            optimizer,
-            max_lr=[float(group["lr"]) for group in optimizer.param_groups],
-            total_steps=max(int(steps), 4),
-            cycle_momentum="betas" in optimizer.defaults,
-        )
-
-    @staticmethod
-    def _optimizer_class(given: Mapping[str, Any]) -> type[torch.optim.Optimizer]:
-        found = {
-            name: kind
-            for name, kind in vars(torch.optim).items()
-            if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
-        }
-        if not isinstance(given, Mapping):
-            raise HorseHumanError(f"model.optimizer={given!r} does not work: give name, lr, ...")
-        name = given.get("name")
-        unfit = {"Optimizer", "SparseAdam", "LBFGS", "Muon"}  # sparse; closures; matrices only
-        check_choice("model.optimizer.name", name, sorted(set(found) - unfit))
-        decay = given.get("weight_decay", 0.0)
-        check_number("model.optimizer.weight_decay", decay, float, at_least=0)
-        check_number("model.optimizer.lr", given.get("lr"), float, above=0)
-        return found[str(name)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write which class it is and in which format."""
@@ -211,40 +139,92 @@ class BinaryClassifier(L.LightningModule):
         check_origin(checkpoint, type(self).__name__)
 
 
-def _plain(value: Any) -> Any:
-    """Copy a value as str, int, float, bool, list, dict or None; NumPy's become Python's."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
-    return value
-
-
-def check_origin(checkpoint: Mapping[str, Any], classifier: str | None = None) -> str:
-    """Check that this code can read a checkpoint.
+class CNNClassifier(BinaryClassifier):
+    """The hand-built network.
 
     Args:
-        checkpoint: The loaded file.
-        classifier: Name of the class that wants it; ``None`` for any.
-
-    Returns:
-        Name of the class that it belongs to.
+        optimizer: See :class:`BinaryClassifier`, as the next two.
+        schedule: Of the learning rate.
+        label_smoothing: In [0, 1).
+        **network: Arguments of :class:`~horsehuman.models.cnn.CNN`.
 
     Raises:
-        HorseHumanError: It is another program's, another class's, or of a newer format.
+        HorseHumanError: A value does not work.
     """
-    origin = checkpoint.get("horsehuman")
-    if not isinstance(origin, dict) or not {"format", "classifier"} <= origin.keys():
-        raise HorseHumanError("this checkpoint was not written by horsehuman")
-    if origin["format"] > FORMAT:
-        raise HorseHumanError(
-            f"this checkpoint has format {origin['format']}, this code reads {FORMAT}: upgrade it"
+
+    def __init__(
+        self,
+        optimizer: Mapping[str, Any] = {"name": "AdamW", "lr": 0.002, "weight_decay": 0.05},
+        schedule: str = "one_cycle",
+        label_smoothing: float = 0.1,
+        **network: Any,
+    ) -> None:
+        super().__init__(_build(CNN, network), optimizer, schedule, label_smoothing)
+
+
+class InceptionClassifier(BinaryClassifier):
+    """Transfer learning: a head on a frozen Inception-v3.
+
+    Args:
+        cache_features: Compute the features of every picture once, before training, train the
+            head on them, and keep them in the user's cache for other runs.
+        views: With ``cache_features``: how many views of each training picture are embedded. The
+            first is the picture itself, the others are augmented as the data says, fixed by the
+            run's seed.
+        optimizer: See :class:`BinaryClassifier`, as the next two.
+        schedule: Of the learning rate.
+        label_smoothing: In [0, 1).
+        **network: Arguments of :class:`~horsehuman.models.inception.Inception`.
+
+    Raises:
+        HorseHumanError: A value does not work, or the weights cannot be read.
+    """
+
+    network: Inception
+
+    def __init__(
+        self,
+        cache_features: bool = True,
+        views: int = 1,
+        optimizer: Mapping[str, Any] = {"name": "AdamW", "lr": 0.03, "weight_decay": 0.01},
+        schedule: str = "cosine",
+        label_smoothing: float = 0.0,
+        **network: Any,
+    ) -> None:
+        check_flag("model.cache_features", cache_features)
+        check_number("model.views", views, int, at_least=1, at_most=1000)
+        if views > 1 and not cache_features:
+            raise HorseHumanError(
+                f"model.views={views} goes with model.cache_features=true: without it every epoch "
+                "sees a new view anyway"
+            )
+        options = {"cache_features": cache_features, "views": views}
+        super().__init__(
+            _build(Inception, network), optimizer, schedule, label_smoothing, **options
         )
-    name = str(origin["classifier"])
-    if classifier not in (None, name):
-        raise HorseHumanError(f"this checkpoint holds a {name}, no {classifier}")
-    return name
+
+    def setup(self, stage: str) -> None:
+        """Compute the features of the data's pictures, if they are to be cached."""
+        super().setup(stage)
+        replace = getattr(getattr(self.trainer, "datamodule", None), "replace_pictures", None)
+        if stage == "fit" and self.hparams["cache_features"] and replace:
+            self.network.to(self.trainer.strategy.root_device)
+            keep = self.hparams["pool"] != "flatten"  # nearly 1 MB for each picture
+            replace(self.feature_cache() if keep else self._embed, self.hparams["views"])
+
+    def feature_cache(self) -> FeatureCache:
+        """:meth:`Inception.embed` that remembers, in the user's cache, what it has computed."""
+        return FeatureCache(self._embed, self.network.width, self.network.feature_file())
+
+    def _embed(self, images: Tensor) -> Tensor:
+        return self.network.embed(images.to(self.network.device)).cpu()
+
+
+def _build(kind: type[Network], arguments: Mapping[str, Any]) -> Network:
+    """Build a network; an argument that it does not have is an error with the closest names."""
+    known = list(inspect.signature(kind).parameters)
+    for name in arguments:
+        if name not in known:
+            near = closest(name, known)
+            raise HorseHumanError(f"model.{name} is not an option of {kind.__name__}{near}")
+    return kind(**arguments)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from horsehuman.errors import HorseHumanError, check_flag, check_number, check_widths
-from horsehuman.models.classifier import BinaryClassifier
 from horsehuman.models.layers import Pool, dense_layers, initialise
+from horsehuman.models.network import Network
 from horsehuman.models.preprocess import Preprocess
 
 
-class CNNClassifier(BinaryClassifier):
+class CNN(Network):
     """Blocks of 3x3 convolutions, each block halved by max pooling, and a dense head.
 
     The defaults are a small modern network; the original notebook's is another setting of the
@@ -35,9 +34,6 @@ class CNNClassifier(BinaryClassifier):
             :func:`~horsehuman.models.layers.initialise`.
         mean: Mean of each channel, subtracted; pictures are on the scale 0 to 1.
         std: Standard deviation of each channel, divided by.
-        optimizer: See :class:`~horsehuman.models.classifier.BinaryClassifier`, as all below.
-        schedule: Of the learning rate.
-        label_smoothing: In [0, 1).
         class_names: Names of the two classes.
         threshold: Probability from which on a picture is of class 1.
         temperature: Divides the logits.
@@ -61,14 +57,11 @@ class CNNClassifier(BinaryClassifier):
         initialisation: str = "torch",
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
-        optimizer: Mapping[str, Any] = {"name": "AdamW", "lr": 0.002, "weight_decay": 0.05},
-        schedule: str = "one_cycle",
-        label_smoothing: float = 0.1,
         class_names: Sequence[str] = ("horses", "humans"),
         threshold: float = 0.5,
         temperature: float = 1.0,
     ) -> None:
-        super().__init__(class_names, threshold, temperature, optimizer, schedule, label_smoothing)
+        super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
         check_widths("model.channels", channels, at_least=1)
         check_widths("model.hidden", hidden)
         check_number("model.convolutions", convolutions, int, at_least=1)
@@ -77,8 +70,6 @@ class CNNClassifier(BinaryClassifier):
         check_flag("model.padding", padding)
         check_flag("model.batch_norm", batch_norm)
         check_number("model.dropout", dropout, float, at_least=0, below=1)
-        self.save_hyperparameters(logger=False)
-        self._keep_plain()
         self.preprocess = Preprocess(image_size, mean, std)
         self.features = self._blocks()
         self.pool = Pool(pool)
@@ -86,18 +77,16 @@ class CNNClassifier(BinaryClassifier):
         self.head = nn.Sequential(nn.Dropout(dropout), *dense_layers(width, [*hidden, 1]))
         initialise(self, initialisation)
         self.to(memory_format=torch.channels_last)
-        self.example_input_array = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N,)`` of pictures, uint8 ``(N, 3, H, W)``."""
+    def embed(self, images: Tensor) -> Tensor:
+        """Features ``(N, F)``, float32, of pictures, uint8 ``(N, 3, H, W)``."""
         x = self.preprocess(images)  # N x 3 x S x S
         x = self.features(x)  # N x C x H' x W'
-        x = self.pool(x)  # N x F
-        logits: Tensor = self.head(x)  # N x 1
-        return logits.squeeze(1)
+        features: Tensor = self.pool(x)  # N x F
+        return features
 
     def _blocks(self) -> nn.Sequential:
-        own = self.hparams
+        own = self.settings
         layers: list[nn.Module] = []
         before = 3
         for block, width in enumerate(own["channels"]):
@@ -127,8 +116,9 @@ class CNNClassifier(BinaryClassifier):
             with torch.no_grad():
                 maps = self.features.eval()(torch.zeros(1, 3, size, size))
         except RuntimeError as error:
+            blocks = len(self.settings["channels"])
             raise HorseHumanError(
-                f"model.image_size={size} is too small for {len(self.hparams['channels'])} blocks: "
+                f"model.image_size={size} is too small for {blocks} blocks: "
                 "give more pixels, or fewer model.channels"
             ) from error
         self.features.train()

@@ -19,6 +19,16 @@ log = logging.getLogger(__name__)
 
 Embed = Callable[[Tensor], Tensor]
 
+_VERSION = 1
+
+# One transaction: another process sees all of it or nothing.
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS features (picture BLOB PRIMARY KEY, feature BLOB) WITHOUT ROWID;
+PRAGMA user_version = {_VERSION};
+COMMIT;
+"""
+
 
 class FeatureCache:
     """Remembers the features of each picture in a file, under the digest of its pixels.
@@ -73,10 +83,12 @@ class FeatureCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=60)
         try:
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS features "
-                "(picture BLOB PRIMARY KEY, feature BLOB) WITHOUT ROWID"
-            )
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if tables and version != _VERSION:
+                raise sqlite3.DatabaseError(f"it has version {version}, not {_VERSION}")
+            if not tables:
+                connection.executescript(_SCHEMA)
         except sqlite3.Error:
             connection.close()
             raise

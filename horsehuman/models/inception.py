@@ -1,61 +1,103 @@
-"""Transfer learning: a frozen Inception-v3 trunk and a head of our own."""
+"""A frozen Inception-v3 trunk and a head of our own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.layers.conv_bn_act import ConvNormAct
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from horsehuman.errors import check_choice, check_flag, check_number, check_widths
-from horsehuman.models.classifier import BinaryClassifier
-from horsehuman.models.features import FeatureCache, cache_key
+from horsehuman.errors import HorseHumanError, check_choice, check_number, check_widths
+from horsehuman.models.features import cache_key
 from horsehuman.models.layers import Pool, dense_layers, initialise
+from horsehuman.models.network import Network
 from horsehuman.models.preprocess import Preprocess
-from horsehuman.models.weights import CUTS, load_trunk, read_trunk
+from horsehuman.models.weights import CUTS, Trunk, load_trunk, read_trunk
+from horsehuman.resize import resize
 from horsehuman.runtime import cache_dir
 
 #: What ``weights`` becomes in a checkpoint: they are in it, and nothing else is read.
 CHECKPOINT = "checkpoint"
 
+#: Pictures that go through the trunk at a time. More are no faster on a CPU, and its widest maps
+#: take 6 MB for each.
+CHUNK = 8
+
+
+class ConvReLU(nn.Module):
+    """A convolution with a bias and its ReLU: what is left of timm's ``ConvNormAct``.
+
+    Args:
+        block: In eval mode its batch norm is an affine map, which is folded into the convolution.
+    """
+
+    def __init__(self, block: ConvNormAct) -> None:
+        super().__init__()
+        self.conv = fuse_conv_bn_eval(block.conv, block.bn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, C', H', W')``."""
+        y: Tensor = self.conv(x)
+        return y.relu_()
+
 
 class FrozenBackbone(nn.Module):
     """timm's ``inception_v3`` up to a cut, which training cannot change.
 
-    It has no gradients and never leaves eval mode, so the statistics of its batch norms stay
-    what they are too.
+    It has no gradients and no batch norms, which are folded into the convolutions: nothing in it
+    depends on the mode or on what it has seen.
 
     Args:
         cut: The last layer, a key of :data:`~horsehuman.models.weights.CUTS`.
+        weights: What to load; ``None`` leaves them undefined, for a checkpoint to fill in.
+
+    Attributes:
+        width: Channels of the maps.
+
+    Raises:
+        HorseHumanError: The cut is not known, or the weights do not fit.
     """
 
-    def __init__(self, cut: str) -> None:
+    def __init__(self, cut: str, weights: Trunk | None = None) -> None:
         super().__init__()
         check_choice("model.cut", cut, list(CUTS))
-        self.trunk = timm.create_model(
-            "inception_v3", features_only=True, out_indices=(list(CUTS).index(cut),)
-        )
-        self.requires_grad_(False)
+        draw = weights is not None and weights.tensors is None
+        with torch.device("cpu" if draw else "meta"):  # drawing weights takes a second
+            trunk: Any = timm.create_model(
+                "inception_v3", features_only=True, out_indices=(list(CUTS).index(cut),)
+            )
+        self.width = int(trunk.feature_info.channels()[0])
+        self.trunk: nn.Module = trunk
+        if weights is not None:
+            load_trunk(self.trunk, weights, cut)
         self.eval()
-
-    def train(self, mode: bool = True) -> FrozenBackbone:
-        """Stay in eval mode, whatever the module around it does."""
-        return super().train(False)
+        for name, block in list(self.trunk.named_modules()):
+            if isinstance(block, ConvNormAct):
+                parent, _, child = name.rpartition(".")
+                setattr(self.trunk.get_submodule(parent), child, ConvReLU(block))
+        if weights is None:
+            self.trunk.to_empty(device="cpu")
+        self.train()
+        self.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(N, 3, S, S)`` to maps; at ``Mixed_6e`` and 300 px ``(N, 768, 17, 17)``."""
+        """``(N, 3, S, S)`` to maps; at ``Mixed_6e`` and 299 px ``(N, 768, 17, 17)``."""
         with torch.no_grad():
-            maps: Tensor = self.trunk(x)[-1]
-        return maps
+            return torch.cat([self.trunk(chunk)[-1] for chunk in torch.split(x, CHUNK)])
 
 
-class InceptionClassifier(BinaryClassifier):
-    """``head(pool(maps(images)))`` on a frozen Inception-v3.
+class Inception(Network):
+    """``head(mean of pool(maps) over the scales)`` on a frozen Inception-v3.
 
     Args:
-        image_size: Height and width in pixels of the canonical picture, at least 75.
+        image_size: Height and width in pixels of the canonical picture.
+        scales: Sizes in pixels, at least 75, that the trunk sees the canonical picture at; their
+            features are averaged. Figures of different size are then seen alike.
         weights: ``box`` (the trunk in this package), a timm tag such as ``tv_in1k``, a safetensors
             file, or ``random``. They are read here and go into every checkpoint, which therefore
             says ``checkpoint`` in this place and is loaded without them.
@@ -66,12 +108,6 @@ class InceptionClassifier(BinaryClassifier):
         initialisation: Of the head, ``torch`` or ``keras``.
         mean: Mean of each channel on the scale 0 to 1; by default what the weights expect.
         std: Standard deviation of each channel; by default what the weights expect.
-        cache_features: Compute the features of every picture once, before training, train the
-            head on them, and keep them in the user's cache for other runs; needs data that
-            augments nothing.
-        optimizer: See :class:`~horsehuman.models.classifier.BinaryClassifier`, as all below.
-        schedule: Of the learning rate.
-        label_smoothing: In [0, 1).
         class_names: Names of the two classes.
         threshold: Probability from which on a picture is of class 1.
         temperature: Divides the logits.
@@ -83,6 +119,7 @@ class InceptionClassifier(BinaryClassifier):
     def __init__(
         self,
         image_size: int = 300,
+        scales: Sequence[int] = (224, 299),
         weights: str = "box",
         cut: str = "Mixed_6e",
         pool: str = "avg",
@@ -91,75 +128,60 @@ class InceptionClassifier(BinaryClassifier):
         initialisation: str = "torch",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        cache_features: bool = True,
-        optimizer: Mapping[str, Any] = {"name": "AdamW", "lr": 0.03, "weight_decay": 0.01},
-        schedule: str = "cosine",
-        label_smoothing: float = 0.0,
         class_names: Sequence[str] = ("horses", "humans"),
         threshold: float = 0.5,
         temperature: float = 1.0,
     ) -> None:
-        super().__init__(class_names, threshold, temperature, optimizer, schedule, label_smoothing)
-        check_number("model.image_size", image_size, int, at_least=75)
+        super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
+        check_number("model.image_size", image_size, int, at_least=8, at_most=4096)
+        _check_scales(scales, pool)
         check_widths("model.hidden", hidden)
         check_number("model.dropout", dropout, float, at_least=0, below=1)
-        check_flag("model.cache_features", cache_features)
-        self.save_hyperparameters(logger=False)
-        backbone = FrozenBackbone(cut)
-        if weights != CHECKPOINT:
-            trunk = read_trunk(weights)
-            load_trunk(backbone.trunk, trunk, cut)
+        trunk = None if weights == CHECKPOINT else read_trunk(weights)
+        if trunk is not None:
             mean, std = mean or trunk.mean, std or trunk.std
-        self.hparams.update(weights=CHECKPOINT, mean=mean, std=std)
-        self._keep_plain()
-        self.preprocess = Preprocess(image_size, mean or (), std or ())
-        self.backbone = backbone
+            self.settings.update(weights=CHECKPOINT, mean=list(mean), std=list(std))
+        self.backbone = FrozenBackbone(cut, trunk)
+        self.preprocess = nn.ModuleList(Preprocess(s, mean or (), std or ()) for s in scales)
         self.pool = Pool(pool)
-        with torch.no_grad():
-            maps = self.backbone(torch.zeros(1, 3, image_size, image_size))
-        self.width = self.pool(maps).shape[1]
+        self.width = self._width(scales[0])
         *before, last = dense_layers(self.width, [*hidden, 1])
         self.head = nn.Sequential(*before, nn.Dropout(dropout), last)
         initialise(self.head, initialisation)
         self.to(memory_format=torch.channels_last)
-        self.example_input_array = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N,)`` of pictures, uint8 ``(N, 3, H, W)``."""
-        x = self.embed(images)  # N x F
-        logits: Tensor = self.head(x)  # N x 1
-        return logits.squeeze(1)
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What the frozen backbone sees of pictures, uint8 ``(N, 3, H, W)``.
 
-    def maps(self, images: Tensor) -> Tensor:
-        """What the frozen backbone sees: ``(N, C, H', W')``, float32, without gradients."""
-        maps: Tensor = self.backbone(self.preprocess(images))
-        return maps
+        Returns:
+            For each scale ``(N, C, H', W')``, float32, without gradients.
+        """
+        images = resize(images, self.image_size)
+        return [self.backbone(preprocess(images)) for preprocess in self.preprocess]
 
     def embed(self, images: Tensor) -> Tensor:
         """Features ``(N, F)``, float32, of pictures, uint8 ``(N, 3, H, W)``."""
-        features: Tensor = self.pool(self.maps(images))
-        return features
+        return torch.stack([self.pool(maps) for maps in self.maps(images)]).mean(0)
 
-    def setup(self, stage: str) -> None:
-        """Compute the features of the data's pictures, if they are to be cached."""
-        super().setup(stage)
-        replace = getattr(getattr(self.trainer, "datamodule", None), "replace_pictures", None)
-        if stage == "fit" and self.hparams["cache_features"] and replace:
-            self.to(self.trainer.strategy.root_device)
-            keep = self.hparams["pool"] != "flatten"  # nearly 1 MB for each picture
-            replace(self.feature_cache() if keep else lambda x: self.embed(x.to(self.device)).cpu())
+    def feature_file(self) -> Path:
+        """Where features of this backbone, seen through this preprocessing, are kept."""
+        names = ("image_size", "scales", "cut", "pool", "mean", "std")
+        key = cache_key(self.backbone, [self.settings[name] for name in names])
+        return cache_dir() / "features" / f"{key}.sqlite"
 
-    def feature_cache(self) -> FeatureCache:
-        """:meth:`embed` that remembers, in the user's cache, what it has computed."""
-        own = self.hparams
-        settings = [own[name] for name in ("image_size", "cut", "pool", "mean", "std")]
-        name = f"{cache_key(self.backbone, settings)}.sqlite"
-        return FeatureCache(
-            lambda images: self.embed(images.to(self.device)).cpu(),
-            self.width,
-            cache_dir() / "features" / name,
+    def _width(self, scale: int) -> int:
+        if self.settings["pool"] != "flatten":
+            return self.backbone.width * (2 if self.settings["pool"] == "avgmax" else 1)
+        maps = self.backbone(torch.zeros(1, 3, scale, scale))
+        return int(self.pool(maps).shape[1])
+
+
+def _check_scales(scales: Sequence[int], pool: str) -> None:
+    check_widths("model.scales", scales, at_least=1)
+    for scale in scales:
+        check_number("model.scales", scale, int, at_least=75, at_most=2048)
+    if pool == "flatten" and len(scales) > 1:
+        raise HorseHumanError(
+            f"model.scales={list(scales)} does not go with model.pool=flatten, whose features have "
+            "another length at each scale: give one scale, or use model.pool=avg"
         )
-
-    def _logits(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.head(inputs).squeeze(1) if inputs.ndim == 2 else self(inputs)
-        return logits

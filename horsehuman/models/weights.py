@@ -124,7 +124,8 @@ def load_trunk(network: nn.Module, trunk: Trunk, cut: str) -> None:
                 f"keys {fault} (first: {keys[0]}); name weights of that architecture, or another "
                 "model.cut"
             )
-    network.load_state_dict(given)
+    exact = {key: t.float() if t.is_floating_point() else t for key, t in given.items()}
+    network.load_state_dict(exact, assign=True)
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:

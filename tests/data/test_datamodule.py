@@ -139,6 +139,40 @@ def test_features_cannot_be_augmented(tree: Path) -> None:
         data.replace_pictures(lambda images: images.flatten(1).float())
 
 
+def test_views_are_the_picture_and_what_its_pixels_and_the_seed_say(tree: Path) -> None:
+    def views(seed: int, without: str = "") -> dict[str, torch.Tensor]:
+        data = make(tree, augment={"rotation": 30, "hue": 90}, seed=seed, val_fraction=0.25)
+        data.records = [
+            replace(r, split="none") if r.path.name == without else r for r in data.records
+        ]
+        data.replace_pictures(lambda images: images.flatten(1).float(), views=3)
+        train = [r.path.name for r in data.records if r.split == "train"]
+        found = data._training_set()
+        assert len(data.train_dataloader().dataset) == 3 * len(train)
+        assert len(data.val_dataloader().dataset) == 6
+        features, labels = found.__getitems__(list(range(3 * len(train))))
+        assert torch.equal(labels.view(3, -1), labels[: len(train)].expand(3, -1))
+        return dict(zip(train, features.view(3, len(train), -1).transpose(0, 1), strict=True))
+
+    plain = make(tree, val_fraction=0.25)
+    first, same, other = views(0), views(0, without="horse01-0.webp"), views(1)
+    assert len(first) == 18
+    for name, (itself, second, third) in first.items():
+        record = next(i for i, r in enumerate(plain.records) if r.path.name == name)
+        assert torch.equal(itself, plain._pictures[record].flatten().float())  # type: ignore[index]
+        assert not torch.equal(itself, second)
+        assert not torch.equal(second, third)
+        assert name == "horse01-0.webp" or torch.equal(same[name][2], third)
+        assert not torch.equal(other[name][2], third)
+
+
+def test_views_need_augmentation(tree: Path) -> None:
+    with pytest.raises(
+        HorseHumanError, match=r"model\.views=2 needs something .*set data\.augment"
+    ):
+        make(tree).replace_pictures(lambda images: images.flatten(1).float(), views=2)
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [

@@ -67,7 +67,7 @@ def test_keras_rmsprop_step() -> None:
         label_smoothing=0.0,
         optimizer={"name": "RMSprop", "lr": 1e-4, "alpha": 0.9, "eps": 1e-7},
     )
-    weight = model.head[-1].weight
+    weight = model.network.head[-1].weight
     before = weight.detach().clone()
     images, labels = next(iter(loader()))
     torch.nn.functional.binary_cross_entropy_with_logits(model.train()(images), labels).backward()
@@ -115,10 +115,10 @@ def test_logged_figures_are_those_of_the_data() -> None:
 def test_probabilities_are_calibrated_logits() -> None:
     model = CNNClassifier(**TINY, temperature=2.0)
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    found = model.probabilities(images)
+    found = model.network.probabilities(images)
     for probability, logit in zip(found.tolist(), model(images).tolist(), strict=True):
         assert probability == pytest.approx(1 / (1 + math.exp(-logit / 2)), rel=1e-5)
-    assert model.training is False
+    assert model.network.training is False
 
 
 def test_a_loss_that_is_no_number_ends_training() -> None:
@@ -135,7 +135,7 @@ def test_values_of_numpy_become_plain() -> None:
         optimizer={"name": "SGD", "lr": np.float64(0.1)},
     )
     assert model.hparams["class_names"] == ["a", "b"]
-    assert {type(name) for name in model.class_names} == {str}
+    assert {type(name) for name in model.network.class_names} == {str}
     assert type(model.hparams["threshold"]) is float
     assert type(model.hparams["optimizer"]["lr"]) is float
 

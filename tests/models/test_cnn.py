@@ -8,14 +8,17 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from horsehuman import CNNClassifier, HorseHumanError
+from horsehuman.models.cnn import CNN
 
 NOTEBOOK: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
     OmegaConf.load("configs/experiment/notebook_cnn.yaml").model
 )
+for name in ("optimizer", "schedule", "label_smoothing"):
+    del NOTEBOOK[name]
 
 
 def test_notebook_network_to_the_parameter() -> None:
-    model = CNNClassifier(**NOTEBOOK)
+    model = CNN(**NOTEBOOK)
     assert sum(p.numel() for p in model.parameters()) == 8_863_041
     kinds = [type(layer).__name__ for layer in [*model.features, *model.head]]
     assert kinds == [
@@ -31,7 +34,7 @@ def test_notebook_network_to_the_parameter() -> None:
 
 def test_keras_initialisation() -> None:
     torch.manual_seed(0)
-    for layer in CNNClassifier(**NOTEBOOK).modules():
+    for layer in CNN(**NOTEBOOK).modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             receptive = layer.weight[0, 0].numel() if layer.weight.ndim == 4 else 1
             fans = (layer.weight.shape[0] + layer.weight.shape[1]) * receptive
@@ -42,7 +45,7 @@ def test_keras_initialisation() -> None:
 
 
 def test_default_network_is_small() -> None:
-    model = CNNClassifier()
+    model = CNN()
     assert sum(p.numel() for p in model.parameters()) == 390_945
     assert model(torch.zeros(5, 3, 90, 40, dtype=torch.uint8)).shape == (5,)
 
@@ -51,13 +54,13 @@ def test_default_network_is_small() -> None:
     ("pool", "features"), [("avg", 8), ("max", 8), ("avgmax", 16), ("flatten", 8 * 16)]
 )
 def test_pools(pool: str, features: int) -> None:
-    model = CNNClassifier(image_size=32, channels=[4, 8], pool=pool, convolutions=2)
+    model = CNN(image_size=32, channels=[4, 8], pool=pool, convolutions=2)
     assert model.head[-1].in_features == features
     assert model.eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1,)
 
 
 def test_a_copy_in_onnx_form_would_need_no_preprocessing() -> None:
-    model = CNNClassifier(image_size=32, channels=[4]).eval()
+    model = CNN(image_size=32, channels=[4]).eval()
     large = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     from horsehuman.resize import resize
 

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -7,6 +11,7 @@ import torch
 
 from horsehuman import InceptionClassifier
 from horsehuman.models.features import FeatureCache, cache_key
+from horsehuman.models.inception import Inception
 
 
 class Embed:
@@ -45,7 +50,7 @@ def test_only_what_is_new_is_computed(embed: Embed, pictures: torch.Tensor, tmp_
     assert embed.pictures == 7
 
 
-@pytest.mark.parametrize("damage", ["foreign", "cut off"])
+@pytest.mark.parametrize("damage", ["foreign", "cut off", "another version"])
 def test_a_damaged_file_is_made_anew(
     damage: str,
     embed: Embed,
@@ -56,12 +61,60 @@ def test_a_damaged_file_is_made_anew(
     path = tmp_path / "features.sqlite"
     expected = FeatureCache(embed, 3, path)(pictures)
     whole = path.read_bytes()
-    path.write_bytes(b"no database" * 400 if damage == "foreign" else whole[: len(whole) // 2])
+    if damage == "another version":
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript("PRAGMA user_version = 99; DROP TABLE features; VACUUM;")
+            connection.executescript("CREATE TABLE features (other INTEGER)")
+    else:
+        path.write_bytes(b"no database" * 400 if damage == "foreign" else whole[: len(whole) // 2])
     assert torch.equal(FeatureCache(embed, 3, path)(pictures), expected)
     assert caplog.text.count("made anew") == 1
     assert embed.pictures == 12
     FeatureCache(embed, 3, path)(pictures)
     assert embed.pictures == 12
+
+
+def test_two_processes_at_once_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "features.sqlite"
+    code = f"""
+import sys, torch
+from pathlib import Path
+from horsehuman.models.features import FeatureCache
+cache = FeatureCache(lambda p: p.float().mean((2, 3)), 3, Path({str(path)!r}))
+for k in range(40):
+    cache(torch.full((2, 3, 4, 4), 5 * k + int(sys.argv[1]), dtype=torch.uint8))
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(n)]) for n in (0, 1, 2)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+
+    def refuse(pictures: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("computed again")
+
+    cache = FeatureCache(refuse, 3, path)
+    for value in (5 * k + n for k in range(40) for n in (0, 1, 2)):
+        picture = torch.full((1, 3, 4, 4), value, dtype=torch.uint8)
+        assert cache(picture).tolist() == [[value] * 3]
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_run(
+    embed: Embed, pictures: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "features.sqlite"
+    FeatureCache(embed, 3, path)(pictures[:2])
+    code = f"""
+import resource, signal, sys, torch
+from pathlib import Path
+from horsehuman.models.features import FeatureCache
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+cache = FeatureCache(lambda p: p.float().flatten(1), 192, Path({str(path)!r}))
+for value in range(40):
+    assert cache(torch.full((1, 3, 8, 8), value, dtype=torch.uint8)).tolist() == [[value] * 192]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.count("features are not kept in") == 1
+    FeatureCache(embed, 3, path)(pictures[:2])
+    assert embed.pictures == 2
 
 
 def test_features_of_another_width_are_not_taken(
@@ -84,20 +137,20 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 
 def test_the_cache_of_a_model_on_another_device_is_made_without_computing() -> None:
-    model = InceptionClassifier(96, "random")
+    model = InceptionClassifier(image_size=96, weights="random")
     path = model.feature_cache().path
-    model.preprocess.to("meta")
-    model.pool.to("meta")
-    assert model.feature_cache().width == model.width == 768
+    model.network.preprocess.to("meta")
+    assert model.feature_cache().width == model.network.width == 768
     assert model.feature_cache().path == path
 
 
 def test_the_key_stands_for_weights_and_settings() -> None:
     torch.manual_seed(0)
-    first = InceptionClassifier(image_size=96, weights="random")
-    paths = {first.feature_cache().path, InceptionClassifier(96, "random").feature_cache().path}
-    for name, value in (("image_size", 97), ("pool", "max"), ("mean", [0.4] * 3)):
-        first.hparams[name] = value
-        paths.add(first.feature_cache().path)
-    assert len(paths) == 5
+    first, second = (Inception(weights="random") for _ in range(2))
+    paths = {first.feature_file(), second.feature_file()}
+    settings = {"image_size": 97, "pool": "max", "mean": [0.4] * 3, "scales": [299]}
+    for name, value in settings.items():
+        first.settings[name] = value
+        paths.add(first.feature_file())
+    assert len(paths) == 6
     assert cache_key(first.backbone, []) == cache_key(first.backbone, [])

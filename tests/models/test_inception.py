@@ -11,8 +11,9 @@ import torch
 
 from horsehuman import HorseHumanDataModule, HorseHumanError, InceptionClassifier
 from horsehuman.data.datamodule import FIGURE
-from horsehuman.models.inception import FrozenBackbone
-from horsehuman.models.weights import box_trunk, load_trunk, read_trunk
+from horsehuman.models.inception import FrozenBackbone, Inception
+from horsehuman.models.weights import Trunk, box_trunk, read_trunk
+from horsehuman.resize import resize
 
 SMALL = 96
 
@@ -42,14 +43,35 @@ def fit(model: L.LightningModule, data: HorseHumanDataModule, epochs: int = 2) -
 def test_maps_are_those_of_timm(box: dict[str, torch.Tensor]) -> None:
     reference = timm.create_model("inception_v3", features_only=True, out_indices=(3,)).eval()
     reference.load_state_dict(box)
-    model = InceptionClassifier()
-    pictures = torch.randint(0, 256, (1, 3, 300, 300), dtype=torch.uint8)
+    network = Inception()
+    pictures = torch.randint(0, 256, (1, 3, 310, 290), dtype=torch.uint8)
+    small, large = network.maps(pictures)
+    for size, found in ((224, small), (299, large)):
+        with torch.no_grad():
+            seen = resize(resize(pictures, 300), size)
+            expected = reference(seen / 127.5 - 1)[-1]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (small.shape, large.shape) == ((1, 768, 12, 12), (1, 768, 17, 17))
+    expected = (small.mean((2, 3)) + large.mean((2, 3))) / 2
+    torch.testing.assert_close(network.embed(pictures), expected)
+
+
+def test_real_batch_norms_are_folded_in() -> None:
+    """The box's are identities; other weights' are not."""
+    torch.manual_seed(0)
+    reference = timm.create_model("inception_v3", features_only=True, out_indices=(3,)).eval()
+    for module in reference.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+            torch.nn.init.normal_(module.bias)
+    trunk = Trunk("made here", reference.state_dict(), *[(0.5, 0.5, 0.5)] * 2)
+    pictures = torch.rand(1, 3, 96, 96)
     with torch.no_grad():
-        expected = reference(pictures / 127.5 - 1)[-1]
-    found = model.maps(pictures)
-    assert found.shape == (1, 768, 17, 17)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model.embed(pictures), found.mean((2, 3)))
+        expected = reference(pictures)[-1]
+    found = FrozenBackbone("Mixed_6e", trunk)(pictures)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.max()))
 
 
 @pytest.mark.parametrize("tag", ["tf_in1k", "tv_in1k"])
@@ -58,10 +80,11 @@ def test_preprocessing_is_what_timm_says_of_the_weights(tag: str) -> None:
     assert config is not None
     trunk = read_trunk("box")
     assert (trunk.mean, trunk.std) == (tuple(config.mean), tuple(config.std))
-    model = InceptionClassifier(weights="random")
-    assert model.hparams["mean"] == list(config.mean)
+    network = Inception(weights="random")
+    assert network.settings["mean"] == list(config.mean)
     white = torch.full((1, 3, 300, 300), 255, dtype=torch.uint8)
-    assert model.preprocess(white).unique().tolist() == [1.0]
+    for preprocess in network.preprocess:
+        assert preprocess(white).unique().tolist() == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -94,10 +117,9 @@ def test_layers_behind_the_cut_are_left_aside_by_name(
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file({**box, **behind}, path)
     assert InceptionClassifier(weights=str(path)).hparams["cut"] == "Mixed_6e"
-    backbone = FrozenBackbone("Mixed_5d")
-    load_trunk(backbone.trunk, read_trunk("box"), "Mixed_5d")
+    backbone = FrozenBackbone("Mixed_5d", read_trunk("box"))
     kernel = "Mixed_5d.branch1x1.conv.weight"
-    assert torch.equal(backbone.trunk.state_dict()[kernel], box[kernel].float())
+    torch.testing.assert_close(backbone.trunk.state_dict()[kernel], box[kernel].float())
     with pytest.raises(HorseHumanError, match=r"up to Mixed_7c.*missing.*Mixed_7a"):
         InceptionClassifier(cut="Mixed_7c")
 
@@ -116,25 +138,30 @@ def test_weights_that_are_not_there(weights: str, reason: str) -> None:
 
 
 def test_training_leaves_the_backbone_bit_identical_and_changes_the_head(tree: Path) -> None:
-    model = InceptionClassifier(image_size=SMALL, weights="random", cache_features=False)
+    model = InceptionClassifier(
+        image_size=SMALL, scales=[SMALL], weights="random", cache_features=False
+    )
     before = copy.deepcopy(model.state_dict())
     fit(model, data_of(tree, augment={"flip": True}))
     after = model.state_dict()
-    assert any("running_mean" in name for name in after)
+    assert {name.split(".")[1] for name in after} == {"backbone", "head"}
     for name, value in after.items():
-        assert torch.equal(value, before[name]) == name.startswith("backbone."), name
-    assert not any(p.requires_grad for p in model.backbone.parameters())
-    assert model.train().backbone.trunk.training is False
-    assert not any(module.training for module in model.backbone.modules())
+        assert torch.equal(value, before[name]) == name.startswith("network.backbone."), name
+    backbone = model.network.backbone
+    assert not any(p.requires_grad for p in backbone.parameters())
+    assert {type(m).__name__ for m in backbone.modules() if not list(m.children())} == {
+        "Conv2d",
+        "MaxPool2d",
+    }  # nothing that depends on the mode
 
 
 def test_features_computed_once_are_the_features_on_the_fly(tree: Path) -> None:
     heads = []
     for cached in (True, False):
         L.seed_everything(1, verbose=False)
-        model = InceptionClassifier(image_size=SMALL, cache_features=cached)
+        model = InceptionClassifier(image_size=SMALL, scales=[80, 96], cache_features=cached)
         trainer = fit(model, data_of(tree))
-        heads.append((model.head.state_dict(), dict(trainer.callback_metrics)))
+        heads.append((model.network.head.state_dict(), dict(trainer.callback_metrics)))
     (first, metrics), (second, others) = heads
     for name, value in first.items():
         # other batches give convolutions other sums: the last bits of a feature may differ
@@ -149,15 +176,35 @@ def test_notebook_head_to_the_parameter() -> None:
             torch.nn.Linear(221_952, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 1)
         )
     expected = sum(p.numel() for p in head.parameters())
-    model = InceptionClassifier(
-        weights="random", pool="flatten", hidden=[1024], dropout=0.2, initialisation="keras"
+    network = Inception(
+        scales=[300],
+        weights="random",
+        pool="flatten",
+        hidden=[1024],
+        dropout=0.2,
+        initialisation="keras",
     )
-    assert sum(p.numel() for p in model.head.parameters()) == expected == 227_280_897
-    kinds = [type(layer).__name__ for layer in model.head]
+    assert sum(p.numel() for p in network.head.parameters()) == expected == 227_280_897
+    kinds = [type(layer).__name__ for layer in network.head]
     assert kinds == ["Linear", "ReLU", "Dropout", "Linear"]
 
 
-@pytest.mark.parametrize("size", [0, 74, "big"])
-def test_pictures_too_small(size: object) -> None:
-    with pytest.raises(HorseHumanError, match="image_size"):
-        InceptionClassifier(image_size=size)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"image_size": 0}, "model.image_size=0"),
+        ({"image_size": "big"}, "model.image_size='big'"),
+        ({"scales": []}, r"model.scales=\[\] does not work: give a list of at least 1"),
+        ({"scales": None}, "model.scales=None"),
+        ({"scales": 224}, "model.scales=224"),
+        ({"scales": [74]}, "model.scales=74"),
+        ({"scales": [100000]}, "model.scales=100000"),
+        ({"scales": [224.5]}, "model.scales=224.5"),
+        ({"scales": [224, 299], "pool": "flatten"}, "does not go with model.pool=flatten"),
+        ({"views": 0}, "model.views=0"),
+        ({"views": 2, "cache_features": False}, "model.views=2 goes with model.cache_features"),
+    ],
+)
+def test_values_that_do_not_work(given: dict, reason: str) -> None:
+    with pytest.raises(HorseHumanError, match=reason):
+        InceptionClassifier(**{"weights": "random", **given})

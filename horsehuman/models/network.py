@@ -1,0 +1,135 @@
+"""What both networks share: from pictures to one logit, and from that to an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from horsehuman.errors import HorseHumanError, check_number
+
+#: Format of our part of a checkpoint; grows when older code could not read a newer file.
+FORMAT = 2
+
+
+class Network(nn.Module):
+    """A network that eats pictures, with all that belongs to its answers.
+
+    It knows nothing of training, so that predicting imports no training framework. A subclass
+    defines :meth:`embed` and ``head``.
+
+    Args:
+        settings: The arguments of the subclass, with ``class_names`` (of class 0 and class 1),
+            ``threshold`` (from this probability on a picture is of class 1) and ``temperature``
+            (logits are divided by it before they become probabilities) among them.
+
+    Attributes:
+        settings: The same as plain values: what a checkpoint says of the network.
+
+    Raises:
+        HorseHumanError: A value does not work.
+    """
+
+    head: nn.Sequential
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = plain(settings)
+        names = settings["class_names"]
+        if names is None or isinstance(names, str) or len(names) != 2:
+            raise HorseHumanError(f"model.class_names={names!r} does not work: give two")
+        check_number("model.threshold", self.settings["threshold"], float, above=0, below=1)
+        check_number("model.temperature", self.settings["temperature"], float, above=0)
+
+    @property
+    def class_names(self) -> tuple[str, str]:
+        """Names of class 0 and class 1."""
+        first, second = self.settings["class_names"]
+        return first, second
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels of the canonical picture, which data should be kept at."""
+        return int(self.settings["image_size"])
+
+    @property
+    def threshold(self) -> float:
+        """Probability from which on a picture is of class 1."""
+        return float(self.settings["threshold"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features ``(N, F)``, float32, of pictures, uint8 ``(N, 3, H, W)``."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N,)`` of pictures, uint8 ``(N, 3, H, W)``."""
+        return self.classify(self.embed(images))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits ``(N,)`` of features ``(N, F)``."""
+        logits: Tensor = self.head(features)  # N x 1
+        return logits.squeeze(1)
+
+    def calibrate(self, logits: Tensor) -> Tensor:
+        """Divide logits by the temperature; the sigmoid of what comes out is a probability."""
+        return logits / float(self.settings["temperature"])
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Probability of class 1.
+
+        Args:
+            images: uint8 of shape ``(N, 3, H, W)`` on the model's device.
+
+        Returns:
+            float32 of shape ``(N,)``, 0 to 1.
+        """
+        self.eval()
+        return torch.sigmoid(self.calibrate(self(images)))
+
+
+def plain(value: Any) -> Any:
+    """Copy a value as str, int, float, bool, list, dict or None; NumPy's become Python's."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Sequence):
+        return [plain(item) for item in value]
+    return value
+
+
+def check_origin(checkpoint: Mapping[str, Any], classifier: str | None = None) -> str:
+    """Check that this code can read a checkpoint.
+
+    Args:
+        checkpoint: The loaded file.
+        classifier: Name of the class that wants it; ``None`` for any.
+
+    Returns:
+        Name of the class that it belongs to.
+
+    Raises:
+        HorseHumanError: It is another program's, another class's, or of another format.
+    """
+    origin = checkpoint.get("horsehuman")
+    if not isinstance(origin, dict) or not {"format", "classifier"} <= origin.keys():
+        raise HorseHumanError("this checkpoint was not written by horsehuman")
+    if origin["format"] != FORMAT:
+        remedy = "upgrade horsehuman" if origin["format"] > FORMAT else "train it again"
+        raise HorseHumanError(
+            f"this checkpoint has format {origin['format']}, this code reads {FORMAT}: {remedy}"
+        )
+    name = str(origin["classifier"])
+    if classifier not in (None, name):
+        raise HorseHumanError(f"this checkpoint holds a {name}, no {classifier}")
+    return name
