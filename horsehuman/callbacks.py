@@ -6,9 +6,11 @@ import time
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.model_summary.model_summary import summarize
 from rich.progress import Progress, TaskID
 from rich.table import Table
+from torch import Tensor
 
 from horsehuman.terminal import console, progress_bar
 
@@ -26,6 +28,29 @@ class SeedEpochs(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Seed torch's generators, which augmentation and dropout draw from."""
         torch.manual_seed(1_000_003 * self.seed + trainer.current_epoch)
+
+
+class AverageWeights(WeightAveraging):
+    """Exponential moving average of weights and batch norm statistics, for validation and saving.
+
+    The decay rises to its value, ``min(decay, (1 + n) / (10 + n))`` after n steps (as in
+    TensorFlow's ``ExponentialMovingAverage``), so that a short run does not end as an average of
+    its first, random weights.
+
+    Args:
+        decay: Share of the average that a step leaves as it is, in (0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        def update(averages: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+            steps = int(count)
+            share = 1 - min(decay, (1 + steps) / (10 + steps))
+            if averages[0].is_floating_point():
+                torch._foreach_lerp_(averages, current, share)
+            else:  # how many batches a batch norm has seen
+                torch._foreach_copy_(averages, current)
+
+        super().__init__(multi_avg_fn=update)
 
 
 class TerminalProgress(L.Callback):

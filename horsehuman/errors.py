@@ -15,6 +15,13 @@ class HorseHumanError(Exception):
     """
 
 
+def one_line(error: Exception) -> str:
+    """The text of an error; of one from a worker process, the last line of its traceback."""
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    return str(error).strip().splitlines()[-1].removeprefix("horsehuman.pictures.PictureError: ")
+
+
 def shown(path: object) -> str:
     """Write a name on one line: control characters and broken encodings are escaped."""
     text = str(path)

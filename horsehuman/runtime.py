@@ -38,6 +38,23 @@ def keep_freed_memory() -> bool:
     )
 
 
+def cpu_flags() -> frozenset[str]:
+    """Names of the CPU's instruction sets, as Linux writes them; empty where it is not told."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    lines = (line.partition(":") for line in text.splitlines())
+    found = (value for name, _, value in lines if name.strip().lower() in ("flags", "features"))
+    return frozenset(next(found, "").split())
+
+
+def lacks_bf16() -> bool:
+    """Whether the CPU is known to have no bf16 instructions; torch then emulates them."""
+    flags = cpu_flags()
+    return bool(flags) and not flags & {"avx512_bf16", "amx_bf16", "bf16"}
+
+
 def cache_dir() -> Path:
     """The user's cache folder of this project; the variable ``HORSEHUMAN_CACHE`` moves it."""
     given = os.environ.get("HORSEHUMAN_CACHE")

@@ -104,6 +104,31 @@ def test_slim_checkpoints_hold_what_inference_needs(tree: Path, tmp_path: Path) 
     assert differs > 0
 
 
+def test_averaged_weights_of_a_short_run_are_trained_weights(tree: Path, tmp_path: Path) -> None:
+    """A plain average with decay 0.999 would still be the first, random weights."""
+    train(tmp_path, *CNN, *options(tree), "ema=0.999", "trainer.max_epochs=1", "test=false")
+    full = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    name = "network.features.0.weight"
+    average, last = full["state_dict"][name], full["current_model_state"][name]
+    torch.manual_seed(0)
+    L.seed_everything(0, verbose=False)
+    first = CNNClassifier(image_size=48, channels=[4, 8]).state_dict()[name]
+    assert float((average - last).norm()) < 0.7 * float((average - first).norm())
+
+
+@pytest.mark.parametrize("flags", ["avx2 fma", "avx512_bf16"])
+def test_bf16_without_instructions_is_said(
+    flags: str,
+    tree: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("horsehuman.runtime.cpu_flags", lambda: frozenset(flags.split()))
+    train(tmp_path, *CNN, *options(tree), "test=false", "trainer.precision=bf16-mixed")
+    assert caplog.text.count("has no bf16 instructions") == ("avx512_bf16" not in flags)
+
+
 def test_same_config_and_seed_give_the_same_weights(tree: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         train(tmp_path / name, *CNN, *options(tree), f"seed={seed}", "test=false")

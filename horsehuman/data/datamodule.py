@@ -258,8 +258,8 @@ class HorseHumanDataModule(L.LightningDataModule):
         training = self.trainer is not None and self.trainer.training
         if not training or self.augment is None or isinstance(batch, Tensor):
             return batch  # a bare tensor is the example of Lightning's own model summary
-        images, labels = batch
-        return self.augment(images), labels
+        inputs, labels = batch
+        return (self.augment(inputs), labels) if inputs.ndim == 4 else batch
 
     @property
     def _validating(self) -> str:

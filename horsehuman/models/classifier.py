@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional
+from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAccuracy
 
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, closest
@@ -59,6 +60,7 @@ class BinaryClassifier(L.LightningModule):
         self.network = network
         size = network.image_size
         self.example_input_array = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+        self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = BinaryAccuracy(validate_args=False)
         self.val_accuracy = BinaryAccuracy(network.threshold, validate_args=False)
         self.test_accuracy = BinaryAccuracy(network.threshold, validate_args=False)
@@ -75,16 +77,24 @@ class BinaryClassifier(L.LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of ``(pictures or features, labels float32 (N,))``; logs its mean and accuracy."""
+        """Loss of ``(pictures or features, labels float32 (N,))``; logs the epoch's at its end."""
         inputs, labels = batch
         logits = self(inputs)
         smoothing = self.hparams["label_smoothing"]
         targets = labels * (1 - smoothing) + smoothing / 2
         loss = functional.binary_cross_entropy_with_logits(logits, targets)
         self.train_accuracy.update(logits.detach().sigmoid(), labels.int())
-        self._log_epoch("train", loss, self.train_accuracy, len(labels))
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.train_loss.update(loss.detach(), len(labels))
+        if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        if self.trainer.is_last_batch:  # logging at each step would cost more than a head does
+            self._log_epoch("train", self.train_loss.compute(), self.train_accuracy, 1)
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the epoch's loss and accuracy anew."""
+        self.train_loss.reset()
+        self.train_accuracy.reset()
 
     def on_train_epoch_end(self) -> None:
         """Stop when the loss is no number any more, before anything is saved."""

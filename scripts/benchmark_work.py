@@ -1,0 +1,254 @@
+"""What the benchmark times, each piece twice: our way and the plain way.
+
+    python scripts/benchmark_work.py WORK {ours,plain} [--steps N]
+
+Each call is a process of its own, since the allocator's setting holds for a whole process; it
+prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+import train as script
+from benchmark_plain import BATCH, PlainModule, plain_cnn, plain_loader, plain_trunk
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
+from torch.utils.flop_counter import FlopCounterMode
+
+from horsehuman import InceptionClassifier
+from horsehuman.data.loading import EpochSampler, KeptBatches, make_loader
+from horsehuman.models.cnn import CNN
+from horsehuman.models.inception import Inception
+from horsehuman.runtime import keep_freed_memory
+
+TRAIN, OFFICIAL, EPOCHS = 834, 256, 25
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+
+
+def cnn_step(way: str, steps: int) -> dict[str, float]:
+    """Seconds of a training step of the notebook's network, batch 32."""
+    images = torch.randint(0, 256, (BATCH, 3, 300, 300), dtype=torch.uint8)
+    labels = torch.arange(BATCH).remainder(2).float()
+    if way == "ours":
+        network: Any = CNN(
+            image_size=300,
+            channels=[64, 64, 128, 256],
+            convolutions=1,
+            stem_kernel=3,
+            stem_stride=1,
+            padding=False,
+            batch_norm=False,
+            pool="flatten",
+            hidden=[128, 512],
+            dropout=0.2,
+        )
+        inputs: Any = images
+    else:
+        network, inputs = plain_cnn(), images / 127.5 - 1
+    optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss_of(network(inputs).view(-1), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return {"seconds": fastest(step, steps)}
+
+
+def trunk(way: str, steps: int) -> dict[str, float]:
+    """Pictures a second through the frozen trunk at 299 px, and what the machine could do."""
+    images = torch.rand(BATCH, 3, 299, 299)
+    if way == "ours":
+        network: Any = Inception(scales=[299]).backbone
+        images = images.contiguous(memory_format=torch.channels_last)
+    else:
+        network = plain_trunk()
+    with torch.inference_mode():
+        found = {"images_per_second": BATCH / fastest(lambda: network(images), steps)}
+    return found | (roofline(network, images) if way == "ours" else {})
+
+
+def roofline(network: Any, images: Any) -> dict[str, float]:
+    """Float operations a second of the trunk and of a large matrix product."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(images[:1])
+    a, b = torch.rand(2, 2048, 2048).unbind()
+    seconds = fastest(lambda: torch.mm(a, b), 10)
+    return {
+        "flops_per_image": float(counter.get_total_flops()),
+        "peak_flops_per_second": 2 * 2048**3 / seconds,
+    }
+
+
+def onnx(way: str, steps: int) -> dict[str, float]:
+    """Pictures a second through the same trunk in ONNX Runtime (``ours`` alone)."""
+    import onnxruntime
+
+    images = torch.rand(8, 3, 299, 299)
+    network = Inception(scales=[299]).backbone.trunk
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trunk.onnx"
+        torch.onnx.export(network, (images,), path, dynamo=True, verbose=False)
+        session = onnxruntime.InferenceSession(path)
+    given = {session.get_inputs()[0].name: images.numpy()}
+    return {"images_per_second": 8 / fastest(lambda: session.run(None, given), steps)}
+
+
+def head_step(way: str, steps: int) -> dict[str, float]:
+    """Seconds of a step on cached features: Lightning's loop against a bare one."""
+    features, labels = torch.rand(TRAIN, 768), torch.arange(TRAIN).remainder(2).float()
+    if way == "plain":
+        head = nn.Linear(768, 1)
+        optimizer = torch.optim.AdamW(head.parameters(), lr=0.03)
+
+        def epoch() -> None:
+            for chosen in torch.split(torch.randperm(TRAIN)[: TRAIN - TRAIN % BATCH], BATCH):
+                optimizer.zero_grad()
+                loss = loss_of(head(features[chosen]).squeeze(1), labels[chosen])
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+
+        return {"seconds": fastest(epoch, steps) / (TRAIN // BATCH)}
+
+    script.quiet()
+    order = EpochSampler(TRAIN, 0, lambda: 0)
+    loader = make_loader(KeptBatches(features, labels, range(TRAIN)), order, BATCH, 0, True)
+    clock = EpochClock()
+    trainer = L.Trainer(
+        max_epochs=steps + 2,
+        callbacks=clock,
+        **QUIET,
+    )
+    trainer.fit(InceptionClassifier(scales=[96], weights="random", cache_features=False), loader)
+    return {"seconds": min(clock.seconds[1:]) / (TRAIN // BATCH)}
+
+
+def cnn_epoch(way: str, steps: int) -> dict[str, float]:
+    """Seconds of an epoch of training on 834 pictures: our CNN against the notebook's."""
+    if way == "plain":
+        return epoch_of_plain("cnn", steps)
+
+    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
+        config = hydra.compose("train", ["model=cnn"])
+    script.quiet()
+    model = script.build("model", config)
+    data = script.build("data", config, image_size=model.image_size, seed=0)
+    data.prepare_data()
+    clock = EpochClock()
+    trainer = L.Trainer(
+        max_epochs=max(steps // 4, 1) + 1,
+        limit_val_batches=0,
+        callbacks=clock,
+        **QUIET,
+    )
+    trainer.fit(model, datamodule=data)
+    return {"seconds": min(clock.seconds[1:])}
+
+
+def inception_run(way: str, steps: int) -> dict[str, float]:
+    """Seconds of 25 epochs of training and validation, extrapolated (``plain`` alone)."""
+    return epoch_of_plain("inception", steps)
+
+
+def epoch_of_plain(model: str, steps: int) -> dict[str, float]:
+    """Time some batches of Lightning's own loop and extrapolate to an epoch, and to 25."""
+    script.quiet()
+    clock = BatchClock()
+    trainer = L.Trainer(
+        max_epochs=1,
+        limit_train_batches=steps + 2,
+        limit_val_batches=steps if model == "inception" else 0,
+        callbacks=clock,
+        **QUIET,
+    )
+    trainer.fit(PlainModule(model), plain_loader(model, "train"), plain_loader(model, "test"))
+    epoch = statistics.median(clock.train[2:]) * TRAIN / BATCH
+    validation = statistics.median(clock.val[1:]) * OFFICIAL / BATCH if clock.val else 0.0
+    return {"seconds": epoch, "seconds_25_epochs": EPOCHS * (epoch + validation)}
+
+
+def fastest(call: Callable[[], object], times: int) -> float:
+    """Seconds of the fastest of so many calls, after one to warm up."""
+    seconds = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+class EpochClock(L.Callback):
+    """Seconds of each training epoch."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_train_epoch_start(self, *unused: Any) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, *unused: Any) -> None:
+        """Stop it."""
+        self.seconds.append(time.perf_counter() - self._start)
+
+
+class BatchClock(L.Callback):
+    """Seconds from batch to batch, loading included."""
+
+    def __init__(self) -> None:
+        self.train: list[float] = []
+        self.val: list[float] = []
+        self._last = time.perf_counter()
+
+    def on_train_batch_end(self, *unused: Any) -> None:
+        """Note the time since the batch before."""
+        self._tick(self.train)
+
+    def on_validation_batch_end(self, *unused: Any) -> None:
+        """Note the time since the batch before."""
+        self._tick(self.val)
+
+    def _tick(self, into: list[float]) -> None:
+        now = time.perf_counter()
+        into.append(now - self._last)
+        self._last = now
+
+
+WORKS = {f.__name__: f for f in (cnn_step, trunk, onnx, head_step, cnn_epoch, inception_run)}
+
+
+def main() -> None:
+    """Do one piece of work and print what was measured."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", choices=list(WORKS))
+    parser.add_argument("way", choices=["ours", "plain"])
+    parser.add_argument("--steps", type=int, default=5)
+    given = parser.parse_args()
+    if given.way == "ours":
+        keep_freed_memory()
+    print(json.dumps(WORKS[given.work](given.way, given.steps)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Build the trained classifiers in the box from the default recipes.
+
+    python scripts/build_classifiers.py                 # both, into the package
+    python scripts/build_classifiers.py cnn --out DIR   # one, elsewhere
+
+They are trained on all training figures and kept as they are after the last epoch; the test set is
+not looked at. What the package holds already, the pretrained trunk, is left out of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+import torch
+import train as script
+
+from horsehuman.checkpoint import IN_THE_BOX, find_checkpoint, load_classifier
+from horsehuman.errors import HorseHumanError, one_line
+from horsehuman.runs import write_whole
+from horsehuman.runtime import keep_freed_memory
+from horsehuman.terminal import show_notes
+
+OVERRIDES = ["data.val_fraction=0", "test=false"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, pack and print the digest of each file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=" | ".join(IN_THE_BOX))
+    parser.add_argument("--out", type=Path, metavar="DIR", help="target folder [the package]")
+    given = parser.parse_args(arguments)
+    show_notes()
+    keep_freed_memory()
+    try:
+        for name in given.names or IN_THE_BOX:
+            target = given.out / f"{name}.ckpt" if given.out else find_checkpoint(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            build(name, target)
+            digest = hashlib.sha256(target.read_bytes()).hexdigest()
+            print(f"{digest}  {target.name}  {target.stat().st_size:,} bytes")
+    except (HorseHumanError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build(name: str, target: Path, overrides: Sequence[str] = ()) -> None:
+    """Train the default recipe of ``name`` and write what the package does not hold yet."""
+    if name not in IN_THE_BOX:
+        raise HorseHumanError(f"{name} is not known: use {' | '.join(IN_THE_BOX)}")
+    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
+        config = hydra.compose("train", [f"model={name}", *OVERRIDES, *overrides])
+    with tempfile.TemporaryDirectory() as folder:
+        script.train(config, Path(folder) / "run")
+        final = Path(folder) / "run" / "checkpoints" / "final.ckpt"
+        checkpoint = torch.load(final, map_location="cpu", weights_only=True)
+    if config.model.get("weights") == "box":
+        state = checkpoint["state_dict"]
+        kept = {key: value for key, value in state.items() if ".backbone." not in key}
+        checkpoint["state_dict"] = kept
+    write_whole(target, lambda file: torch.save(checkpoint, file))
+    load_classifier(target)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

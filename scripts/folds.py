@@ -1,0 +1,118 @@
+"""Evaluate a recipe on held-out figures, as they are and cut out on white.
+
+    python scripts/cutouts.py --out cutouts
+    python scripts/folds.py cutouts model=cnn trainer.max_epochs=30
+
+Trains one run for each fold, as scripts/train.py does with the same options and data.fold=0, 1 and
+so on, and never looks at the test set. Prints, over all figures, which share of each class is right
+and the log loss with both classes weighing the same; writes them to folds.json beside the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+import numpy as np
+import train as script
+
+from horsehuman import load_classifier
+from horsehuman.errors import HorseHumanError, one_line
+from horsehuman.models.network import Network
+from horsehuman.predict import predict
+from horsehuman.runtime import keep_freed_memory
+from horsehuman.terminal import show_notes
+
+#: Label, and probability of class 1, of each picture.
+Answers = list[tuple[int, float]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, answer, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cutouts", type=Path, help="folder that scripts/cutouts.py wrote")
+    parser.add_argument("overrides", nargs="*", help="options of scripts/train.py")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--only", type=int, nargs="+", metavar="FOLD", help="some folds alone")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the runs")
+    given = parser.parse_args(arguments)
+    show_notes()
+    keep_freed_memory()
+    out = given.out or Path("outputs") / "folds" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    answers: dict[str, Answers] = {"plain": [], "framed": [], "reframed": []}
+    try:
+        for fold in given.only or range(given.folds):
+            options = [*given.overrides, f"data.fold={fold}", f"data.folds={given.folds}"]
+            for kind, found in answer_fold(given.cutouts, out / f"fold_{fold}", options).items():
+                answers[kind] += found
+            result = {kind: summarise(found) for kind, found in answers.items()}
+            result |= {"overrides": given.overrides}
+            (out / "folds.json").write_text(json.dumps(result, indent=2) + "\n")
+            print(f"after fold {fold}")
+            for kind in answers:
+                print(f"  {kind:<9} " + "  ".join(f"{k} {v:.3f}" for k, v in result[kind].items()))
+    except (HorseHumanError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def answer_fold(cutouts: Path, run: Path, overrides: Sequence[str]) -> dict[str, Answers]:
+    """Train without one fold and ask about its figures, plain and cut out."""
+    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
+        config = hydra.compose("train", [*overrides, "test=false"])
+    script.train(config, run)
+    data = script.build("data", config, image_size=config.model.image_size, seed=config.seed)
+    data.prepare_data()
+    with (run / "splits.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
+    names = [Path(row["label"]) / f"{Path(row['picture']).stem}.png" for row in rows]
+    framed = [cutouts / "framed" / name for name in names]
+    usable = [index for index, path in enumerate(framed) if path.is_file()]
+    if not usable:
+        raise HorseHumanError(f"{cutouts} holds no cut-out of this fold: run scripts/cutouts.py")
+    classifier = load_classifier(run)
+    sources = {
+        "plain": [data.root / rows[index]["picture"] for index in usable],
+        "framed": [framed[index] for index in usable],
+        "reframed": [cutouts / "reframed" / names[index] for index in usable],
+    }
+    labels = [classifier.class_names.index(rows[index]["label"]) for index in usable]
+    return {kind: ask(classifier, paths, labels) for kind, paths in sources.items()}
+
+
+def ask(classifier: Network, paths: Sequence[Path], labels: Sequence[int]) -> Answers:
+    """Probabilities of class 1 beside the labels."""
+    found = []
+    for answer, label in zip(predict(classifier, paths), labels, strict=True):
+        if answer.error:
+            raise HorseHumanError(answer.error)
+        second = answer.class_name == classifier.class_names[1]
+        found.append((label, answer.probability if second else 1 - answer.probability))
+    return found
+
+
+def summarise(answers: Answers) -> dict[str, float]:
+    """Share of right answers for each class, their mean, and the balanced log loss."""
+    labels, probabilities = map(np.array, zip(*answers, strict=True))
+    right = (probabilities >= 0.5) == labels
+    loss = -np.log(np.where(labels == 1, probabilities, 1 - probabilities).clip(1e-7))
+    first, second = labels == 0, labels == 1
+    return {
+        "class 0": float(right[first].mean()),
+        "class 1": float(right[second].mean()),
+        "balanced": float(right[first].mean() + right[second].mean()) / 2,
+        "log loss": float(loss[first].mean() + loss[second].mean()) / 2,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
