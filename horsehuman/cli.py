@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ CACHED = {
     f"features/{'[0-9a-f]' * 32}.sqlite": "what the frozen backbone saw",
     "archives/*horse-or-human.zip": "downloaded zips",
 }
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="horsehuman",
@@ -75,6 +78,10 @@ def predict(
     from horsehuman.predict import predict as answers
 
     classifier = load_classifier(model)
+    if model == "cnn":
+        log.info(
+            "cnn learned from 67 rendered figures alone; for photographs use --model inception"
+        )
     width = min(max(len(shown(path)) for path in pictures), 60)
     failed = 0
     for answer in answers(classifier, pictures):

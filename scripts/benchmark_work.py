@@ -22,6 +22,7 @@ import lightning as L
 import torch
 import train as script
 from benchmark_plain import BATCH, PlainModule, plain_cnn, plain_loader, plain_trunk
+from config_errors import CONFIGS
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
 from torch.utils.flop_counter import FlopCounterMode
@@ -146,7 +147,7 @@ def cnn_epoch(way: str, steps: int) -> dict[str, float]:
     if way == "plain":
         return epoch_of_plain("cnn", steps)
 
-    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("train", ["model=cnn"])
     script.quiet()
     model = script.build("model", config)

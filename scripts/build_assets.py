@@ -17,15 +17,16 @@ import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import safetensors.torch
+import timm
 import torch
 from PIL import Image
 
 from horsehuman.data.archives import download_archives, local_archives
 from horsehuman.errors import HorseHumanError
-from horsehuman.models.inception import FrozenBackbone
-from horsehuman.models.weights import load_trunk, read_trunk
+from horsehuman.models.weights import CUTS, load_trunk, read_trunk
 from horsehuman.terminal import show_notes, track
 
 CUT = "Mixed_6e"
@@ -81,11 +82,13 @@ def to_webp(original: bytes) -> bytes:
 
 def pack_trunk(source: str, target: Path) -> Path:
     """Keep the weights up to the cut; convolutions as float16, the few others as they are."""
-    backbone = FrozenBackbone(CUT)
-    load_trunk(backbone.trunk, read_trunk(source), CUT)
+    trunk: Any = timm.create_model(
+        "inception_v3", features_only=True, out_indices=(list(CUTS).index(CUT),)
+    )
+    load_trunk(trunk, read_trunk(source), CUT)
     tensors = {
         name: tensor.to(torch.float16 if tensor.ndim == 4 else tensor.dtype).contiguous()
-        for name, tensor in backbone.trunk.state_dict().items()
+        for name, tensor in trunk.state_dict().items()
     }
     safetensors.torch.save_file(tensors, target)
     target.chmod(0o644)

@@ -19,6 +19,7 @@ from pathlib import Path
 import hydra
 import torch
 import train as script
+from config_errors import CONFIGS
 
 from horsehuman.checkpoint import IN_THE_BOX, find_checkpoint, load_classifier
 from horsehuman.errors import HorseHumanError, one_line
@@ -56,7 +57,7 @@ def build(name: str, target: Path, overrides: Sequence[str] = ()) -> None:
     """Train the default recipe of ``name`` and write what the package does not hold yet."""
     if name not in IN_THE_BOX:
         raise HorseHumanError(f"{name} is not known: use {' | '.join(IN_THE_BOX)}")
-    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("train", [f"model={name}", *OVERRIDES, *overrides])
     with tempfile.TemporaryDirectory() as folder:
         script.train(config, Path(folder) / "run")

@@ -21,6 +21,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 import train as script
+from config_errors import CONFIGS
 
 from horsehuman import load_classifier
 from horsehuman.errors import HorseHumanError, one_line
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def answer_fold(cutouts: Path, run: Path, overrides: Sequence[str]) -> dict[str, Answers]:
     """Train without one fold and ask about its figures, plain and cut out."""
-    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("train", [*overrides, "test=false"])
     script.train(config, run)
     data = script.build("data", config, image_size=config.model.image_size, seed=config.seed)

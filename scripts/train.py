@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 os.environ["HYDRA_FULL_ERROR"] = "1"  # before hydra: its errors are told by explain()
 
 import hydra
+from config_errors import CONFIGS, explain
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from horsehuman.errors import HorseHumanError, check_flag, check_number, closest, one_line
+from horsehuman.errors import HorseHumanError, check_flag, check_number, one_line
 from horsehuman.runtime import keep_freed_memory, lacks_bf16
 from horsehuman.terminal import Interrupted, raise_on_signals, show_notes
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from horsehuman import HorseHumanDataModule
 
 log = logging.getLogger("horsehuman.train")
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 # One time for all runs of a sweep; Hydra's own ${now:} moves on.
 STARTED = time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -282,58 +281,6 @@ def report(folder: Path, metrics: dict[str, Any], data: HorseHumanDataModule) ->
         ("look at it", f"tensorboard --logdir {name}"),
     ]
     print("\n".join(f"{title:<12}{text}" for title, text in lines))
-
-
-def explain(error: Exception) -> str:
-    """One line for an error of Hydra or of a config, with the closest names for a typo."""
-    text = " ".join(str(error).split())
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        near = closest(choice, error.options)
-        return f"{group}={choice} is not known{near}: use {' | '.join(error.options)}"
-    if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override} cannot be read as OPTION=VALUE: put a value with special characters "
-            "into double quotes, and the whole into single ones"
-        )
-    if found := re.search(r"Could not (?:override|append to config|delete)[^']*'@?([^'=]+)", text):
-        key = found[1].lstrip("+~")
-        names = option_names()
-        if "append" in found[0] and key in names[""]:
-            return f"{key} is an option already: drop the + before it"
-        for choice, own in names.items():
-            if key in own:
-                return f"there is no option {key} here: it comes with {choice}"
-        near = closest(key, set().union(*names.values()))
-        return f"there is no option {key}{near}: --help lists all"
-    return text
-
-
-def option_names() -> dict[str, set[str]]:
-    """Names of groups and options: those of the default config (under ""), and of each choice."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        names = {"": flat_names(hydra.compose("train"))}
-    names[""] |= {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
-    for path in sorted(CONFIGS.glob("*/*.yaml")):
-        group = path.parent.name
-        node = OmegaConf.load(path)
-        if not path.read_text().startswith("# @package _global_"):
-            node = OmegaConf.create({group: node})
-        names[f"{group}={path.stem}"] = flat_names(node)
-    return names
-
-
-def flat_names(config: Any) -> set[str]:
-    """Names of all options of a config, with dots."""
-    pending: dict[str, Any] = {str(key): config._get_node(key) for key in config}
-    names = set()
-    while pending:
-        name, node = pending.popitem()
-        names.add(name)
-        if isinstance(node, DictConfig) and not node._is_none():
-            keys = [str(key) for key in node if key not in ("_target_", "defaults")]
-            pending |= {f"{name}.{key}": node._get_node(key) for key in keys}
-    return names
 
 
 def quiet() -> None:

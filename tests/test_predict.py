@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -100,6 +101,49 @@ def test_usage(
     out, err = capsys.readouterr()
     assert text in out + err
     assert "Traceback" not in out + err
+
+
+def test_right_after_the_install_offline_without_the_training_framework(
+    tree: Path, tmp_path: Path
+) -> None:
+    code = """
+import socket, sys
+def refuse(*args, **kwargs):
+    raise AssertionError("network")
+socket.getaddrinfo = socket.socket.connect = refuse
+from horsehuman.cli import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+loaded = [name for name in ("lightning", "torchmetrics", "hydra") if name in sys.modules]
+assert not loaded, loaded
+"""
+    pictures = [
+        tree / "test" / name for name in ("horses/horse1-000.webp", "humans/valhuman01-00.webp")
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "predict", *map(str, pictures)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["horses", "humans"]
+    assert done.stderr == ""
+
+
+def test_what_a_network_from_scratch_knows_is_said(
+    brightness: Path,
+    pictures: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    assert run(monkeypatch, "predict", pictures[0], "--model", "cnn") == 0
+    assert "67 rendered figures" in capsys.readouterr().err
+    assert run(monkeypatch, "predict", pictures[0], "--model", brightness) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_cache_is_shown_and_emptied_and_nothing_else_is_touched(

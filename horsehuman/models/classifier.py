@@ -109,15 +109,21 @@ class BinaryClassifier(L.LightningModule):
         self._evaluate("val", batch, self.val_accuracy)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``test/loss`` and ``test/acc``."""
-        self._evaluate("test", batch, self.test_accuracy)
+        """Log ``test/loss``, ``test/acc`` and ``test/margin``.
 
-    def _evaluate(self, stage: str, batch: Batch, accuracy: BinaryAccuracy) -> None:
+        The margin is the smallest logit in favour of the right class: below 0 a picture is wrong.
+        """
+        logits = self._evaluate("test", batch, self.test_accuracy)
+        margin = (logits * (2 * batch[1] - 1)).min()
+        self.log("test/margin", margin, on_step=False, on_epoch=True, reduce_fx="min")
+
+    def _evaluate(self, stage: str, batch: Batch, accuracy: BinaryAccuracy) -> Tensor:
         inputs, labels = batch
         logits = self.network.calibrate(self(inputs))
         loss = functional.binary_cross_entropy_with_logits(logits, labels)
         accuracy.update(logits.sigmoid(), labels.int())
         self._log_epoch(stage, loss, accuracy, len(labels))
+        return logits
 
     def _log_epoch(self, stage: str, loss: Tensor, accuracy: BinaryAccuracy, size: int) -> None:
         self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=size)

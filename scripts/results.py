@@ -1,0 +1,183 @@
+"""Aggregate runs: accuracy of each seed on the test set, smallest margin, time; a plot if asked.
+
+    python scripts/train.py -m model=cnn,inception seed=0,1,2,3,4
+    python scripts/results.py outputs                          # all runs, a line for each recipe
+    python scripts/results.py outputs/cnn/sweep_* --plot results.png
+
+Runs with the same options but for the seed are one line. Every run looked at the test set once,
+after its last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from horsehuman.errors import HorseHumanError, one_line, shown
+
+#: Claims on the official 256 validation pictures, in per cent: the best epoch where its author
+#: gives several. Names are those of public repositories; "notebook" is the original.
+PUBLISHED = {
+    "from scratch": {
+        "mslawsky": 91.8,
+        "Shirmerely99": 91.0,
+        "ZeynepBehsi": 87.1,
+        "paulmcd": 86.7,
+        "DevilUpperCase": 86.3,
+        "jasonepaul": 83.6,
+        "notebook, last epoch": 57.4,
+    },
+    "transfer learning": {
+        "lorenzofdo": 100.0,
+        "DevilUpperCase": 100.0,
+        "eudestheo": 99.6,
+        "akalakheti": 99.6,
+        "jasonepaul": 99.6,
+        "notebook, last epoch": 98.8,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """Runs that differ by their seed alone.
+
+    Attributes:
+        model: ``cnn`` or ``inception``.
+        data: Where the pictures came from.
+        folder: One of the runs.
+        metrics: ``metrics.json`` of each run, by seed.
+    """
+
+    model: str
+    data: str
+    folder: Path
+    metrics: dict[int, dict[str, Any]]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Per cent of the test pictures that are right, in the order of the seeds."""
+        return [100 * self.metrics[seed]["test/acc"] for seed in sorted(self.metrics)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table, and draw."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="runs, or above them")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the accuracies, as PNG")
+    given = parser.parse_args(arguments)
+    try:
+        results = collect(given.folders)
+        show(results)
+        if given.plot:
+            draw(results, given.plot)
+    except (HorseHumanError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def collect(folders: Sequence[Path]) -> list[Result]:
+    """Find all tested runs below the folders and put those together that differ by seed alone.
+
+    Raises:
+        HorseHumanError: There is none, or a file of one cannot be read.
+    """
+    found: dict[str, Result] = {}
+    for path in sorted({p for folder in folders for p in folder.rglob("metrics.json")}):
+        if "latest" in path.parts:
+            continue
+        try:
+            metrics = json.loads(path.read_text())
+            config = OmegaConf.load(path.with_name("config.yaml"))
+        except (OSError, ValueError) as error:
+            raise HorseHumanError(f"{shown(path.parent)} cannot be read: {error}") from error
+        if "test/acc" not in metrics:
+            continue
+        seed = int(metrics["seed"])
+        config.seed = 0
+        model = "cnn" if config.model._target_.endswith("CNNClassifier") else "inception"
+        key = OmegaConf.to_yaml(config)
+        source = str(config.data.source)
+        result = found.setdefault(key, Result(model, source, path.parent, {}))
+        result.metrics[seed] = metrics
+    if not found:
+        places = ", ".join(shown(folder) for folder in folders)
+        raise HorseHumanError(f"no tested run below {places}: train some with scripts/train.py")
+    return list(found.values())
+
+
+def show(results: Sequence[Result]) -> None:
+    """Print a line for each recipe."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for title in ("pictures", "seeds", "right", "mean", "least", "smallest margin", "seconds"):
+        table.add_column(title, justify="right")
+    table.add_column("for instance")
+    for result in results:
+        runs = [result.metrics[seed] for seed in sorted(result.metrics)]
+        accuracies = result.accuracies
+        table.add_row(
+            result.model,
+            result.data,
+            " ".join(str(seed) for seed in sorted(result.metrics)),
+            " ".join(f"{run['test/right']}" for run in runs) + f" of {runs[0]['test/pictures']}",
+            f"{sum(accuracies) / len(accuracies):.2f} %",
+            f"{min(accuracies):.2f} %",
+            f"{min(run['test/margin'] for run in runs):+.2f}",
+            f"{sum(run['seconds'] for run in runs) / len(runs):.0f}",
+            str(result.folder),
+        )
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def draw(results: Sequence[Result], target: Path) -> None:
+    """Draw each seed's accuracy beside the published ones, for each kind of classifier."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 1, figsize=(8, 6.4), sharex=True, layout="constrained")
+    for axis, model, kind in zip(axes, ("cnn", "inception"), PUBLISHED, strict=True):
+        claims = dict(sorted(PUBLISHED[kind].items(), key=lambda item: item[1]))
+        own = [r for r in results if r.model == model]
+        rows = [*claims, *(f"horsehuman, {r.data}" for r in own)]
+        axis.scatter(list(claims.values()), range(len(claims)), marker="D", color="0.55", s=28)
+        for row, result in enumerate(own, start=len(claims)):
+            values = result.accuracies
+            mean = sum(values) / len(values)
+            axis.scatter(values, [row] * len(values), color="#0072B2", alpha=0.6, s=36, zorder=3)
+            axis.plot([mean, mean], [row - 0.3, row + 0.3], color="#0072B2", linewidth=2)
+            axis.annotate(
+                f"mean {mean:.1f} %", (min(values), row), (-8, 0), "data", "offset points",
+                ha="right", va="center", fontsize=9,
+            )  # fmt: skip
+        axis.axvline(50, color="0.8", linewidth=1, zorder=0)
+        axis.set_yticks(range(len(rows)), rows, fontsize=9)
+        axis.set_ylim(-0.6, len(rows) - 0.4)
+        axis.set_title(kind.capitalize(), loc="left", fontsize=11)
+        axis.grid(axis="x", color="0.92")
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+    axes[-1].set_xlabel(
+        "accuracy in % on the official 256 validation pictures (11 figures)\n"
+        "blue: each seed, last epoch, looked at once; grey: published, mostly the best epoch"
+    )
+    axes[-1].set_xlim(48, 101.5)
+    figure.savefig(target, dpi=130)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import build_classifiers as script
+import pytest
+import torch
+
+from horsehuman import HorseHumanError, load_classifier
+from horsehuman.checkpoint import IN_THE_BOX, find_checkpoint
+
+
+def options(tree: Path) -> list[str]:
+    pattern = 'data.group_pattern="([^/]+)-[^-/]*$"'
+    return ["data=folder", f"data.root={tree}", pattern, "trainer.max_epochs=1"]
+
+
+def test_the_trunk_is_not_stored_twice(tree: Path, tmp_path: Path) -> None:
+    target = tmp_path / "inception.ckpt"
+    script.build("inception", target, [*options(tree), "model.scales=[80]"])
+    assert target.stat().st_size < 50_000
+    checkpoint = torch.load(target, weights_only=True)
+    assert set(checkpoint["state_dict"]) == {"network.head.1.weight", "network.head.1.bias"}
+    network = load_classifier(target)
+    assert network.class_names == ("horses", "humans")
+    pictures = torch.randint(0, 256, (2, 3, 90, 90), dtype=torch.uint8)
+    assert network.probabilities(pictures).shape == (2,)
+
+
+def test_names(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(HorseHumanError, match="use inception"):
+        script.build("vgg", tmp_path / "vgg.ckpt")
+    assert script.main(["vgg", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: vgg is not known")
+
+
+@pytest.mark.parametrize("name", IN_THE_BOX)
+def test_classifiers_in_the_box_know_their_training_pictures(name: str, tree: Path) -> None:
+    from horsehuman.predict import predict
+
+    paths = sorted((tree / "train").rglob("*.webp"))[::3]
+    answers = predict(load_classifier(name), paths)
+    assert [a.class_name for a in answers] == [path.parent.name for path in paths]
+
+
+def test_the_box_stays_small() -> None:
+    sizes = {name: find_checkpoint(name).stat().st_size for name in IN_THE_BOX}
+    assert sizes["cnn"] <= 2e6
+    assert sum(sizes.values()) <= 5e6

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import results as script
+from omegaconf import OmegaConf
+from PIL import Image
+
+KIND = {"cnn": "horsehuman.CNNClassifier", "inception": "horsehuman.InceptionClassifier"}
+
+
+def run(folder: Path, model: str, seed: int, right: int, **options: object) -> None:
+    folder.mkdir(parents=True)
+    config = {
+        "seed": seed,
+        "model": {"_target_": KIND[model], **options},
+        "data": {"source": "box"},
+    }
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    metrics = {"seed": seed, "seconds": 10 * seed, "test/right": right, "test/pictures": 4}
+    metrics |= {"test/acc": right / 4, "test/margin": 0.5 - seed}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_runs_that_differ_by_seed_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for seed, right in ((1, 3), (0, 4), (2, 4)):
+        run(tmp_path / "sweep" / str(seed), "cnn", seed, right)
+    run(tmp_path / "other", "cnn", 0, 2, dropout=0.1)
+    (tmp_path / "latest").symlink_to(tmp_path / "sweep" / "0", target_is_directory=True)
+    first, second = sorted(script.collect([tmp_path, tmp_path]), key=lambda r: len(r.metrics))
+    assert first.accuracies == [50.0]
+    assert second.accuracies == [100.0, 75.0, 100.0]
+    assert script.main([str(tmp_path)]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "0 1 2" in line)
+    assert "4 3 4 of 4" in line
+    assert "91.67 %" in line
+    assert "75.00 %" in line
+    assert "-1.50" in line
+
+
+def test_the_plot_is_drawn(tmp_path: Path) -> None:
+    run(tmp_path / "a", "cnn", 0, 3)
+    run(tmp_path / "b", "inception", 0, 4)
+    target = tmp_path / "plot.png"
+    assert script.main([str(tmp_path), "--plot", str(target)]) == 0
+    with Image.open(target) as image:
+        assert image.width > 800
+        assert len(np.unique(np.asarray(image.convert("L")))) > 20
+
+
+def test_no_runs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert script.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("error: no tested run below ")
+    (tmp_path / "metrics.json").write_text("{")
+    assert script.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
