@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import re
@@ -112,8 +113,11 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         "seed": config.seed,
         "seconds_training": round(time.monotonic() - started, 1),
     }
+    kind = type(model)
+    del model, trainer  # their memory is the test's
+    gc.collect()
     if config.test:
-        tested = type(model).load_from_checkpoint(final, map_location="cpu")
+        tested = kind.load_from_checkpoint(final, map_location="cpu")
         metrics |= test(tested, data, config.trainer.accelerator)
     metrics["seconds"] = round(time.monotonic() - started, 1)
     log_hyperparameters(logger, config, metrics)

@@ -20,7 +20,12 @@ from .test_checkpoint import save
 def brightness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier that calls bright pictures day and dark ones night."""
     model = CNNClassifier(
-        image_size=16, channels=[1], batch_norm=False, pool="avg", class_names=["night", "day"]
+        image_size=16,
+        channels=[1],
+        convolutions=1,
+        batch_norm=False,
+        pool="avg",
+        class_names=["night", "day"],
     )
     with torch.no_grad():
         for parameter in model.parameters():

@@ -40,7 +40,8 @@ class Augment:
             colour, white for ``white`` of the pictures and random for the rest.
         white: Probability of a white canvas.
         spotlight: Probability that only a soft-edged ellipse of the picture is left on its
-            canvas; needs ``fill="canvas"``.
+            canvas; needs ``fill="canvas"``, as does ``blob``.
+        blob: Probability that a random blob of it is left instead.
         brightness: Largest relative change, as are ``contrast`` and ``saturation``.
         contrast: See ``brightness``.
         saturation: See ``brightness``.
@@ -58,6 +59,7 @@ class Augment:
     fill: str = "nearest"
     white: float = 0.0
     spotlight: float = 0.0
+    blob: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -75,6 +77,8 @@ class Augment:
         check_number(
             "data.augment.zoom_to", self.zoom_to, float, at_least=self.zoom_from, at_most=10
         )
+        room = 1 - self.spotlight
+        check_number("data.augment.blob", self.blob, float, at_least=0, at_most=room)
         check_flag("data.augment.flip", self.flip)
         check_flag("data.augment.zoom_per_axis", self.zoom_per_axis)
         check_choice("data.augment.fill", self.fill, ("nearest", "canvas"))
@@ -126,13 +130,14 @@ class Augment:
         """How much of the picture is seen at each place of the result: ``(N, 1, S, S)``, 0 to 1."""
         count, device = len(grid), grid.device
         shown = (grid.abs() <= 1).all(dim=3).float()
-        centre = _between(-0.15, 0.15, (count, 1, 1, 2), device)
-        radius = _between(0.45, 1.0, (count, 1, 1, 2), device)
-        distance = ((grid - centre) / radius).square().sum(dim=3).sqrt()
-        softness = _between(0.03, 0.3, (count, 1, 1), device)
-        ellipse = torch.sigmoid((1 - distance) / softness)
-        lit = torch.rand(count, 1, 1, device=device) < self.spotlight
-        return torch.where(lit, shown * ellipse, shown).unsqueeze(1)
+        if not (self.spotlight or self.blob):
+            return shown.unsqueeze(1)
+        draw = torch.rand(count, 1, 1, device=device)
+        inside = torch.where(draw < self.spotlight, _ellipses(grid), 1.0)
+        if self.blob:
+            is_blob = (draw >= self.spotlight) & (draw < self.spotlight + self.blob)
+            inside = torch.where(is_blob, _blobs(grid), inside)
+        return (shown * inside).unsqueeze(1)
 
     def _recolour(self, pictures: Tensor) -> Tensor:
         """Change colours by one linear map of RGB for each picture; values 0 to 1."""
@@ -196,6 +201,30 @@ def _between(low: float, high: float, shape: tuple[int, ...], device: torch.devi
 def _stack(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     """Matrices ``[[a, b], [c, d]]`` of shape ``(N, 2, 2)`` from four vectors of length N."""
     return torch.stack([a, b, c, d], dim=1).view(-1, 2, 2)
+
+
+def _ellipses(grid: Tensor) -> Tensor:
+    """Soft-edged ellipses about the middle of the pictures: ``(N, S, S)``, 0 to 1."""
+    count, device = len(grid), grid.device
+    centre = _between(-0.15, 0.15, (count, 1, 1, 2), device)
+    radius = _between(0.45, 1.0, (count, 1, 1, 2), device)
+    distance = ((grid - centre) / radius).square().sum(dim=3).sqrt()
+    softness = _between(0.03, 0.3, (count, 1, 1), device)
+    return torch.sigmoid((1 - distance) / softness)
+
+
+def _blobs(grid: Tensor) -> Tensor:
+    """Regions of random outline, mostly about the middle: ``(N, S, S)``, 0 to 1.
+
+    Smooth noise on a 6 x 6 lattice, less the distance to the middle, is above zero there.
+    """
+    count, size, device = len(grid), grid.shape[1], grid.device
+    noise = torch.randn(count, 1, 6, 6, device=device)
+    noise = functional.interpolate(noise, (size, size), mode="bicubic", align_corners=True)[:, 0]
+    centre = _between(-0.15, 0.15, (count, 1, 1, 2), device)
+    distance = (grid - centre).square().sum(dim=3).sqrt()
+    softness = _between(0.02, 0.2, (count, 1, 1), device)
+    return torch.sigmoid((noise + 1.2 - 2.2 * distance) / softness)
 
 
 def _hue_rotation(angle: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ class CNN(Network):
         pool: See :class:`~horsehuman.models.layers.Pool`.
         hidden: Widths of dense layers before the last one.
         dropout: Probability with which features are dropped before the dense layers, in [0, 1).
+        mirror: Outside training, average the features of a picture and of its mirror image: twice
+            the time for an answer that does not depend on where a figure looks.
         initialisation: ``torch`` or ``keras``; see
             :func:`~horsehuman.models.layers.initialise`.
         mean: Mean of each channel, subtracted; pictures are on the scale 0 to 1.
@@ -45,8 +47,8 @@ class CNN(Network):
     def __init__(
         self,
         image_size: int = 128,
-        channels: Sequence[int] = (32, 64, 128, 256),
-        convolutions: int = 1,
+        channels: Sequence[int] = (24, 48, 96, 128),
+        convolutions: int = 2,
         stem_kernel: int = 5,
         stem_stride: int = 2,
         padding: bool = True,
@@ -54,6 +56,7 @@ class CNN(Network):
         pool: str = "avgmax",
         hidden: Sequence[int] = (),
         dropout: float = 0.3,
+        mirror: bool = True,
         initialisation: str = "torch",
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
@@ -68,6 +71,7 @@ class CNN(Network):
         check_number("model.stem_kernel", stem_kernel, int, at_least=1)
         check_number("model.stem_stride", stem_stride, int, at_least=1)
         check_flag("model.padding", padding)
+        check_flag("model.mirror", mirror)
         check_flag("model.batch_norm", batch_norm)
         check_number("model.dropout", dropout, float, at_least=0, below=1)
         self.preprocess = Preprocess(image_size, mean, std)
@@ -81,8 +85,13 @@ class CNN(Network):
     def embed(self, images: Tensor) -> Tensor:
         """Features ``(N, F)``, float32, of pictures, uint8 ``(N, 3, H, W)``."""
         x = self.preprocess(images)  # N x 3 x S x S
-        x = self.features(x)  # N x C x H' x W'
-        features: Tensor = self.pool(x)  # N x F
+        features = self._features(x)  # N x F
+        if self.settings["mirror"] and not self.training:
+            features = (features + self._features(x.flip(3))) / 2
+        return features
+
+    def _features(self, x: Tensor) -> Tensor:
+        features: Tensor = self.pool(self.features(x))  # maps are N x C x H' x W'
         return features
 
     def _blocks(self) -> nn.Sequential:

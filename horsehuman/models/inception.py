@@ -24,8 +24,7 @@ from horsehuman.runtime import cache_dir
 #: What ``weights`` becomes in a checkpoint: they are in it, and nothing else is read.
 CHECKPOINT = "checkpoint"
 
-#: Pictures that go through the trunk at a time. More are no faster on a CPU, and its widest maps
-#: take 6 MB for each.
+#: Pictures that are embedded at a time. More are no faster on a CPU, and each takes some 20 MB.
 CHUNK = 8
 
 
@@ -88,7 +87,8 @@ class FrozenBackbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, 3, S, S)`` to maps; at ``Mixed_6e`` and 299 px ``(N, 768, 17, 17)``."""
         with torch.no_grad():
-            return torch.cat([self.trunk(chunk)[-1] for chunk in torch.split(x, CHUNK)])
+            maps: Tensor = self.trunk(x)[-1]
+        return maps
 
 
 class Inception(Network):
@@ -161,7 +161,12 @@ class Inception(Network):
 
     def embed(self, images: Tensor) -> Tensor:
         """Features ``(N, F)``, float32, of pictures, uint8 ``(N, 3, H, W)``."""
-        return torch.stack([self.pool(maps) for maps in self.maps(images)]).mean(0)
+        return torch.cat(
+            [
+                torch.stack([self.pool(maps) for maps in self.maps(chunk)]).mean(0)
+                for chunk in torch.split(images, CHUNK)
+            ]
+        )
 
     def feature_file(self) -> Path:
         """Where features of this backbone, seen through this preprocessing, are kept."""

@@ -46,7 +46,7 @@ def test_keras_initialisation() -> None:
 
 def test_default_network_is_small() -> None:
     model = CNN()
-    assert sum(p.numel() for p in model.parameters()) == 390_945
+    assert sum(p.numel() for p in model.parameters()) == 421_993
     assert model(torch.zeros(5, 3, 90, 40, dtype=torch.uint8)).shape == (5,)
 
 
@@ -57,6 +57,18 @@ def test_pools(pool: str, features: int) -> None:
     model = CNN(image_size=32, channels=[4, 8], pool=pool, convolutions=2)
     assert model.head[-1].in_features == features
     assert model.eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1,)
+
+
+def test_an_answer_does_not_depend_on_where_a_figure_looks() -> None:
+    pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    for mirror in (True, False):
+        model = CNN(image_size=32, channels=[4], mirror=mirror, dropout=0.0).eval()
+        same = torch.allclose(model(pictures), model(pictures.flip(3)), atol=1e-6)
+        assert same == mirror
+        if mirror:
+            torch.testing.assert_close(model.embed(pictures), model.embed(pictures.flip(3)))
+            model.train()  # training sees one picture, batch norm its statistics
+            assert not torch.allclose(model(pictures), model(pictures.flip(3)), atol=1e-6)
 
 
 def test_a_copy_in_onnx_form_would_need_no_preprocessing() -> None:
