@@ -47,7 +47,7 @@ class FeatureCache:
 
     def __init__(self, embed: Embed, width: int, path: Path) -> None:
         self.embed, self.width, self.path = embed, width, path
-        self._usable = True
+        self._given_up: set[str] = set()
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """Features of a batch, float32 ``(N, F)``; computes those that are not known yet."""
@@ -97,13 +97,14 @@ class FeatureCache:
     def _try(
         self, action: Callable[..., dict[bytes, Tensor] | None], rows: Sequence[object]
     ) -> dict[bytes, Tensor] | None:
-        if not self._usable:
+        if action.__name__ in self._given_up:
             return None
         try:
             return action(rows)
         except (OSError, sqlite3.OperationalError) as error:
-            log.warning("features are not kept in %s: %s", shown(self.path), error)
-            self._usable = False
+            if not self._given_up:
+                log.warning("features are not kept in %s: %s", shown(self.path), error)
+            self._given_up.add(action.__name__)  # what is there already may still be read
         except sqlite3.DatabaseError as error:
             log.warning("%s is no cache of features (%s): made anew", shown(self.path), error)
             self.path.unlink(missing_ok=True)

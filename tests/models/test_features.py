@@ -106,10 +106,17 @@ import resource, signal, sys, torch
 from pathlib import Path
 from horsehuman.models.features import FeatureCache
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-cache = FeatureCache(lambda p: p.float().flatten(1), 192, Path({str(path)!r}))
-for value in range(40):
-    assert cache(torch.full((1, 3, 8, 8), value, dtype=torch.uint8)).tolist() == [[value] * 192]
+resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
+computed = []
+def embed(pictures):
+    computed.append(len(pictures))
+    return pictures.float().flatten(1)
+cache = FeatureCache(embed, 192, Path({str(path)!r}))
+pictures = [torch.full((1, 3, 8, 8), value, dtype=torch.uint8) for value in range(40)]
+for _ in range(2):
+    for value, picture in enumerate(pictures):
+        assert cache(picture).tolist() == [[value] * 192]
+assert 40 < len(computed) < 80, len(computed)  # what was kept before is still read
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.count("features are not kept in") == 1
