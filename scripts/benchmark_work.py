@@ -104,7 +104,7 @@ def onnx(way: str, steps: int) -> dict[str, float]:
     import onnxruntime
 
     images = torch.rand(8, 3, 299, 299)
-    network = Inception(scales=[299]).backbone.trunk
+    network = Inception(scales=[299]).backbone.trunk.eval()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trunk.onnx"
         torch.onnx.export(network, (images,), path, dynamo=True, verbose=False)

@@ -168,6 +168,7 @@ def draw(results: Sequence[Result], target: Path) -> None:
         axis.set_yticks(range(len(rows)), rows, fontsize=9)
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.set_title(kind.capitalize(), loc="left", fontsize=11)
+        axis.set_axisbelow(True)
         axis.grid(axis="x", color="0.92")
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
