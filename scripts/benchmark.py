@@ -230,8 +230,9 @@ def growth(bench: Bench) -> list[Row]:
 
 def altered_pictures(root: Path, count: int) -> Path:
     """The pictures of the box over and over, each time with other pixels."""
-    paths = sorted(unpack(box_archives()).rglob("*.webp"))
     generator = np.random.default_rng(0)
+    found = sorted(unpack(box_archives()).rglob("*.webp"))
+    paths = [found[index] for index in generator.permutation(len(found))]
     for number in track(range(count), f"making {count:,} pictures", count):
         path = paths[number % len(paths)]
         pixels = np.asarray(Image.open(path).convert("RGB")).astype(np.int16)

@@ -176,7 +176,7 @@ def epoch_of_plain(model: str, steps: int) -> dict[str, float]:
     trainer = L.Trainer(
         max_epochs=1,
         limit_train_batches=steps + 2,
-        limit_val_batches=steps if model == "inception" else 0,
+        limit_val_batches=steps + 1 if model == "inception" else 0,
         callbacks=clock,
         **QUIET,
     )
