@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from horsehuman.errors import HorseHumanError, check_number
 FORMAT = 2
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """A network that eats pictures, with all that belongs to its answers.
 
     It knows nothing of training, so that predicting imports no training framework. A subclass
@@ -64,9 +65,9 @@ class Network(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
         """Features ``(N, F)``, float32, of pictures, uint8 ``(N, 3, H, W)``."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N,)`` of pictures, uint8 ``(N, 3, H, W)``."""
