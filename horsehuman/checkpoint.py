@@ -29,9 +29,10 @@ _NETWORK, _BACKBONE = "network.", "backbone."
 
 
 def load_classifier(source: str | Path = "inception") -> Network:
-    """Load a trained classifier with all that belongs to it, from one file.
+    """Load a trained classifier with all that belongs to it.
 
-    No network is asked, and no code in the file is executed.
+    No network is asked, and no code in the file is executed. ``inception`` alone reads a second
+    file, the trunk in the package, so that no weight is stored twice.
 
     Args:
         source: ``inception`` or ``cnn``, which are in the package; a run's folder (its

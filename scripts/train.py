@@ -80,7 +80,6 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     check_options(config)
     import lightning as L
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from horsehuman import runs
     from horsehuman.callbacks import print_summary
@@ -92,20 +91,10 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     data.prepare_data()
     data.setup()
     trainer: Any = build_trainer(config, folder, data)
-    if "bf16" in str(config.trainer.precision) and trainer.strategy.root_device.type == "cpu":
-        warn_of_bf16(config.trainer.precision)
-    runs.claim(folder)
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
-    runs.write_splits(folder, data.root, data.records, data.class_names)
-    if data.skipped:
-        runs.write_skipped(folder, data.skipped)
     logger = trainer.logger
-    logger.experiment.add_image("samples", runs.write_samples(folder, data.samples()))
+    open_run(folder, config, data, logger)
     print_summary(model)
-    try:
-        trainer.fit(model, datamodule=data)
-    except MisconfigurationException as error:
-        raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
+    fit(trainer, model, data)
     final = keep_checkpoints(folder / "checkpoints")
     metrics: dict[str, Any] = {
         "epochs": trainer.current_epoch,
@@ -125,6 +114,36 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     runs.point_latest(folder)
     report(folder, metrics, data)
     return metrics
+
+
+def open_run(folder: Path, config: DictConfig, data: HorseHumanDataModule, logger: Any) -> None:
+    """Write what is known before training: the config, who was on which side, some pictures."""
+    from horsehuman import runs
+
+    assert data.root is not None
+    runs.claim(folder)
+    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    runs.write_splits(folder, data.root, data.records, data.class_names)
+    if data.skipped:
+        runs.write_skipped(folder, data.skipped)
+    logger.experiment.add_image("samples", runs.write_samples(folder, data.samples()))
+
+
+def fit(trainer: L.Trainer, model: L.LightningModule, data: HorseHumanDataModule) -> None:
+    """Train; what Lightning refuses is told in one line."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    precision = str(trainer.precision)
+    if "bf16" in precision and trainer.strategy.root_device.type == "cpu" and lacks_bf16():
+        log.warning(
+            "trainer.precision=%s: this CPU has no bf16 instructions, training will be over 20 "
+            "times slower than with 32-true",
+            precision,
+        )
+    try:
+        trainer.fit(model, datamodule=data)
+    except MisconfigurationException as error:
+        raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
 
 
 def check_options(config: DictConfig) -> None:
@@ -206,16 +225,6 @@ def build_trainer(config: DictConfig, folder: Path, data: HorseHumanDataModule) 
         )
     except Exception as error:  # Lightning's options fail in many ways
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
-
-
-def warn_of_bf16(precision: str) -> None:
-    """Say so where bf16 makes a run slower instead of faster."""
-    if lacks_bf16():
-        log.warning(
-            "trainer.precision=%s: this CPU has no bf16 instructions, training will be over 20 "
-            "times slower than with 32-true",
-            precision,
-        )
 
 
 def keep_checkpoints(folder: Path) -> Path:

@@ -132,12 +132,13 @@ class Augment:
         shown = (grid.abs() <= 1).all(dim=3).float()
         if not (self.spotlight or self.blob):
             return shown.unsqueeze(1)
-        draw = torch.rand(count, 1, 1, device=device)
-        inside = torch.where(draw < self.spotlight, _ellipses(grid), 1.0)
+        draw = torch.rand(count, device=device)
+        lit = draw < self.spotlight
+        shown[lit] *= _ellipses(grid[lit])
         if self.blob:
-            is_blob = (draw >= self.spotlight) & (draw < self.spotlight + self.blob)
-            inside = torch.where(is_blob, _blobs(grid), inside)
-        return (shown * inside).unsqueeze(1)
+            lit = (draw >= self.spotlight) & (draw < self.spotlight + self.blob)
+            shown[lit] *= _blobs(grid[lit])
+        return shown.unsqueeze(1)
 
     def _recolour(self, pictures: Tensor) -> Tensor:
         """Change colours by one linear map of RGB for each picture; values 0 to 1."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from horsehuman.data.archives import box_archives, download_archives, local_archives, unpack
-from horsehuman.data.augment import augment_each, make_augment
+from horsehuman.data.augment import make_augment
+from horsehuman.data.embedding import Embed, check_views, embed_all, embed_views
 from horsehuman.data.folders import Record, describe, scan
 from horsehuman.data.loading import (
     Batch,
@@ -27,7 +27,6 @@ from horsehuman.data.loading import (
 )
 from horsehuman.data.splits import assign_splits
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, shown
-from horsehuman.terminal import track
 
 log = logging.getLogger(__name__)
 
@@ -110,8 +109,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         self.records: list[Record] = []
         self.skipped: dict[str, str] = {}
         self._pictures: Tensor | None = None
-        self._features: Tensor | None = None
-        self._views: list[Tensor] = []
+        self._embedded: dict[str, KeptBatches] = {}
         self._labels = torch.empty(0)
 
     def _check_options(self) -> None:
@@ -151,7 +149,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         Raises:
             HorseHumanError: The folder tree, a file or a split does not work.
         """
-        self._features, self._views = None, []
+        self._embedded = {}
         if self.records:
             return
         if self.source != "folder" and self.root is None:
@@ -176,67 +174,41 @@ class HorseHumanDataModule(L.LightningDataModule):
         self._labels = torch.tensor([float(record.label) for record in records])
         self._tell()
 
-    def replace_pictures(self, embed: Callable[[Tensor], Tensor], views: int = 1) -> None:
+    def replace_pictures(self, embed: Embed, views: int = 1) -> None:
         """Train and validate on features instead of pictures, until the next :meth:`setup`.
 
         They are computed once and kept; testing goes on with the pictures.
 
         Args:
-            embed: Pictures, uint8 ``(N, 3, S, S)``, to features, float32 ``(N, F)``, both on
-                the CPU.
-            views: Views of each training picture: the picture itself, and others augmented, which
-                depend on the picture, the seed and the number of the view alone. Held-out
-                pictures have one.
+            embed: Computes them.
+            views: Views of each training picture, see
+                :func:`~horsehuman.data.embedding.embed_views`. Held-out pictures have one.
 
         Raises:
             HorseHumanError: There is nothing to augment with, or augmentation without a view.
         """
-        if self.augment and views == 1:
-            raise HorseHumanError(
-                "data.augment has no effect on features computed once: set data.augment=null, "
-                "model.views above 1, or model.cache_features=false"
-            )
-        if views > 1 and self.augment is None:
-            raise HorseHumanError(
-                f"model.views={views} needs something to augment with: set data.augment, or "
-                "model.views=1"
-            )
-        train = self._indices("train")
-        chosen = sorted(train + self._indices(self._validating))
-        found = self._embed(chosen, embed, "computing features")
-        self._features = torch.zeros(len(self.records), found.shape[1])
-        self._features[chosen] = found
-        self._views = [
-            self._embed(
-                train, partial(self._embed_view, embed, view), f"view {view + 1} of {views}"
-            )
-            for view in range(1, views)
-        ]
-
-    def _embed(self, chosen: list[int], embed: Callable[[Tensor], Tensor], what: str) -> Tensor:
-        loader = self._loader(self._dataset(chosen), range(len(chosen)))
-        return torch.cat([embed(images) for images, _ in track(loader, what, len(loader))])
-
-    def _embed_view(self, embed: Callable[[Tensor], Tensor], view: int, images: Tensor) -> Tensor:
-        assert self.augment is not None
-        return embed(augment_each(self.augment, images, f"{self.seed}-{view}"))
+        check_views(views, self.augment)
+        train, held_out = self._in_order("train"), self._in_order(self._validating)
+        self._embedded["train"] = embed_views(train, embed, views, self.augment, self.seed)
+        if len(held_out):
+            what = "features of held-out pictures"
+            self._embedded["validation"] = embed_all(held_out, embed, what)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches; a last, smaller one is left out where there are others."""
-        dataset = self._training_set()
+        dataset = self._embedded.get("train") or self._dataset(self._indices("train"))
         sampler = EpochSampler(len(dataset), self.seed, self._epoch)
         return self._loader(dataset, sampler, drop_last=len(dataset) > self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Batches in order; an empty list where nothing validates."""
-        indices = self._indices(self._validating)
-        dataset = self._dataset(indices, self._features)
-        return self._loader(dataset, range(len(indices))) if indices else []
+        if dataset := self._embedded.get("validation"):
+            return self._loader(dataset, range(len(dataset)))
+        return self._in_order(self._validating) if self._indices(self._validating) else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Batches of pictures in order."""
-        indices = self._indices("test")
-        return self._loader(self._dataset(indices), range(len(indices)))
+        return self._in_order("test")
 
     def samples(self, columns: int = 8, rows: int = 4) -> Tensor:
         """Some training pictures for a look: uint8 ``(rows * columns, 3, S, S)``.
@@ -271,19 +243,14 @@ class HorseHumanDataModule(L.LightningDataModule):
     def _indices(self, split: str) -> list[int]:
         return [index for index, record in enumerate(self.records) if record.split == split]
 
-    def _dataset(self, indices: list[int], features: Tensor | None = None) -> Batches:
-        inputs = self._pictures if features is None else features
-        if inputs is None:
+    def _dataset(self, indices: list[int]) -> Batches:
+        if self._pictures is None:
             return DecodedBatches(self.records, self.image_size, indices)
-        return KeptBatches(inputs, self._labels, indices)
+        return KeptBatches(self._pictures, self._labels, indices)
 
-    def _training_set(self) -> Batches:
-        indices = self._indices("train")
-        if self._features is None or not self._views:
-            return self._dataset(indices, self._features)
-        features = torch.cat([self._features[indices], *self._views])
-        labels = self._labels[indices].repeat(1 + len(self._views))
-        return KeptBatches(features, labels, range(len(features)))
+    def _in_order(self, split: str) -> DataLoader[Batch]:
+        indices = self._indices(split)
+        return self._loader(self._dataset(indices), range(len(indices)))
 
     def _loader(self, dataset: Batches, order: Iterable[int], **options: Any) -> DataLoader[Batch]:
         return make_loader(dataset, order, self.batch_size, self.num_workers, **options)

@@ -147,7 +147,7 @@ def test_views_are_the_picture_and_what_its_pixels_and_the_seed_say(tree: Path) 
         ]
         data.replace_pictures(lambda images: images.flatten(1).float(), views=3)
         train = [r.path.name for r in data.records if r.split == "train"]
-        found = data._training_set()
+        found = data.train_dataloader().dataset
         assert len(data.train_dataloader().dataset) == 3 * len(train)
         assert len(data.val_dataloader().dataset) == 6
         features, labels = found.__getitems__(list(range(3 * len(train))))
