@@ -139,8 +139,8 @@ def trunk(bench: Bench) -> list[Row]:
             f"{plain['images_per_second']:.1f} images/s",
             speed / plain["images_per_second"],
             ">= 2x",
-            f"{share:.0%} of the {ours['peak_flops_per_second'] / 1e9:.0f} GFLOP/s that a matrix "
-            "product reaches here",
+            f"{share:.0%} of the {ours['peak_flops_per_second'] / 1e9:.0f} GFLOP/s that one "
+            "large convolution or matrix product reaches here",
         )
     ]
     if not all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnxscript")):

@@ -113,9 +113,10 @@ class CNN(Network):
                     )
                 )
                 layers += [nn.BatchNorm2d(width)] if own["batch_norm"] else []
+                # ReLU and maximum commute: ReLU last has a quarter of the values to do.
+                layers += [nn.MaxPool2d(2)] if repeat == own["convolutions"] - 1 else []
                 layers.append(nn.ReLU(inplace=True))
                 before = width
-            layers.append(nn.MaxPool2d(2))
         return nn.Sequential(*layers)
 
     def _width(self) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ def test_notebook_network_to_the_parameter() -> None:
     assert sum(p.numel() for p in model.parameters()) == 8_863_041
     kinds = [type(layer).__name__ for layer in [*model.features, *model.head]]
     assert kinds == [
-        *["Conv2d", "ReLU", "MaxPool2d"] * 4,
+        *["Conv2d", "MaxPool2d", "ReLU"] * 4,  # the notebook's order gives the same, see below
         "Dropout",
         *["Linear", "ReLU"] * 2,
         "Linear",
@@ -30,6 +31,24 @@ def test_notebook_network_to_the_parameter() -> None:
     assert model.pool(model.features(torch.zeros(1, 3, 300, 300))).shape == (1, 65_536)
     picture = torch.full((1, 3, 300, 300), 51, dtype=torch.uint8)
     torch.testing.assert_close(model.preprocess(picture), torch.full((1, 3, 300, 300), 0.2))
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_pooling_before_relu_changes_no_bit(batch_norm: bool) -> None:
+    torch.manual_seed(0)
+    ours = CNN(image_size=64, channels=[8, 8], batch_norm=batch_norm, dropout=0)
+    other = copy.deepcopy(ours)
+    for index, layer in enumerate(ours.features):
+        if isinstance(layer, nn.MaxPool2d):
+            other.features[index], other.features[index + 1] = nn.ReLU(), nn.MaxPool2d(2)
+    pictures = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    answers = []
+    for network in (ours, other):
+        answers.append(network(pictures))
+        answers[-1].square().sum().backward()
+    assert torch.equal(*answers)
+    for mine, theirs in zip(ours.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad)
 
 
 def test_keras_initialisation() -> None:
