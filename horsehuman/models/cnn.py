@@ -46,7 +46,7 @@ class CNN(Network):
 
     def __init__(
         self,
-        image_size: int = 128,
+        image_size: int = 96,
         channels: Sequence[int] = (24, 48, 96, 128),
         convolutions: int = 2,
         stem_kernel: int = 5,
