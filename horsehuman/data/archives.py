@@ -58,6 +58,28 @@ _MAX_BYTES = 4 * 2**30
 _MAX_RATIO = 100
 
 
+def find_pictures(
+    source: str, root: str | Path | None = None, archives_dir: str | None = None
+) -> Path:
+    """The folder with the pictures of a source, unpacked or downloaded where need be.
+
+    Args:
+        source: ``box``, ``archives`` or ``folder``.
+        root: The folder, for ``folder``.
+        archives_dir: Folder with both official zips, for ``archives``; without it they are
+            downloaded.
+
+    Raises:
+        HorseHumanError: They are not there or cannot be unpacked.
+    """
+    if source == "box":
+        return unpack(box_archives())
+    if source == "archives":
+        local = archives_dir and Path(archives_dir).expanduser()
+        return unpack(local_archives(local) if local else download_archives())
+    return Path(str(root)).expanduser()
+
+
 def box_archives() -> dict[str, Path]:
     """The archives in the package: the complete set as WebP (see ``assets/ASSETS.md``)."""
     assets = Path(str(resources.files("horsehuman") / "assets"))

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from horsehuman.data.archives import box_archives, download_archives, local_archives, unpack
+from horsehuman.data.archives import find_pictures
 from horsehuman.data.augment import make_augment
 from horsehuman.data.embedding import Embed, check_views, embed_all, embed_views
-from horsehuman.data.folders import Record, describe, scan
+from horsehuman.data.folders import FIGURE, Record, describe, scan
 from horsehuman.data.loading import (
     Batch,
     Batches,
@@ -29,9 +29,6 @@ from horsehuman.data.splits import assign_splits
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, shown
 
 log = logging.getLogger(__name__)
-
-#: Of the official file names, what names the rendered figure: all before the last dash.
-FIGURE = r"([^/]+)-[^-/]*$"
 
 
 class HorseHumanDataModule(L.LightningDataModule):
@@ -136,12 +133,7 @@ class HorseHumanDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Unpack, download or find the pictures; safe in several processes at once."""
-        if self.source == "box":
-            self.root = unpack(box_archives())
-        elif self.source == "archives" and self.archives_dir:
-            self.root = unpack(local_archives(Path(self.archives_dir).expanduser()))
-        elif self.source == "archives":
-            self.root = unpack(download_archives())
+        self.root = find_pictures(self.source, self.root, self.archives_dir)
 
     def setup(self, stage: str | None = None) -> None:
         """Find the pictures, look at every file, split by group.

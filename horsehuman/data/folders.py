@@ -26,6 +26,9 @@ SPLITS = {
     "test_set": "test",
 }
 
+#: Of the official file names, what names the rendered figure: all before the last dash.
+FIGURE = r"([^/]+)-[^-/]*$"
+
 _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 

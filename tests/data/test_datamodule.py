@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from horsehuman import HorseHumanDataModule, HorseHumanError
-from horsehuman.data.datamodule import FIGURE
+from horsehuman.data.folders import FIGURE
 from horsehuman.data.splits import assign_splits
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from horsehuman.data.archives import box_archives, unpack
-from horsehuman.data.datamodule import FIGURE
-from horsehuman.data.folders import Record, scan
+from horsehuman.data.folders import FIGURE, Record, scan
 from horsehuman.data.splits import assign_splits
 from horsehuman.errors import HorseHumanError
 

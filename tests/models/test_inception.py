@@ -10,7 +10,7 @@ import timm
 import torch
 
 from horsehuman import HorseHumanDataModule, HorseHumanError, InceptionClassifier
-from horsehuman.data.datamodule import FIGURE
+from horsehuman.data.folders import FIGURE
 from horsehuman.models.inception import FrozenBackbone, Inception
 from horsehuman.models.weights import Trunk, box_trunk, read_trunk
 from horsehuman.resize import resize
