@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +25,9 @@ log = logging.getLogger(__name__)
 Batch = tuple[Tensor, Tensor]
 
 
-def decode(record: Record, size: int) -> Tensor:
-    """The canonical picture of a record, uint8 ``(3, size, size)``; raises ``PictureError``."""
-    return resize(torch.from_numpy(read_picture(record.path)).permute(2, 0, 1), size)
+def decode(path: Path, size: int) -> Tensor:
+    """A file as its canonical picture, uint8 ``(3, size, size)``; raises ``PictureError``."""
+    return resize(torch.from_numpy(read_picture(path)).permute(2, 0, 1), size)
 
 
 def decode_all(
@@ -52,7 +53,7 @@ def decode_all(
 
     def look(index: int) -> None:
         try:
-            picture = decode(records[index], size)
+            picture = decode(records[index].path, size)
         except PictureError as error:
             bad[index] = str(error)
         else:
@@ -134,7 +135,7 @@ class DecodedBatches(Dataset[Batch]):
 
     def __getitems__(self, chosen: list[int]) -> Batch:
         records = [self.records[index] for index in chosen]
-        pictures = torch.stack([decode(record, self.size) for record in records])
+        pictures = torch.stack([decode(record.path, self.size) for record in records])
         return pictures, torch.tensor([float(record.label) for record in records])
 
 

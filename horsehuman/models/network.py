@@ -83,17 +83,21 @@ class Network(nn.Module, ABC):
         return logits / float(self.settings["temperature"])
 
     @torch.inference_mode()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Probability of class 1.
+    def logits(self, images: Tensor) -> Tensor:
+        """Calibrated logits of pictures, in eval mode.
 
         Args:
             images: uint8 of shape ``(N, 3, H, W)`` on the model's device.
 
         Returns:
-            float32 of shape ``(N,)``, 0 to 1.
+            float32 of shape ``(N,)``; the sigmoid is the probability of class 1.
         """
         self.eval()
-        return torch.sigmoid(self.calibrate(self(images)))
+        return self.calibrate(self(images))
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Probability of class 1, float32 ``(N,)``, 0 to 1; see :meth:`logits`."""
+        return self.logits(images).sigmoid()
 
 
 def plain(value: Any) -> Any:
