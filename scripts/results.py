@@ -53,7 +53,7 @@ class Result:
 
     Attributes:
         model: ``cnn`` or ``inception``.
-        data: Where the pictures came from.
+        data: Where the pictures came from, and whether all of them trained.
         folder: One of the runs.
         metrics: ``metrics.json`` of each run, by seed.
     """
@@ -110,6 +110,8 @@ def collect(folders: Sequence[Path]) -> list[Result]:
         model = "cnn" if config.model._target_.endswith("CNNClassifier") else "inception"
         key = OmegaConf.to_yaml(config)
         source = str(config.data.source)
+        if config.data.get("val_fraction") == 0 and config.data.get("fold") is None:
+            source += ", nothing held out"
         result = found.setdefault(key, Result(model, source, path.parent, {}))
         result.metrics[seed] = metrics
     if not found:

@@ -17,7 +17,7 @@ def run(folder: Path, model: str, seed: int, right: int, **options: object) -> N
     config = {
         "seed": seed,
         "model": {"_target_": KIND[model], **options},
-        "data": {"source": "box"},
+        "data": {"source": "box", "val_fraction": 0 if seed == 9 else 0.2},
     }
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
     metrics = {"seed": seed, "seconds": 10 * seed, "test/right": right, "test/pictures": 4}
@@ -59,3 +59,12 @@ def test_no_runs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     (tmp_path / "metrics.json").write_text("{")
     assert script.main([str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_runs_that_held_nothing_out_are_a_line_of_their_own(tmp_path: Path) -> None:
+    for seed in (0, 9):
+        run(tmp_path / str(seed), "cnn", seed, 3)
+    assert {result.data for result in script.collect([tmp_path])} == {
+        "box",
+        "box, nothing held out",
+    }
