@@ -304,6 +304,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own affair
     warnings.filterwarnings("ignore", message=".*across ranks is zero.*")  # nothing held out
 
 
