@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import lightning as L
 import torch
@@ -78,8 +79,10 @@ class TerminalProgress(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's line."""
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        own: Any = pl_module  # what Lightning has logged may still be of the epoch before
+        loss, accuracy = own.train_loss.compute(), own.train_accuracy.compute()
         line = f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"
-        line += f"  loss {found['train/loss']:.4f}  accuracy {found['train/acc']:6.1%}"
+        line += f"  loss {loss:.4f}  accuracy {accuracy:6.1%}"
         if "val/acc" in found:
             on_test = getattr(trainer.datamodule, "validation", "") == "test"  # type: ignore[attr-defined]
             line += f"  {'test set' if on_test else 'held out'}: loss {found['val/loss']:.4f}"

@@ -4,8 +4,9 @@
     python scripts/benchmark.py cnn_step trunk        # some rows
     python scripts/benchmark.py --short               # seconds a row: checks that it works, no more
 
-Each figure is the least of several processes; ours and the plain way (scripts/benchmark_plain.py)
-take turns, so that a machine that slows down slows both.
+Pieces of work are timed in several processes, of which the best counts; ours and the plain way
+(scripts/benchmark_plain.py) take turns, so that a machine that slows down slows both. Whole
+commands run once, and their peak memory is of that run.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def trunk(bench: Bench) -> list[Row]:
     ]
     if not all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnxscript")):
         return rows
-    other = bench.work("onnx", "ours")["images_per_second"]
+    other = max(bench.work("onnx", "ours")["images_per_second"] for _ in range(bench.repeats))
     note = "ours against ONNX Runtime on the same trunk"
     row = Row("frozen trunk in ONNX Runtime", f"{speed:.1f} images/s", f"{other:.1f} images/s",
               speed / other, ">= 0.8x", note)  # fmt: skip
@@ -214,9 +215,9 @@ def growth(bench: Bench) -> list[Row]:
     for count in (50, 100) if bench.short else (1000, 4000, 16_000):
         root = altered_pictures(bench.folder / f"set_{count}", count)
         data = ["data=folder", f"data.root={root}", "test=false", "trainer.max_epochs=1"]
-        overrides = ["model=cnn", "data.memory_limit=0.1", "data.num_workers=2"]
-        for name, options in (("kept in memory", []), ("data.memory_limit=0.1", overrides[1:])):
-            seconds, memory = bench.train(overrides[0], *data, *options)
+        decoded = ["data.memory_limit=0", "data.num_workers=2"]
+        for name, options in (("kept in memory", []), ("data.memory_limit=0", decoded)):
+            seconds, memory = bench.train("model=cnn", *data, *options)
             rows.append(
                 Row(
                     f"model=cnn, one epoch, {count:,} pictures, {name}",

@@ -29,6 +29,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from horsehuman import InceptionClassifier
+from horsehuman.callbacks import AverageWeights
 from horsehuman.data.loading import EpochSampler, KeptBatches, make_loader
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import Inception
@@ -50,18 +51,7 @@ def cnn_step(way: str, steps: int) -> dict[str, float]:
     images = torch.randint(0, 256, (BATCH, 3, 300, 300), dtype=torch.uint8)
     labels = torch.arange(BATCH).remainder(2).float()
     if way == "ours":
-        network: Any = CNN(
-            image_size=300,
-            channels=[64, 64, 128, 256],
-            convolutions=1,
-            stem_kernel=3,
-            stem_stride=1,
-            padding=False,
-            batch_norm=False,
-            pool="flatten",
-            hidden=[128, 512],
-            dropout=0.2,
-        )
+        network: Any = notebook_cnn()
         inputs: Any = images
     else:
         network, inputs = plain_cnn(), images / 127.5 - 1
@@ -73,6 +63,14 @@ def cnn_step(way: str, steps: int) -> dict[str, float]:
         optimizer.step()
 
     return {"seconds": fastest(step, steps)}
+
+
+def notebook_cnn() -> CNN:
+    """The notebook's network as we build it."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose("train", ["experiment=notebook_cnn"])
+    network: CNN = script.build("model", config).network
+    return network
 
 
 def trunk(way: str, steps: int) -> dict[str, float]:
@@ -166,7 +164,7 @@ def cnn_epoch(way: str, steps: int) -> dict[str, float]:
     trainer = L.Trainer(
         max_epochs=max(steps // 4, 1) + 1,
         limit_val_batches=0,
-        callbacks=clock,
+        callbacks=[clock, AverageWeights(config.ema)],
         **QUIET,
     )
     trainer.fit(model, datamodule=data)

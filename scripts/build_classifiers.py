@@ -22,7 +22,7 @@ import train as script
 from config_errors import CONFIGS
 
 from horsehuman.checkpoint import IN_THE_BOX, find_checkpoint, load_classifier
-from horsehuman.errors import HorseHumanError, one_line
+from horsehuman.errors import HorseHumanError, check_choice, one_line
 from horsehuman.runs import write_whole
 from horsehuman.runtime import keep_freed_memory
 from horsehuman.terminal import show_notes
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         for name in given.names or IN_THE_BOX:
+            check_choice("NAME", name, IN_THE_BOX)
             target = given.out / f"{name}.ckpt" if given.out else find_checkpoint(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             build(name, target)
@@ -55,8 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build(name: str, target: Path, overrides: Sequence[str] = ()) -> None:
     """Train the default recipe of ``name`` and write what the package does not hold yet."""
-    if name not in IN_THE_BOX:
-        raise HorseHumanError(f"{name} is not known: use {' | '.join(IN_THE_BOX)}")
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("train", [f"model={name}", *OVERRIDES, *overrides])
     with tempfile.TemporaryDirectory() as folder:

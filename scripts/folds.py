@@ -21,7 +21,9 @@ from pathlib import Path
 import hydra
 import numpy as np
 import train as script
-from config_errors import CONFIGS
+from config_errors import CONFIGS, explain
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from horsehuman import load_classifier
 from horsehuman.errors import HorseHumanError, one_line
@@ -50,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = given.out or Path("outputs") / "folds" / time.strftime("%Y-%m-%d_%H-%M-%S")
     answers: dict[str, Answers] = {"plain": [], "framed": [], "reframed": []}
     try:
+        if not (given.cutouts / "framed").is_dir():
+            raise HorseHumanError(f"{given.cutouts} holds no cut-outs: run scripts/cutouts.py")
         for fold in given.only or range(given.folds):
             options = [*given.overrides, f"data.fold={fold}", f"data.folds={given.folds}"]
             for kind, found in answer_fold(given.cutouts, out / f"fold_{fold}", options).items():
@@ -60,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"after fold {fold}")
             for kind in answers:
                 print(f"  {kind:<9} " + "  ".join(f"{k} {v:.3f}" for k, v in result[kind].items()))
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 2
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1

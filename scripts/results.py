@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,9 +96,7 @@ def collect(folders: Sequence[Path]) -> list[Result]:
         HorseHumanError: There is none, or a file of one cannot be read.
     """
     found: dict[str, Result] = {}
-    for path in sorted({p for folder in folders for p in folder.rglob("metrics.json")}):
-        if "latest" in path.parts:
-            continue
+    for path in sorted({p.resolve() for folder in folders for p in folder.rglob("metrics.json")}):
         try:
             metrics = json.loads(path.read_text())
             config = OmegaConf.load(path.with_name("config.yaml"))
@@ -110,9 +109,16 @@ def collect(folders: Sequence[Path]) -> list[Result]:
         model = "cnn" if config.model._target_.endswith("CNNClassifier") else "inception"
         key = OmegaConf.to_yaml(config)
         source = str(config.data.source)
-        if config.data.get("val_fraction") == 0 and config.data.get("fold") is None:
+        if config.data.get("validation") == "test":
+            source += ", validated on the test set"
+        elif config.data.get("val_fraction") == 0 and config.data.get("fold") is None:
             source += ", nothing held out"
         result = found.setdefault(key, Result(model, source, path.parent, {}))
+        if seed in result.metrics:
+            print(
+                f"{shown(path.parent)}: seed {seed} once more; the later run counts",
+                file=sys.stderr,
+            )
         result.metrics[seed] = metrics
     if not found:
         places = ", ".join(shown(folder) for folder in folders)
@@ -139,7 +145,7 @@ def show(results: Sequence[Result]) -> None:
             f"{min(accuracies):.2f} %",
             f"{min(run['test/margin'] for run in runs):+.2f}",
             f"{sum(run['seconds'] for run in runs) / len(runs):.0f}",
-            str(result.folder),
+            str(os.path.relpath(result.folder)),
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
@@ -154,7 +160,7 @@ def draw(results: Sequence[Result], target: Path) -> None:
     figure, axes = plt.subplots(2, 1, figsize=(8, 6.4), sharex=True, layout="constrained")
     for axis, model, kind in zip(axes, ("cnn", "inception"), PUBLISHED, strict=True):
         claims = dict(sorted(PUBLISHED[kind].items(), key=lambda item: item[1]))
-        own = [r for r in results if r.model == model]
+        own = [r for r in results if r.model == model and "test set" not in r.data]
         rows = [*claims, *(f"horsehuman, {r.data}" for r in own)]
         axis.scatter(list(claims.values()), range(len(claims)), marker="D", color="0.55", s=28)
         for row, result in enumerate(own, start=len(claims)):

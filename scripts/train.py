@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import os
 import re
 import shlex
@@ -83,11 +84,14 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
 
     from horsehuman import runs
     from horsehuman.callbacks import print_summary
+    from horsehuman.data.embedding import check_views
 
     quiet()
     L.seed_everything(config.seed, verbose=False)
     model = build("model", config)
     data = build("data", config, image_size=model.image_size, seed=config.seed)
+    if model.hparams.get("cache_features"):
+        check_views(model.hparams["views"], data.augment)
     data.prepare_data()
     data.setup()
     trainer: Any = build_trainer(config, folder, data)
@@ -103,6 +107,7 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         "seconds_training": round(time.monotonic() - started, 1),
     }
     kind = type(model)
+    data.trainer = None
     del model, trainer  # their memory is the test's
     gc.collect()
     if config.test:
@@ -258,6 +263,8 @@ def test(model: L.LightningModule, data: HorseHumanDataModule, accelerator: str)
         enable_model_summary=False,
     )
     found = trainer.test(model, datamodule=data, verbose=False)[0]
+    if not all(math.isfinite(value) for value in found.values()):
+        raise HorseHumanError("the test's figures are not finite: lower model.optimizer.lr")
     pictures = len(data.test_dataloader().dataset)  # type: ignore[arg-type]
     return {
         **found,

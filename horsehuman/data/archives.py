@@ -75,7 +75,7 @@ def find_pictures(
     if source == "box":
         return unpack(box_archives())
     if source == "archives":
-        local = archives_dir and Path(archives_dir).expanduser()
+        local = archives_dir is not None and Path(str(archives_dir)).expanduser()
         return unpack(local_archives(local) if local else download_archives())
     return Path(str(root)).expanduser()
 

@@ -82,6 +82,11 @@ class Augment:
         check_flag("data.augment.flip", self.flip)
         check_flag("data.augment.zoom_per_axis", self.zoom_per_axis)
         check_choice("data.augment.fill", self.fill, ("nearest", "canvas"))
+        for name in ("white", "spotlight", "blob"):
+            if getattr(self, name) and self.fill != "canvas":
+                raise HorseHumanError(
+                    f"data.augment.{name}={getattr(self, name)} needs data.augment.fill=canvas"
+                )
 
     def __call__(self, images: Tensor) -> Tensor:
         """Augment a batch.

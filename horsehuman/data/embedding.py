@@ -26,8 +26,8 @@ def check_views(views: int, augment: Augment | None) -> None:
         )
     if views > 1 and augment is None:
         raise HorseHumanError(
-            f"model.views={views} needs something to augment with: set data.augment, or "
-            "model.views=1"
+            f"model.views={views} needs something to augment with: set data.augment, such as "
+            "'data.augment={flip: true, rotation: 15}', or model.views=1"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,8 +63,8 @@ class BinaryClassifier(L.LightningModule):
         self.example_input_array = torch.zeros(1, 3, size, size, dtype=torch.uint8)
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = BinaryAccuracy(validate_args=False)
-        self.val_accuracy = BinaryAccuracy(network.threshold, validate_args=False)
-        self.test_accuracy = BinaryAccuracy(network.threshold, validate_args=False)
+        self.val_accuracy = BinaryAccuracy(validate_args=False)
+        self.test_accuracy = BinaryAccuracy(validate_args=False)
 
     @property
     def image_size(self) -> int:
@@ -83,13 +84,11 @@ class BinaryClassifier(L.LightningModule):
         smoothing = self.hparams["label_smoothing"]
         targets = labels * (1 - smoothing) + smoothing / 2
         loss = functional.binary_cross_entropy_with_logits(logits, targets)
-        self.train_accuracy.update(logits.detach().sigmoid(), labels.int())
+        self.train_accuracy.update(self._answers(logits.detach()), labels.int())
         self.train_loss.update(loss.detach(), len(labels))
         if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        if self.trainer.is_last_batch:  # logging at each step would cost more than a head does
-            self._log_epoch("train", self.train_loss.compute(), self.train_accuracy, 1)
-        return loss
+        return loss  # the epoch is logged at its end: each step would cost more than a head does
 
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's loss and accuracy anew."""
@@ -97,37 +96,44 @@ class BinaryClassifier(L.LightningModule):
         self.train_accuracy.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Stop when the loss is no number any more, before anything is saved."""
-        if not torch.isfinite(self.trainer.callback_metrics["train/loss"]):
+        """Log loss and accuracy; stop when they are no numbers any more, before it is saved."""
+        loss = self.train_loss.compute()
+        self.log("train/loss", loss)
+        self.log("train/acc", self.train_accuracy.compute())
+        numbers = [loss, self.trainer.callback_metrics.get("val/loss", loss)]
+        numbers += [p.detach().sum() for p in self.parameters() if p.requires_grad]
+        if not all(bool(torch.isfinite(number)) for number in numbers):
             raise HorseHumanError(
                 f"the loss is not finite after epoch {self.current_epoch + 1}: lower "
                 "model.optimizer.lr, or use trainer.precision=32-true"
             )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``val/loss`` and ``val/acc``."""
+        """Log ``val/loss``, ``val/acc`` and ``val/margin``; see :meth:`test_step`."""
         self._evaluate("val", batch, self.val_accuracy)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log ``test/loss``, ``test/acc`` and ``test/margin``.
 
-        The margin is the smallest logit in favour of the right class: below 0 a picture is wrong.
+        The margin is how far, in logits, the picture nearest to the wrong side of the threshold is
+        from it: below 0 it is wrong.
         """
-        logits = self._evaluate("test", batch, self.test_accuracy)
-        margin = (logits * (2 * batch[1] - 1)).min()
-        self.log("test/margin", margin, on_step=False, on_epoch=True, reduce_fx="min")
+        self._evaluate("test", batch, self.test_accuracy)
 
-    def _evaluate(self, stage: str, batch: Batch, accuracy: BinaryAccuracy) -> Tensor:
+    def _answers(self, logits: Tensor) -> Tensor:
+        return (logits.sigmoid() >= self.network.threshold).int()
+
+    def _evaluate(self, stage: str, batch: Batch, accuracy: BinaryAccuracy) -> None:
         inputs, labels = batch
         logits = self.network.calibrate(self(inputs))
         loss = functional.binary_cross_entropy_with_logits(logits, labels)
-        accuracy.update(logits.sigmoid(), labels.int())
-        self._log_epoch(stage, loss, accuracy, len(labels))
-        return logits
-
-    def _log_epoch(self, stage: str, loss: Tensor, accuracy: BinaryAccuracy, size: int) -> None:
+        accuracy.update(self._answers(logits), labels.int())
+        between = math.log(self.network.threshold / (1 - self.network.threshold))
+        margin = ((logits - between) * (2 * labels - 1)).min()
+        size = len(labels)
         self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=size)
         self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, batch_size=size)
+        self.log(f"{stage}/margin", margin, on_step=False, on_epoch=True, reduce_fx="min")
 
     def setup(self, stage: str) -> None:
         """Take the names of the classes from the data that training starts on."""
@@ -222,6 +228,11 @@ class InceptionClassifier(BinaryClassifier):
     def setup(self, stage: str) -> None:
         """Compute the features of the data's pictures, if they are to be cached."""
         super().setup(stage)
+        if not self.network.is_loaded:
+            raise HorseHumanError(
+                "model.weights=checkpoint names no weights: use box, or load the checkpoint that "
+                "has them"
+            )
         replace = getattr(getattr(self.trainer, "datamodule", None), "replace_pictures", None)
         if stage == "fit" and self.hparams["cache_features"] and replace:
             self.network.to(self.trainer.strategy.root_device)

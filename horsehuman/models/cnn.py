@@ -65,16 +65,16 @@ class CNN(Network):
         temperature: float = 1.0,
     ) -> None:
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
+        self.preprocess = Preprocess(image_size, mean, std)
         check_widths("model.channels", channels, at_least=1)
         check_widths("model.hidden", hidden)
         check_number("model.convolutions", convolutions, int, at_least=1)
-        check_number("model.stem_kernel", stem_kernel, int, at_least=1)
+        check_number("model.stem_kernel", stem_kernel, int, at_least=1, at_most=image_size)
         check_number("model.stem_stride", stem_stride, int, at_least=1)
         check_flag("model.padding", padding)
         check_flag("model.mirror", mirror)
         check_flag("model.batch_norm", batch_norm)
         check_number("model.dropout", dropout, float, at_least=0, below=1)
-        self.preprocess = Preprocess(image_size, mean, std)
         self.features = self._blocks()
         self.pool = Pool(pool)
         width = self._width()

@@ -21,6 +21,11 @@ Embed = Callable[[Tensor], Tensor]
 
 _VERSION = 1
 
+# One statement: another process cannot make the table in between.
+_STATE = """
+SELECT (SELECT user_version FROM pragma_user_version), (SELECT count(*) FROM sqlite_master)
+"""
+
 # One transaction: another process sees all of it or nothing.
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
@@ -83,8 +88,7 @@ class FeatureCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.path, timeout=60)
         try:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            version, tables = connection.execute(_STATE).fetchone()
             if tables and version != _VERSION:
                 raise sqlite3.DatabaseError(f"it has version {version}, not {_VERSION}")
             if not tables:
@@ -107,7 +111,10 @@ class FeatureCache:
             self._given_up.add(action.__name__)  # what is there already may still be read
         except sqlite3.DatabaseError as error:
             log.warning("%s is no cache of features (%s): made anew", shown(self.path), error)
-            self.path.unlink(missing_ok=True)
+            try:
+                self.path.unlink(missing_ok=True)
+            except OSError:  # a folder that cannot be written: done without
+                self._given_up |= {"_read", "_write"}
         return None
 
 
@@ -118,7 +125,7 @@ def cache_key(backbone: torch.nn.Module, settings: object) -> str:
         backbone: The frozen network.
         settings: Anything with a faithful ``repr``: cut, scales, preprocessing, pooling.
     """
-    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+    digest = hashlib.blake2b(repr((_VERSION, settings)).encode(), digest_size=16)
     for name, tensor in backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())

@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from horsehuman.errors import HorseHumanError, check_choice, check_number, check_widths
 from horsehuman.models.features import cache_key
 from horsehuman.models.layers import Pool, dense_layers, initialise
-from horsehuman.models.network import Network
+from horsehuman.models.network import Network, plain
 from horsehuman.models.preprocess import Preprocess
 from horsehuman.models.weights import CUTS, Trunk, load_trunk, read_trunk
 from horsehuman.resize import resize
@@ -53,7 +53,7 @@ class FrozenBackbone(nn.Module):
 
     Args:
         cut: The last layer, a key of :data:`~horsehuman.models.weights.CUTS`.
-        weights: What to load; ``None`` leaves them undefined, for a checkpoint to fill in.
+        weights: What to load; ``None`` leaves NaN in their place, for a checkpoint to fill in.
 
     Attributes:
         width: Channels of the maps.
@@ -81,6 +81,8 @@ class FrozenBackbone(nn.Module):
                 setattr(self.trunk.get_submodule(parent), child, ConvReLU(block))
         if weights is None:
             self.trunk.to_empty(device="cpu")
+            for tensor in self.trunk.state_dict().values():
+                tensor.fill_(float("nan"))
         self.train()
         self.requires_grad_(False)
 
@@ -137,18 +139,29 @@ class Inception(Network):
         _check_scales(scales, pool)
         check_widths("model.hidden", hidden)
         check_number("model.dropout", dropout, float, at_least=0, below=1)
+        if weights == CHECKPOINT and (mean is None or std is None):
+            raise HorseHumanError(
+                "model.weights=checkpoint is what a checkpoint says of itself: use box, a timm "
+                "tag, a safetensors file, or random"
+            )
         trunk = None if weights == CHECKPOINT else read_trunk(weights)
         if trunk is not None:
-            mean, std = mean or trunk.mean, std or trunk.std
-            self.settings.update(weights=CHECKPOINT, mean=list(mean), std=list(std))
+            mean = trunk.mean if mean is None else mean
+            std = trunk.std if std is None else std
         self.backbone = FrozenBackbone(cut, trunk)
-        self.preprocess = nn.ModuleList(Preprocess(s, mean or (), std or ()) for s in scales)
+        self.preprocess = nn.ModuleList(Preprocess(s, mean, std) for s in scales)
+        self.settings.update(weights=CHECKPOINT, mean=plain(mean), std=plain(std))
         self.pool = Pool(pool)
         self.width = self._width(scales[0])
         *before, last = dense_layers(self.width, [*hidden, 1])
         self.head = nn.Sequential(*before, nn.Dropout(dropout), last)
         initialise(self.head, initialisation)
         self.to(memory_format=torch.channels_last)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the backbone has weights, from wherever."""
+        return not bool(next(self.backbone.parameters()).isnan().any())
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """What the frozen backbone sees of pictures, uint8 ``(N, 3, H, W)``.

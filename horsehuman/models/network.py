@@ -38,8 +38,8 @@ class Network(nn.Module, ABC):
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__()
         self.settings: dict[str, Any] = plain(settings)
-        names = settings["class_names"]
-        if names is None or isinstance(names, str) or len(names) != 2:
+        names = self.settings["class_names"]
+        if isinstance(names, str) or not isinstance(names, Sequence) or len(names) != 2:
             raise HorseHumanError(f"model.class_names={names!r} does not work: give two")
         check_number("model.threshold", self.settings["threshold"], float, above=0, below=1)
         check_number("model.temperature", self.settings["temperature"], float, above=0)

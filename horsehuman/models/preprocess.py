@@ -23,11 +23,13 @@ class Preprocess(nn.Module):
         HorseHumanError: A value does not work.
     """
 
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, size: int, mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> None:
         super().__init__()
         check_number("model.image_size", size, int, at_least=8, at_most=4096)
         for name, values, above in (("mean", mean, None), ("std", std, 0)):
-            if not isinstance(values, Sequence) or len(values) != 3:
+            if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != 3:
                 raise HorseHumanError(f"model.{name}={values!r} does not work: give three numbers")
             for value in values:
                 check_number(f"model.{name}", value, float, above=above)

@@ -90,7 +90,7 @@ def test_an_answer_does_not_depend_on_where_a_figure_looks() -> None:
             assert not torch.allclose(model(pictures), model(pictures.flip(3)), atol=1e-6)
 
 
-def test_a_copy_in_onnx_form_would_need_no_preprocessing() -> None:
+def test_resizing_is_part_of_the_network() -> None:
     model = CNN(image_size=32, channels=[4]).eval()
     large = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     from horsehuman.resize import resize
