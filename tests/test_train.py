@@ -255,11 +255,31 @@ def test_help_shows_groups_and_examples(tmp_path: Path) -> None:
         (["trainer.precision=99"], "trainer does not take this: .*99"),
         (["trainer.limit_train_batches=0.01"], "trainer does not take this"),
         (["model._target_=horsehuman.Nope"], "model._target_: "),
+        (["model.mean=0.5"], "model.mean=0.5 does not work: give three numbers"),
+        (["+model.class_names=5"], "model.class_names=5 does not work: give two"),
+        (["model.stem_kernel=100001"], "model.stem_kernel=100001"),
+        (["data.augment.fill=nearest"], "data.augment.white=0.6 needs data.augment.fill=canvas"),
     ],
 )
 def test_options_of_the_script(overrides: list[str], text: str, tree: Path, tmp_path: Path) -> None:
     with pytest.raises(HorseHumanError, match=text):
         train(tmp_path, *CNN, *options(tree), *overrides)
+
+
+def test_a_number_of_steps_ends_a_run(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    metrics = train(tmp_path / "run", *CNN, *options(tree), "+trainer.max_steps=2")
+    assert metrics["train/loss"] > 0
+    assert "epoch   1/2  loss" in capsys.readouterr().err
+
+
+def test_views_without_augmentation_leave_no_run(tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(HorseHumanError, match=r"model\.views=2 needs something to augment with"):
+        train(tmp_path / "run", *INCEPTION, *options(tree), "model.views=2")
+    assert not (tmp_path / "run").exists()
+    views = ["model.views=2", "data.augment={flip: true, rotation: 15}"]
+    assert train(tmp_path / "run", *INCEPTION, *options(tree), *views)["test/pictures"] == 4
 
 
 def test_ctrl_c_keeps_the_last_whole_epoch(tree: Path, tmp_path: Path) -> None:

@@ -127,6 +127,31 @@ def test_a_loss_that_is_no_number_ends_training() -> None:
         fit(model, max_epochs=20)
 
 
+def test_a_last_step_that_blows_up_is_seen_before_it_is_saved() -> None:
+    model = CNNClassifier(**TINY, optimizer={"name": "SGD", "lr": 1e38}, schedule="constant")
+    with pytest.raises(HorseHumanError, match="the loss is not finite after epoch 1"):
+        fit(model, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.9])
+def test_at_the_threshold_a_picture_is_of_class_1(threshold: float) -> None:
+    model = CNNClassifier(**TINY, threshold=threshold)
+    with torch.no_grad():
+        for parameter in model.network.head.parameters():
+            parameter.zero_()
+    logits = torch.tensor([math.log(threshold / (1 - threshold)), -20.0, 20.0])
+    model.network.calibrate = lambda _: logits  # type: ignore[method-assign, assignment]
+    trainer = L.Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False)
+    labels = torch.tensor([1.0, 0.0, 1.0])
+    batches = DataLoader(
+        list(zip(torch.zeros(3, 3, 16, 16, dtype=torch.uint8), labels, strict=True)),  # type: ignore[arg-type]
+        batch_size=3,
+    )
+    found = trainer.test(model, batches, verbose=False)[0]
+    assert found["test/acc"] == 1
+    assert found["test/margin"] == pytest.approx(0, abs=1e-6)
+
+
 def test_values_of_numpy_become_plain() -> None:
     model = CNNClassifier(
         **TINY,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,6 +123,60 @@ assert 40 < len(computed) < 80, len(computed)  # what was kept before is still r
     assert done.stderr.count("features are not kept in") == 1
     FeatureCache(embed, 3, path)(pictures[:2])
     assert embed.pictures == 2
+
+
+def test_another_process_that_makes_the_file_meanwhile_loses_nothing(
+    embed: Embed,
+    pictures: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The file appears, whole, between two statements of ours."""
+    path = tmp_path / "features.sqlite"
+    connect = sqlite3.connect
+
+    class Slow(sqlite3.Connection):
+        def execute(self, *arguments: object) -> object:  # type: ignore[override]
+            found = super().execute(*arguments)  # type: ignore[arg-type]
+            if path.stat().st_size:
+                return found
+            row = found.fetchone()
+            FeatureCache(embed, 3, path)(pictures)
+            return SimpleNamespace(fetchone=lambda: row)
+
+    def connect_slowly(*arguments: object, **options: object) -> sqlite3.Connection:
+        monkeypatch.setattr(sqlite3, "connect", connect)
+        return connect(*arguments, factory=Slow, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(sqlite3, "connect", connect_slowly)
+    FeatureCache(embed, 3, path)(pictures[:1])
+    assert path.stat().st_size
+    assert not caplog.records
+    embed.pictures = 0
+    FeatureCache(embed, 3, path)(pictures)
+    assert embed.pictures == 0
+
+
+def test_a_damaged_file_that_cannot_be_removed_is_done_without(
+    embed: Embed,
+    pictures: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = tmp_path / "features.sqlite"
+    path.write_bytes(b"something else" * 100)
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    cache = FeatureCache(embed, 3, path)
+    for _ in range(2):
+        assert torch.equal(cache(pictures), pictures.float().mean((2, 3)))
+    assert len(caplog.records) == 1
+    assert path.read_bytes().startswith(b"something else")
 
 
 def test_features_of_another_width_are_not_taken(

@@ -56,6 +56,15 @@ def test_maps_are_those_of_timm(box: dict[str, torch.Tensor]) -> None:
     torch.testing.assert_close(network.embed(pictures), expected)
 
 
+def test_nothing_trains_on_weights_that_are_not_there(tree: Path) -> None:
+    with pytest.raises(HorseHumanError, match=r"model\.weights=checkpoint is what a checkpoint"):
+        Inception(weights="checkpoint")
+    half = [0.5, 0.5, 0.5]
+    model = InceptionClassifier(weights="checkpoint", mean=half, std=half, scales=[SMALL])
+    with pytest.raises(HorseHumanError, match=r"model\.weights=checkpoint names no weights"):
+        fit(model, data_of(tree))
+
+
 def test_real_batch_norms_are_folded_in() -> None:
     """The box's are identities; other weights' are not."""
     torch.manual_seed(0)
