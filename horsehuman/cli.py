@@ -22,6 +22,15 @@ CACHED = {
     "archives/*horse-or-human.zip": "downloaded zips",
 }
 
+#: Which classifier a command uses.
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|RUN|FILE",
+        help="inception or cnn (in the box), a run's folder, or a checkpoint.",
+    ),
+]
+
 log = logging.getLogger(__name__)
 
 app = typer.Typer(
@@ -61,13 +70,7 @@ def _top(
 @app.command(epilog="Example: horsehuman predict photo.jpg --model outputs/inception/latest")
 def predict(
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|RUN|FILE",
-            help="inception or cnn (in the box), a run's folder, or a checkpoint.",
-        ),
-    ] = "inception",
+    model: Model = "inception",
 ) -> None:
     """Say what each picture shows, with which probability."""
     show_notes()
@@ -92,6 +95,37 @@ def predict(
             name = shown(answer.source)
             print(f"{name:<{width}}  {shown(answer.class_name)}  {answer.probability:7.2%}")
     if failed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: horsehuman evaluate --model outputs/cnn/latest --split validation")
+def evaluate(
+    model: Model = "inception",
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="box|RUN|FOLDER", help="Pictures [the model's own run, or the box]."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, validation, test or all [test, if there is one].")
+    ] = None,
+    group_pattern: Annotated[
+        str | None,
+        typer.Option(help="Of a folder: regular expression with one (...) that names the group."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report [in the run, or outputs/evaluate].")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a report in --out.")] = False,
+    plot: Annotated[bool, typer.Option(help="Draw the pictures of the report.")] = True,
+) -> None:
+    """Say how good a classifier is, with intervals by group, and where it fails."""
+    show_notes()
+    from horsehuman.runtime import keep_freed_memory
+
+    keep_freed_memory()
+    from horsehuman.report import evaluate_and_report
+
+    if not evaluate_and_report(model, data, split, group_pattern, out, force=force, plot=plot):
         raise typer.Exit(1)
 
 

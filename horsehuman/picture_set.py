@@ -1,0 +1,143 @@
+"""The labelled pictures that a command is asked about: the box, a folder, or a run's own."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from horsehuman.checkpoint import IN_THE_BOX
+from horsehuman.data.archives import find_pictures
+from horsehuman.data.folders import FIGURE, Record, scan
+from horsehuman.errors import HorseHumanError, check_choice, shown
+
+#: What ``--split`` takes.
+SPLITS = ("train", "validation", "test", "all")
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Labelled pictures.
+
+    Attributes:
+        root: The folder that they are in.
+        class_names: Names of class 0 and class 1.
+        records: Pictures with label, group and split.
+        grouped: Whether groups were named; otherwise each picture is one.
+    """
+
+    root: Path
+    class_names: tuple[str, str]
+    records: list[Record]
+    grouped: bool
+
+    def split(self, name: str) -> PictureSet:
+        """The pictures of one split; of ``all``, all of them.
+
+        Raises:
+            HorseHumanError: There are none.
+        """
+        check_choice("--split", name, SPLITS)
+        records = [r for r in self.records if name in ("all", r.split)]
+        if not records:
+            there = sorted({record.split or "no split" for record in self.records})
+            raise HorseHumanError(
+                f"--split {name}: {shown(self.root)} has no such pictures, but {', '.join(there)}"
+            )
+        return PictureSet(self.root, self.class_names, records, self.grouped)
+
+
+def find_set(data: str, group_pattern: str | None = None) -> PictureSet:
+    """The pictures that ``--data`` names: ``box``, a run's folder, or a folder of pictures.
+
+    Raises:
+        HorseHumanError: There are none.
+    """
+    if data == "box":
+        classes, records = scan(find_pictures("box"), FIGURE)
+        return PictureSet(find_pictures("box"), (classes[0], classes[1]), records, True)
+    folder = Path(data).expanduser()
+    if (folder / "splits.csv").is_file():
+        return set_of_run(folder)
+    classes, records = scan(folder, group_pattern)
+    return PictureSet(folder, (classes[0], classes[1]), records, group_pattern is not None)
+
+
+def default_set(model: str) -> PictureSet:
+    """The pictures that a classifier was trained and tested on: its run's, or the box."""
+    run = run_of(model)
+    return set_of_run(run) if run else find_set("box")
+
+
+def run_of(model: str) -> Path | None:
+    """The folder of the run that a classifier comes from, where that is known."""
+    if model in IN_THE_BOX:
+        return None
+    path = Path(model).expanduser()
+    folders = [path] if path.is_dir() else [path.parent.parent]
+    return next((folder for folder in folders if (folder / "splits.csv").is_file()), None)
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """What a run's ``config.yaml`` says; raises :class:`HorseHumanError` where it is not whole."""
+    path = run / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and isinstance(config.get("data"), dict):
+            return config
+    except OSError as error:
+        raise HorseHumanError(f"cannot read {shown(path)}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise HorseHumanError(f"{shown(path)} is damaged: name pictures with --data") from error
+    raise HorseHumanError(f"{shown(path)} is no run's config: name pictures with --data")
+
+
+def set_of_run(run: Path) -> PictureSet:
+    """All pictures of a run, as its ``splits.csv`` lists them.
+
+    Raises:
+        HorseHumanError: A file of the run cannot be read.
+    """
+    data = read_config(run)["data"]
+    root = find_pictures(data.get("source", "folder"), data.get("root"), data.get("archives_dir"))
+    path = run / "splits.csv"
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = list(csv.DictReader(file))
+        names = sorted({row["label"] for row in rows})
+        records = [
+            Record(root / row["picture"], names.index(row["label"]), row["group"], row["split"])
+            for row in rows
+        ]
+    except OSError as error:
+        raise HorseHumanError(f"cannot read {shown(path)}: {error.strerror}") from error
+    except (KeyError, TypeError, csv.Error) as error:
+        raise HorseHumanError(f"{shown(path)} is damaged: name pictures with --data") from error
+    if len(names) != 2:
+        raise HorseHumanError(
+            f"{shown(path)} names {len(names)} classes: name pictures with --data"
+        )
+    grouped = bool(data.get("group_pattern")) or data.get("source") != "folder"
+    return PictureSet(root, (names[0], names[1]), records, grouped)
+
+
+def seen_in_training(model: str, records: Iterable[Record]) -> int:
+    """How many pictures a classifier was trained on, byte for byte, where its run is known."""
+    run = run_of(model)
+    known = set_of_run(run) if run else find_set("box") if model in IN_THE_BOX else None
+    if known is None:
+        return 0
+    trained = {_digest(record.path) for record in known.records if record.split == "train"}
+    return sum(_digest(record.path) in trained for record in records)
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    except OSError:
+        return str(path).encode(errors="surrogateescape")  # equal to no digest

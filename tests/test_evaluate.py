@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import train as script
+from PIL import Image
+from typer.testing import CliRunner
+
+from horsehuman import HorseHumanError
+from horsehuman.checkpoint import load_classifier
+from horsehuman.cli import app
+from horsehuman.data.folders import FIGURE
+from horsehuman.evaluate import answer, by_group, summarise, worst
+from horsehuman.picture_set import find_set, seen_in_training
+from horsehuman.report import caveats
+
+
+@pytest.fixture(scope="module")
+def run(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run on the small tree."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    overrides = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=2"]
+    overrides += ["data=folder", f"data.root={tree}", "data.batch_size=4"]
+    overrides += [f'data.group_pattern="{FIGURE}"', "trainer.log_every_n_steps=1"]
+    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
+        config = hydra.compose("train", overrides)
+    script.train(config, folder)
+    return folder
+
+
+def evaluate(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["evaluate", *arguments])
+    if isinstance(result.exception, HorseHumanError):
+        return 1, f"error: {result.exception}"
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_counts_are_those_of_training(run: Path) -> None:
+    code, printed = evaluate("--model", str(run), "--no-plot")
+    assert code == 0, printed
+    reported = json.loads((run / "metrics.json").read_text())
+    found = json.loads((run / "evaluate-test" / "metrics.json").read_text())
+    assert found["right"] == reported["test/right"]
+    assert found["pictures"] == reported["test/pictures"] == 4
+    assert found["smallest margin"] == pytest.approx(reported["test/margin"], abs=1e-6)
+    assert found["metrics"]["log loss"]["value"] == pytest.approx(reported["test/loss"], rel=1e-5)
+    with (run / "evaluate-test" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["right"]) for row in rows) == found["right"]
+    assert sorted(row["picture"] for row in rows)[0] == "test/horses/horse1-000.webp"
+    code, printed = evaluate("--model", str(run), "--no-plot")
+    assert (run / "evaluate-test-2" / "metrics.json").is_file()
+
+
+def test_training_pictures_are_known_again(
+    run: Path, tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert seen_in_training(str(run), find_set(str(run)).split("test").records) == 0
+    assert seen_in_training(str(run), find_set(str(run)).split("train").records) == 18
+    assert seen_in_training("cnn", find_set(str(tree)).split("train").records) == 24
+    assert seen_in_training(str(run / "checkpoints" / "final.ckpt"), []) == 0
+
+
+def test_report_of_a_folder(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    arguments = ["--model", "cnn", "--data", str(tree), "--group-pattern", FIGURE]
+    code, printed = evaluate(*arguments, "--out", str(out))
+    assert code == 0, printed
+    assert {path.name for path in out.iterdir()} == {
+        "metrics.json",
+        "predictions.csv",
+        "report.png",
+        "pictures.png",
+    }
+    assert Image.open(out / "report.png").width > 1000
+    assert "3 groups are few" in printed
+    code, printed = evaluate(*arguments, "--out", str(out))
+    assert code == 1
+    assert "holds a report already" in printed
+    assert evaluate(*arguments, "--out", str(out), "--force", "--no-plot")[0] == 0
+
+
+def test_groups_and_worst_pictures(tree: Path) -> None:
+    answers = answer(load_classifier("cnn"), find_set(str(tree), FIGURE).split("train"))
+    rows = by_group(answers)
+    assert len(rows) == 8
+    assert sum(row["right"] for row in rows) == answers.right.sum()
+    assert [row["right"] / row["pictures"] for row in rows] == sorted(
+        row["right"] / row["pictures"] for row in rows
+    )
+    order = worst(answers, 24)
+    wrong = int((~answers.right).sum())
+    assert not answers.right[order[:wrong]].any()
+    assert np.all(np.diff(np.abs(answers.probabilities[order[wrong:]] - 0.5)) >= 0)
+
+
+def test_a_missing_class_leaves_figures_undefined(tree: Path) -> None:
+    pictures = find_set(str(tree)).split("test")
+    pictures.records[:] = [record for record in pictures.records if record.label == 1]
+    summary = summarise(answer(load_classifier("cnn"), pictures), draws=20)
+    assert summary["metrics"]["ROC-AUC"]["value"] is None
+    json.dumps(summary, allow_nan=False)
+    lines = caveats(summary, grouped=False)
+    assert "no groups are known" in lines[0]
+    assert "ROC-AUC" in lines[-1]
+
+
+def test_pictures_that_vanish_are_told_and_the_rest_is_answered(tree: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(tree / "test", tmp_path / "set")
+    (root / "humans" / "broken.png").write_bytes(b"no picture")
+    code, _ = evaluate(
+        "--model", "cnn", "--data", str(root), "--no-plot", "--out", str(tmp_path / "o")
+    )
+    assert code == 1
+    found = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    assert found["pictures"] == 4
+    assert len(found["unreadable"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--data", "nowhere"], "nowhere is no folder"),
+        (["--split", "tset"], "did you mean test"),
+        (["--data", "TREE", "--split", "validation"], "no such pictures"),
+        (["--data", "CATS"], "holds cats and humans, the classifier tells horses from humans"),
+        (["--data", "EMPTY"], "must hold two class folders"),
+        (["--model", "CUT"], "config.yaml"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    arguments: list[str], text: str, tree: Path, run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tree / "test", tmp_path / "cats")
+    (tmp_path / "cats" / "horses").rename(tmp_path / "cats" / "cats")
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(run, tmp_path / "cut")
+    (tmp_path / "cut" / "config.yaml").unlink()
+    places = {"TREE": tree, "CATS": tmp_path / "cats", "EMPTY": tmp_path / "empty"}
+    places["CUT"] = tmp_path / "cut"
+    given = [str(places.get(argument, argument)) for argument in arguments]
+    code, printed = evaluate("--model", "cnn", *given, "--no-plot", "--out", str(tmp_path / "out"))
+    assert code == 1
+    assert text in printed
+    assert not (tmp_path / "out").exists()

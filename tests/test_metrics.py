@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional import classification as reference
+
+from horsehuman import metrics
+
+NAMES = {
+    "accuracy": reference.binary_accuracy,
+    "precision 1": reference.binary_precision,
+    "recall 1": reference.binary_recall,
+    "recall 0": reference.binary_specificity,
+    "F1 1": reference.binary_f1_score,
+    "ROC-AUC": reference.binary_auroc,
+    "average precision": reference.binary_average_precision,
+}
+
+
+def some(count: int = 240, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Probabilities with ties, labels, groups of 20 whose pictures are much alike."""
+    generator = np.random.default_rng(seed)
+    groups = np.arange(count) // 20
+    labels = (groups % 2).astype(np.int64)
+    of_group = generator.normal(0, 0.25, groups.max() + 1)[groups]
+    p = 0.35 + 0.3 * labels + of_group + generator.normal(0, 0.05, count)
+    return p.clip(0, 1).round(2) * 0.99 + 0.003, labels, [f"g{group}" for group in groups]
+
+
+def test_figures_are_those_of_torchmetrics() -> None:
+    p, labels, _ = some()
+    found = metrics.point_metrics(p, labels, 0.5)
+    for name, function in NAMES.items():
+        expected = float(function(torch.tensor(p), torch.tensor(labels)))
+        assert found[name] == pytest.approx(expected, abs=1e-6), name
+    assert found["Brier score"] == pytest.approx(((p - labels) ** 2).mean())
+    loss = torch.nn.functional.binary_cross_entropy(torch.tensor(p), torch.tensor(labels).double())
+    assert found["log loss"] == pytest.approx(float(loss))
+    assert found["balanced accuracy"] == pytest.approx((found["recall 0"] + found["recall 1"]) / 2)
+
+
+def test_resampling_everything_once_gives_the_figures_themselves() -> None:
+    """The fast sums of the bootstrap against torchmetrics."""
+    p, labels, _ = some()
+    order = np.argsort(-p, kind="stable")
+    last = np.append(np.diff(p[order]) != 0, True)
+    found = metrics._curves(order, last, labels.astype(float), np.ones((1, len(p))))
+    found |= metrics._from_sums(metrics._sums(p, labels, 0.5).sum(0, keepdims=True))
+    for name, value in metrics.point_metrics(p, labels, 0.5).items():
+        assert found[name][0] == pytest.approx(value, abs=1e-6), name
+
+
+def test_alike_pictures_make_the_interval_by_group_wider() -> None:
+    p, labels, groups = some()
+    found = metrics.estimate(p, labels, groups, 0.5, draws=1000)
+    for name, estimate in found.items():
+        for low, high in (estimate.by_group, estimate.by_picture):
+            assert low <= high
+        assert name == "calibration error" or (
+            estimate.by_picture[0] <= estimate.value <= estimate.by_picture[1]
+        )
+    width = [np.ptp(found["accuracy"].by_group), np.ptp(found["accuracy"].by_picture)]
+    assert width[0] > 1.5 * width[1]
+    again = metrics.estimate(p, labels, groups, 0.5, draws=1000)
+    assert again == found
+    assert metrics.estimate(p, labels, groups, 0.5, draws=1000, seed=1) != found
+
+
+def test_intervals_by_group_hold_the_truth_about_as_often_as_they_say() -> None:
+    hits = []
+    truth = np.mean([metrics.point_metrics(*some(4000, s)[:2], 0.5)["accuracy"] for s in range(50)])
+    for seed in range(100, 180):
+        p, labels, groups = some(1200, seed)  # 60 groups
+        low, high = metrics.estimate(p, labels, groups, 0.5, draws=400)["accuracy"].by_group
+        hits.append(low <= truth <= high)
+    assert 0.86 <= np.mean(hits) <= 1
+
+
+def test_what_is_not_defined_is_said_to_be_so() -> None:
+    p = np.array([0.2, 0.9, 0.7])
+    found = metrics.estimate(p, np.array([1, 1, 1]), ["a", "a", "b"], 0.5, draws=50)
+    for name in ("ROC-AUC", "average precision", "recall 0", "balanced accuracy"):
+        assert math.isnan(found[name].value), name
+        assert all(math.isnan(bound) for bound in found[name].by_group), name
+    assert found["accuracy"].value == pytest.approx(2 / 3)
+
+
+def test_one_group_has_an_interval_without_width() -> None:
+    p, labels, _ = some()
+    found = metrics.estimate(p, labels, ["one"] * len(p), 0.5, draws=50)
+    assert found["accuracy"].by_group == (found["accuracy"].value, found["accuracy"].value)
+
+
+def test_share_of_groups() -> None:
+    """Clopper and Pearson: the lower bound of n of n is (0.025) ** (1 / n)."""
+    low, high = metrics.share_of_groups(11, 11)
+    assert low == pytest.approx(0.025 ** (1 / 11))
+    assert high == 1
