@@ -99,11 +99,11 @@ def collect(folders: Sequence[Path]) -> list[Result]:
     for path in sorted({p.resolve() for folder in folders for p in folder.rglob("metrics.json")}):
         try:
             metrics = json.loads(path.read_text())
+            if "test/acc" not in metrics:  # not tested, or a report of horsehuman evaluate
+                continue
             config = OmegaConf.load(path.with_name("config.yaml"))
         except (OSError, ValueError) as error:
             raise HorseHumanError(f"{shown(path.parent)} cannot be read: {error}") from error
-        if "test/acc" not in metrics:
-            continue
         seed = int(metrics["seed"])
         config.seed = 0
         model = "cnn" if config.model._target_.endswith("CNNClassifier") else "inception"

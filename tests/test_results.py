@@ -31,6 +31,9 @@ def test_runs_that_differ_by_seed_are_one_line(
     for seed, right in ((1, 3), (0, 4), (2, 4)):
         run(tmp_path / "sweep" / str(seed), "cnn", seed, right)
     run(tmp_path / "other", "cnn", 0, 2, dropout=0.1)
+    report = tmp_path / "other" / "evaluate-test"  # of horsehuman evaluate: no run
+    report.mkdir()
+    (report / "metrics.json").write_text('{"pictures": 4}')
     (tmp_path / "latest").symlink_to(tmp_path / "sweep" / "0", target_is_directory=True)
     first, second = sorted(script.collect([tmp_path, tmp_path]), key=lambda r: len(r.metrics))
     assert first.accuracies == [50.0]
