@@ -129,6 +129,28 @@ def evaluate(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: horsehuman explain photo.jpg --out heat.png")
+def explain(
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="PICTURE...", help="Picture files, or folders of them.")
+    ],
+    model: Model = "inception",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The drawing, as PNG.")] = Path(
+        "explain.png"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Write over --out.")] = False,
+) -> None:
+    """Draw where a classifier looked: what spoke for its answer, laid over each picture."""
+    show_notes()
+    from horsehuman.runtime import keep_freed_memory
+
+    keep_freed_memory()
+    from horsehuman.explain import draw
+
+    if not draw(model, pictures, out, force=force):
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: horsehuman cache --clear")
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept.")] = False,

@@ -82,17 +82,15 @@ class CNN(Network):
         initialise(self, initialisation)
         self.to(memory_format=torch.channels_last)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Features ``(N, F)``, float32, of pictures, uint8 ``(N, 3, H, W)``."""
-        x = self.preprocess(images)  # N x 3 x S x S
-        features = self._features(x)  # N x F
-        if self.settings["mirror"] and not self.training:
-            features = (features + self._features(x.flip(3))) / 2
-        return features
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The last maps of pictures, uint8 ``(N, 3, H, W)``: ``(N, C, H', W')``, float32.
 
-    def _features(self, x: Tensor) -> Tensor:
-        features: Tensor = self.pool(self.features(x))  # maps are N x C x H' x W'
-        return features
+        Outside training, and with ``mirror``, those of the mirrored pictures come second, mirrored
+        as these are.
+        """
+        x = self.preprocess(images)  # N x 3 x S x S
+        both = self.settings["mirror"] and not self.training
+        return [self.features(x), self.features(x.flip(3))] if both else [self.features(x)]
 
     def _blocks(self) -> nn.Sequential:
         own = self.settings

@@ -174,12 +174,8 @@ class Inception(Network):
 
     def embed(self, images: Tensor) -> Tensor:
         """Features ``(N, F)``, float32, of pictures, uint8 ``(N, 3, H, W)``."""
-        return torch.cat(
-            [
-                torch.stack([self.pool(maps) for maps in self.maps(chunk)]).mean(0)
-                for chunk in torch.split(images, CHUNK)
-            ]
-        )
+        chunks = torch.split(images, CHUNK)
+        return torch.cat([self.pooled(self.maps(chunk)) for chunk in chunks])
 
     def feature_file(self) -> Path:
         """Where features of this backbone, seen through this preprocessing, are kept."""

@@ -19,7 +19,7 @@ class Network(nn.Module, ABC):
     """A network that eats pictures, with all that belongs to its answers.
 
     It knows nothing of training, so that predicting imports no training framework. A subclass
-    defines :meth:`embed` and ``head``.
+    defines :meth:`maps`, ``pool`` and ``head``.
 
     Args:
         settings: The arguments of the subclass, with ``class_names`` (of class 0 and class 1),
@@ -65,9 +65,23 @@ class Network(nn.Module, ABC):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    pool: nn.Module
+
     @abstractmethod
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What the last layer before pooling sees of pictures, uint8 ``(N, 3, H, W)``.
+
+        Returns:
+            For each way of looking at a picture ``(N, C, H', W')``, float32.
+        """
+
+    def pooled(self, maps: Sequence[Tensor]) -> Tensor:
+        """Features ``(N, F)`` of maps: pooled, and averaged over the ways of looking."""
+        return torch.stack([self.pool(own) for own in maps]).mean(0)
+
     def embed(self, images: Tensor) -> Tensor:
         """Features ``(N, F)``, float32, of pictures, uint8 ``(N, 3, H, W)``."""
+        return self.pooled(self.maps(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N,)`` of pictures, uint8 ``(N, 3, H, W)``."""
