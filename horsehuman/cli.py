@@ -73,10 +73,7 @@ def predict(
     model: Model = "inception",
 ) -> None:
     """Say what each picture shows, with which probability."""
-    show_notes()
-    from horsehuman.runtime import keep_freed_memory
-
-    keep_freed_memory()
+    _begin()
     from horsehuman.checkpoint import load_classifier
     from horsehuman.predict import predict as answers
 
@@ -119,10 +116,7 @@ def evaluate(
     plot: Annotated[bool, typer.Option(help="Draw the pictures of the report.")] = True,
 ) -> None:
     """Say how good a classifier is, with intervals by group, and where it fails."""
-    show_notes()
-    from horsehuman.runtime import keep_freed_memory
-
-    keep_freed_memory()
+    _begin()
     from horsehuman.report import evaluate_and_report
 
     if not evaluate_and_report(model, data, split, group_pattern, out, force=force, plot=plot):
@@ -141,10 +135,7 @@ def explain(
     force: Annotated[bool, typer.Option("--force", help="Write over --out.")] = False,
 ) -> None:
     """Draw where a classifier looked: what spoke for its answer, laid over each picture."""
-    show_notes()
-    from horsehuman.runtime import keep_freed_memory
-
-    keep_freed_memory()
+    _begin()
     from horsehuman.explain import draw
 
     if not draw(model, pictures, out, force=force):
@@ -171,6 +162,14 @@ def cache(
         raise HorseHumanError(f"cannot empty {place}: {error.strerror}") from error
     if clear:
         print("removed")
+
+
+def _begin() -> None:
+    """What comes before a command's first tensor."""
+    show_notes()
+    from horsehuman.runtime import keep_freed_memory
+
+    keep_freed_memory()
 
 
 def _size(path: Path) -> int:

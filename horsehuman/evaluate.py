@@ -112,14 +112,15 @@ def answer(classifier: Network, pictures: PictureSet) -> Answers:
 def by_group(answers: Answers) -> list[dict[str, Any]]:
     """Class, pictures, right ones and mean probability of the class of each group, worst first."""
     rows = []
-    for group in sorted(set(answers.groups)):
-        of = np.array([name == group for name in answers.groups])
+    names, index = np.unique(answers.groups, return_inverse=True)
+    by_index = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
+    for group, of in zip(names.tolist(), by_index, strict=True):
         labels = sorted({answers.pictures.class_names[label] for label in answers.labels[of]})
         rows.append(
             {
                 "group": group,
                 "class": " and ".join(labels),
-                "pictures": int(of.sum()),
+                "pictures": len(of),
                 "right": int(answers.right[of].sum()),
                 "mean probability": float(answers.of_truth[of].mean()),
             }

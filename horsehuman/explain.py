@@ -57,8 +57,10 @@ def explain(network: Network, pictures: Tensor) -> list[Explanation]:
     """
     network.eval()
     size = network.image_size
+    with torch.no_grad():
+        maps = network.maps(pictures)
     with torch.enable_grad():
-        maps = [m.detach().requires_grad_() for m in network.maps(pictures)]
+        maps = [own.requires_grad_() for own in maps]
         logits = network.calibrate(network.classify(network.pooled(maps)))
         gradients = torch.autograd.grad(logits.sum(), maps)
     heat = torch.zeros(len(pictures), size, size)

@@ -115,15 +115,25 @@ def share_of_groups(right: int, groups: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def ranked(probabilities: Floats) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Order from the highest probability to the lowest, and which is the last of its ties."""
+    order = np.argsort(-probabilities, kind="stable")
+    return order, np.append(np.diff(probabilities[order]) != 0, True)
+
+
+def bins_of(probabilities: Floats) -> NDArray[np.int64]:
+    """Which of :data:`BINS` bins of equal width each probability falls into."""
+    return np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
+
+
 def _sums(probabilities: Floats, labels: NDArray[np.int64], threshold: float) -> Floats:
     """What each picture adds to the sums that most figures are made of: ``(N, 6 + BINS)``."""
     said, truth = probabilities >= threshold, labels == 1
     right = np.where(truth, probabilities, 1 - probabilities)
     parts = [said & truth, said & ~truth, ~said & truth, ~said & ~truth]
     parts += [(probabilities - labels) ** 2, -np.log(right.clip(_TINY))]
-    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     excess = np.zeros((len(labels), BINS))
-    excess[np.arange(len(labels)), bins] = probabilities - labels
+    excess[np.arange(len(labels)), bins_of(probabilities)] = probabilities - labels
     return np.concatenate([np.stack(parts, 1).astype(float), excess], axis=1)
 
 
@@ -181,9 +191,7 @@ def _intervals(
     sums = _sums(probabilities, labels, threshold)
     of_groups = np.zeros((groups.max() + 1, sums.shape[1]))
     np.add.at(of_groups, groups, sums)
-    order = np.argsort(-probabilities, kind="stable")
-    ordered = probabilities[order]
-    last = np.append(ordered[1:] != ordered[:-1], True)
+    order, last = ranked(probabilities)
     found: dict[str, list[Floats]] = {}
     for counts in _resamplings(labels, groups, draws, seed):
         parts = _from_sums(counts @ of_groups)

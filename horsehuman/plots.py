@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
-from horsehuman.metrics import BINS, Floats
+from horsehuman.metrics import BINS, Floats, bins_of, ranked
 from horsehuman.runs import write_whole
 
 #: Colours that the colour-blind tell apart (Okabe and Ito 2008): class 0, class 1, others.
@@ -96,8 +96,7 @@ def _curves(
             axes.text(0.5, 0.5, "not defined:\none class only", ha="center", va="center")
     if not positives or not negatives:
         return
-    order = np.argsort(-probabilities, kind="stable")
-    last = np.append(np.diff(probabilities[order]) != 0, True)
+    order, last = ranked(probabilities)
     tp, fp = np.cumsum(labels[order] == 1)[last], np.cumsum(labels[order] == 0)[last]
     roc.plot(np.append(0, fp / negatives), np.append(0, tp / positives), color=COLOURS[0], lw=2)
     roc.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
@@ -109,7 +108,7 @@ def _curves(
 def _reliability(
     axes: Axes, probabilities: Floats, labels: NDArray[np.int64], names: Sequence[str]
 ) -> None:
-    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    bins = bins_of(probabilities)
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
     for index in np.unique(bins):
         there = bins == index
