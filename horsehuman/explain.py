@@ -18,6 +18,7 @@ from horsehuman.data.loading import decode
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.models.network import Network
 from horsehuman.pictures import PictureError
+from horsehuman.predict import answer_of
 from horsehuman.terminal import track
 
 # Vermilion, which the colour-blind tell from what pictures are made of (Okabe and Ito 2008).
@@ -97,10 +98,10 @@ def draw(model: str, sources: Sequence[Path], out: Path, *, force: bool) -> bool
             bad += 1
             continue
         (found,) = explain(network, picture[None])
-        label = int(found.probability >= network.threshold)
-        share = found.probability if label else 1 - found.probability
+        said = answer_of(network, path, found.logit, found.probability)
+        label = network.class_names.index(said.class_name)
         pictures.append(overlay(picture, found.for_answer(label)))
-        captions.append(f"{shown(path.stem)[-22:]}\n{network.class_names[label]} {share:.0%}")
+        captions.append(f"{shown(path.stem)[-22:]}\n{said.class_name} {said.probability:.0%}")
     if not pictures:
         raise HorseHumanError("there is no picture to explain: name pictures, or folders of them")
     from horsehuman import plots  # matplotlib, once there is something to draw

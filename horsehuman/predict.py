@@ -72,12 +72,13 @@ def _answer_batch(
     return [
         Prediction(source, "", float("nan"), float("nan"), errors[index])
         if index in errors
-        else _answer(classifier, source, *next(answers))
+        else answer_of(classifier, source, *next(answers))
         for index, (source, _) in enumerate(batch)
     ]
 
 
-def _answer(classifier: Network, source: Path, logit: float, second: float) -> Prediction:
+def answer_of(classifier: Network, source: Path, logit: float, second: float) -> Prediction:
+    """The answer that a calibrated logit, and the probability of class 1, mean."""
     label = int(second >= classifier.threshold)
     share = second if label else 1 - second
     return Prediction(source, classifier.class_names[label], share, logit, "")
