@@ -89,13 +89,12 @@ def draw(model: str, sources: Sequence[Path], out: Path, *, force: bool) -> bool
         raise HorseHumanError(f"--out {shown(out)} is there already: name another, or add --force")
     network = load_classifier(model)
     paths = [path for source in sources for path in _files(source)]
-    pictures, captions, bad = [], [], 0
+    pictures, captions, errors = [], [], []
     for path in track(paths, "explaining", len(paths)):
         try:
             picture = decode(path, network.image_size)
         except PictureError as error:
-            log.warning("error: %s", error)
-            bad += 1
+            errors.append(str(error))
             continue
         (found,) = explain(network, picture[None])
         said = answer_of(network, path, found.logit, found.probability)
@@ -103,14 +102,16 @@ def draw(model: str, sources: Sequence[Path], out: Path, *, force: bool) -> bool
         pictures.append(overlay(picture, found.for_answer(label)))
         captions.append(f"{shown(path.stem)[-22:]}\n{said.class_name} {said.probability:.0%}")
     if not pictures:
-        raise HorseHumanError("there is no picture to explain: name pictures, or folders of them")
+        raise HorseHumanError(errors[0] if errors else "there is no picture in these folders")
+    for text in errors:
+        log.warning("error: %s", text)
     from horsehuman import plots  # matplotlib, once there is something to draw
 
     title = f"What spoke for the answer of {shown(model)} (vermilion: most)"
     wrong = [False] * len(pictures)
     plots.save(plots.contact_sheet(pictures, captions, wrong, title), out)
     print(shown(out))
-    return not bad
+    return not errors
 
 
 def overlay(picture: Tensor, heat: Tensor) -> NDArray[np.uint8]:
