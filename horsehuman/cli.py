@@ -129,16 +129,23 @@ def explain(
         list[Path], typer.Argument(metavar="PICTURE...", help="Picture files, or folders of them.")
     ],
     model: Model = "inception",
+    layer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Whose maps are meant, such as Mixed_5d [the last]."),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The drawing, as PNG.")] = Path(
         "explain.png"
     ),
     force: Annotated[bool, typer.Option("--force", help="Write over --out.")] = False,
 ) -> None:
-    """Draw where a classifier looked: what spoke for its answer, laid over each picture."""
-    _begin()
-    from horsehuman.explain import draw
+    """Draw where a classifier looked: what spoke for its answer, laid over each picture.
 
-    if not draw(model, pictures, out, force=force):
+    One picture is drawn with what each layer sees of it, several make a contact sheet.
+    """
+    _begin()
+    from horsehuman.explain_report import draw
+
+    if not draw(model, pictures, layer, out, force=force):
         raise typer.Exit(1)
 
 

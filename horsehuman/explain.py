@@ -1,30 +1,24 @@
-"""Where a network looked: heat maps."""
+"""Where a network looked: heat maps, and what its layers see."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from horsehuman.checkpoint import load_classifier
+from horsehuman.data.folders import Record
 from horsehuman.data.loading import decode
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.errors import HorseHumanError, closest, shown
 from horsehuman.models.network import Network
 from horsehuman.pictures import PictureError
-from horsehuman.predict import answer_of
-from horsehuman.terminal import track
 
-# Vermilion, which the colour-blind tell from what pictures are made of (Okabe and Ito 2008).
-_HEAT = torch.tensor([213.0, 94.0, 0.0])
-
-log = logging.getLogger(__name__)
+#: From this value on in all channels a pixel is white.
+WHITE = 245
 
 
 @dataclass(frozen=True)
@@ -48,21 +42,25 @@ class Explanation:
         return (self.heat if label else -self.heat).clamp_min(0)
 
 
-def explain(network: Network, pictures: Tensor) -> list[Explanation]:
+def explain(network: Network, pictures: Tensor, layer: str | None = None) -> list[Explanation]:
     """Heat maps of pictures, uint8 ``(N, 3, H, W)``, each S x S, the network's own size.
 
-    Activations of the last maps times the gradient of the logit, summed over channels (HiResCAM,
-    Draelos and Carin 2020, arXiv 2011.08891). With average pooling and a linear head this is
-    Grad-CAM (Selvaraju et al. 2017) and CAM (Zhou et al. 2016) before they are rectified; unlike
-    Grad-CAM it does not smear what maximum pooling took from one place over all of them.
+    Activations of a layer's maps times the gradient of the logit, summed over channels (HiResCAM,
+    Draelos and Carin 2020, arXiv 2011.08891). At the last maps, with average pooling and a linear
+    head, this is Grad-CAM (Selvaraju et al. 2017) and CAM (Zhou et al. 2016) before they are
+    rectified; unlike Grad-CAM it does not smear what maximum pooling took from one place over all
+    of them, and so it can stand before a maximum pooling, where maps are larger. At an earlier
+    layer it is sharper, does not add up to the logit, and says what a small change there would do.
+
+    Args:
+        network: Which network.
+        pictures: What it looks at.
+        layer: A name that :func:`find_layer` gives; by default the network's ``heat_layer``.
     """
     network.eval()
     size = network.image_size
-    with torch.no_grad():
-        maps = network.maps(pictures)
-    with torch.enable_grad():
-        maps = [own.requires_grad_() for own in maps]
-        logits = network.calibrate(network.classify(network.pooled(maps)))
+    with torch.enable_grad(), _leaves(network, layer or network.heat_layer) as maps:
+        logits = network.calibrate(network(pictures))
         gradients = torch.autograd.grad(logits.sum(), maps)
     heat = torch.zeros(len(pictures), size, size)
     for index, (own, gradient) in enumerate(zip(maps, gradients, strict=True)):
@@ -79,57 +77,126 @@ def explain(network: Network, pictures: Tensor) -> list[Explanation]:
     ]
 
 
-def draw(model: str, sources: Sequence[Path], out: Path, *, force: bool) -> bool:
-    """What ``horsehuman explain`` does; returns whether all pictures could be read.
+@contextlib.contextmanager
+def _leaves(network: Network, layer: str) -> Iterator[list[Tensor]]:
+    """Collect what a layer gives each time, as leaves of the graph that grows from there."""
+    found: list[Tensor] = []
 
-    Raises:
-        HorseHumanError: ``out`` is there already, or no picture can be read.
-    """
-    if out.exists() and not force:
-        raise HorseHumanError(f"--out {shown(out)} is there already: name another, or add --force")
-    network = load_classifier(model)
-    paths = [path for source in sources for path in _files(source)]
-    pictures, captions, errors = [], [], []
-    for path in track(paths, "explaining", len(paths)):
-        try:
-            picture = decode(path, network.image_size)
-        except PictureError as error:
-            errors.append(str(error))
-            continue
-        (found,) = explain(network, picture[None])
-        said = answer_of(network, path, found.logit, found.probability)
-        label = network.class_names.index(said.class_name)
-        pictures.append(overlay(picture, found.for_answer(label)))
-        captions.append(f"{shown(path.stem)[-22:]}\n{said.class_name} {said.probability:.0%}")
-    if not pictures:
-        raise HorseHumanError(errors[0] if errors else "there is no picture in these folders")
-    for text in errors:
-        log.warning("error: %s", text)
-    from horsehuman import plots  # matplotlib, once there is something to draw
+    def cut(module: nn.Module, given: object, output: Tensor) -> Tensor:
+        found.append(output.detach().clone().requires_grad_())
+        return found[-1].clone()  # a ReLU that follows may work in place
 
-    title = f"What spoke for the answer of {shown(model)} (vermilion: most)"
-    wrong = [False] * len(pictures)
-    plots.save(plots.contact_sheet(pictures, captions, wrong, title), out)
-    print(shown(out))
-    return not errors
+    handle = network.get_submodule(layer).register_forward_hook(cut)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
-def overlay(picture: Tensor, heat: Tensor) -> NDArray[np.uint8]:
-    """A picture, coloured where the heat is.
+@torch.inference_mode()
+def activations(network: Network, picture: Tensor) -> dict[str, Tensor]:
+    """What every layer up to the last maps gives for a picture, in the order of their work.
 
     Args:
-        picture: uint8 ``(3, S, S)``.
-        heat: ``(S, S)``, at least 0; scaled so that its 99th percentile is full colour.
+        network: Which network; of several ways of looking the first counts.
+        picture: uint8 ``(3, H, W)``.
 
     Returns:
-        uint8 ``(S, S, 3)``.
+        For each layer with maps ``(C, H', W')``, where a ReLU works in place after it.
     """
-    share = 0.75 * (heat / heat.flatten().quantile(0.99).clamp_min(1e-12)).clamp(0, 1)
-    coloured = torch.lerp(picture.float(), _HEAT.view(3, 1, 1), share)
-    return coloured.round().to(torch.uint8).permute(1, 2, 0).numpy()
+    found: dict[str, Tensor] = {}
+    handles = []
+    for name, module in network.named_modules():
+
+        def keep(module: nn.Module, given: object, output: object, name: str = name) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                found.setdefault(name, output[0])
+
+        if "." in name and not name.startswith("preprocess"):
+            handles.append(module.register_forward_hook(keep))
+    try:
+        network.eval()(picture[None])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: maps for name, maps in found.items() if maps.shape[1] * maps.shape[2] > 1}
 
 
-def _files(source: Path) -> list[Path]:
-    if not source.is_dir():
-        return [source]
-    return sorted(p for p in source.iterdir() if p.is_file() and not p.name.startswith("."))
+def stages(maps: Mapping[str, Tensor]) -> list[str]:
+    """Of what :func:`activations` gives, the last layer of each size that is part of no other."""
+    last: dict[torch.Size, str] = {}
+    for name, tensor in maps.items():
+        size = tensor.shape[1:]
+        if size not in last or name.count(".") <= last[size].count("."):
+            last[size] = name
+    return list(last.values())
+
+
+def short(layer: str) -> str:
+    """A layer's name without what goes without saying."""
+    return layer.removeprefix("backbone.trunk.")
+
+
+def find_layer(network: Network, name: str) -> str:
+    """The full name of a layer with maps, given that or its end, such as ``Mixed_6a``.
+
+    Raises:
+        HorseHumanError: There is none, or several.
+    """
+    size = network.image_size
+    maps = activations(network, torch.zeros(3, size, size, dtype=torch.uint8))
+    name = name.removeprefix("network.")
+    fitting = [full for full in maps if full == name or full.endswith(f".{name}")]
+    if name in maps or len(fitting) == 1:
+        return name if name in maps else fitting[0]
+    if fitting:
+        some = " | ".join(map(short, fitting[:4]))
+        raise HorseHumanError(f"--layer {shown(name)} may be {some}: say which")
+    near = closest(name, {short(full) for full in maps})
+    some = " | ".join(map(short, stages(maps)))
+    raise HorseHumanError(
+        f"--layer {shown(name)}: there is no such layer with maps{near}: use one such as {some}"
+    )
+
+
+def heat_on_figures(
+    network: Network, records: Sequence[Record], limit: int = 32
+) -> dict[str, float] | None:
+    """How much of what spoke for the answers lies on the figure, for cut-outs on white.
+
+    The figure is what is not white: at least one channel below 245. A picture is a cut-out where
+    nine tenths of its edge are white, or all of it on three sides.
+
+    Args:
+        network: Which network.
+        records: Pictures; those that are no cut-outs, or cannot be read, are passed over.
+        limit: Of many pictures so many are looked at, evenly spread.
+
+    Returns:
+        ``pictures``: how many counted; ``share of heat``: mean share of the heat for the answer
+        that lies on the figure, 0 to 1; ``share of area``: mean share of the picture that the
+        figure takes, which is what heat without aim would have. ``None`` where none counted.
+    """
+    step = max(1, -(-len(records) // limit))
+    found = []
+    for record in records[::step]:
+        with contextlib.suppress(PictureError):
+            picture = decode(record.path, network.image_size)
+            figure = (picture < WHITE).any(0)
+            if not _is_cut_out(figure):
+                continue
+            (said,) = explain(network, picture[None])
+            heat = said.for_answer(int(said.probability >= network.threshold))
+            if heat.sum() > 0:
+                found.append((float(heat[figure].sum() / heat.sum()), float(figure.float().mean())))
+    if not found:
+        return None
+    heat_share, area = (math.fsum(values) / len(found) for values in zip(*found, strict=True))
+    return {"pictures": len(found), "share of heat": heat_share, "share of area": area}
+
+
+def _is_cut_out(figure: Tensor) -> bool:
+    """Whether a figure, bool ``(S, S)``, stands on white."""
+    sides = [figure[0], figure[-1], figure[:, 0], figure[:, -1]]
+    white = 1 - torch.stack(sides).float().mean(1)
+    return bool(figure.sum() > 0 and (white.mean() >= 0.9 or (white == 1).sum() >= 3))

@@ -181,3 +181,43 @@ def contact_sheet(
             axes.imshow(picture)
             axes.set_title(caption, fontsize=7, color=COLOURS[1] if bad else "black")
     return figure
+
+
+def layers(
+    picture: NDArray[np.uint8],
+    heat: NDArray[np.uint8],
+    caption: str,
+    rows: Sequence[tuple[str, NDArray[np.float32]]],
+    title: str,
+) -> Figure:
+    """A picture, the same with its heat, and a row of maps for each layer.
+
+    Args:
+        picture: ``(S, S, 3)``.
+        heat: The same with heat laid over it.
+        caption: Of the second.
+        rows: Name and maps ``(K, H, W)``, K at most 10, each drawn from its own 0 to its highest.
+        title: Of the whole.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(12, 3.4 + 1.15 * len(rows)), layout="constrained")
+        figure.suptitle(title)
+        parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[3, 1.15 * len(rows)])
+        top, below = parts[:, 0]
+        for axes, drawn, text in zip(
+            top.subplots(1, 2), (picture, heat), ("as the model gets it", caption), strict=True
+        ):
+            axes.imshow(drawn)
+            axes.set_title(text)
+            axes.axis("off")
+        below.suptitle("What layers see: the maps that differ most from place to place",
+                       fontsize=10)  # fmt: skip
+        grid = below.subplots(len(rows), 10, squeeze=False)
+        for line, (name, maps) in zip(grid, rows, strict=True):
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+            for axes in line:
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+            for axes, own in zip(line, maps, strict=False):
+                axes.imshow(own, cmap="viridis", vmin=0, interpolation="nearest")
+    return figure

@@ -21,6 +21,7 @@ from horsehuman.evaluate import (
     worst,
     write_predictions,
 )
+from horsehuman.explain import heat_on_figures
 from horsehuman.picture_set import default_set, find_set, run_of, seen_in_training
 from horsehuman.pictures import read_picture
 from horsehuman.runs import write_metrics
@@ -76,6 +77,12 @@ def caveats(summary: dict[str, Any], *, grouped: bool) -> list[str]:
                 f"{count} groups are few: the intervals by group are still too narrow, and those "
                 "by picture are not to be trusted"
             )
+    if heat := summary["heat on the figure"]:
+        lines.append(
+            f"{heat['share of heat']:.0%} of what spoke for the answers lies on the figure, which "
+            f"takes {heat['share of area']:.0%} of the picture (mean of {heat['pictures']} cut-outs"
+            " on white; horsehuman explain draws it)"
+        )
     undefined = [name for name, found in summary["metrics"].items() if found["value"] is None]
     if undefined:
         lines.append(f"not defined, for want of a class or an answer: {', '.join(undefined)}")
@@ -138,6 +145,7 @@ def evaluate_and_report(
         log.warning("%d of these pictures trained the classifier: its figures flatter", seen)
     answers = answer(classifier, pictures)
     summary = {"model": model, "data": str(pictures.root), "split": split, **summarise(answers)}
+    summary["heat on the figure"] = heat_on_figures(classifier, answers.records)
     write_predictions(folder, answers)
     write_metrics(folder, summary)
     title = f"{model}: {summary['right']} of {summary['pictures']} right"

@@ -2,17 +2,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
+import train as script
 from PIL import Image
 from typer.testing import CliRunner
 
 from horsehuman import load_classifier
 from horsehuman.cli import app
+from horsehuman.data.folders import FIGURE
 from horsehuman.data.loading import decode
-from horsehuman.explain import explain
+from horsehuman.errors import HorseHumanError
+from horsehuman.explain import activations, explain, find_layer, heat_on_figures, stages
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import Inception
+from horsehuman.picture_set import find_set
 
 
 @pytest.mark.parametrize("name", ["cnn", "inception"])
@@ -71,6 +76,88 @@ def test_hidden_layers_and_scales_are_explained_too() -> None:
     network = Inception(scales=[75, 96], weights="random", image_size=96, hidden=[4])
     found = explain(network, torch.randint(0, 256, (2, 3, 80, 70), dtype=torch.uint8))
     assert [f.heat.shape for f in found] == [(96, 96)] * 2
+
+
+def test_heat_of_an_earlier_layer_depends_on_that_layer(tree: Path) -> None:
+    network = load_classifier("inception")
+    picture = decode(tree / "test" / "horses" / "horse1-000.webp", network.image_size)[None]
+    last, early = (
+        explain(network, picture, find_layer(network, name))[0] for name in ("Mixed_6e", "Mixed_5d")
+    )
+    assert last.logit == early.logit
+    torch.testing.assert_close(last.heat, explain(network, picture)[0].heat)
+    assert float((early.heat - last.heat).abs().max()) > 0
+    assert early.heat.any()
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "text"),
+    [
+        ("cnn", "feature.3", "did you mean features.3"),
+        ("cnn", "Mixed_6a", "use one such as features.4"),
+        ("inception", "conv", "may be Conv2d_1a_3x3.conv"),
+        ("inception", "Mixd_5d", "did you mean Mixed_5d"),
+    ],
+)
+def test_layers_that_are_not_there(model: str, name: str, text: str) -> None:
+    with pytest.raises(HorseHumanError, match=text):
+        find_layer(load_classifier(model), name)
+
+
+def test_activations_by_layer(tree: Path) -> None:
+    network = load_classifier("cnn")
+    picture = decode(tree / "test" / "horses" / "horse1-000.webp", network.image_size)
+    maps = activations(network, picture)
+    assert [tuple(maps[name].shape) for name in stages(maps)] == [
+        (24, 48, 48),
+        (48, 24, 24),
+        (96, 12, 12),
+        (128, 6, 6),
+        (128, 3, 3),
+    ]
+    last = network.maps(picture[None])[0][0]
+    torch.testing.assert_close(maps["features.27"], last)
+
+
+@pytest.mark.parametrize("name", ["cnn", "inception"])
+def test_more_heat_lies_on_the_figure_than_by_chance(name: str, tree: Path) -> None:
+    """On cut-outs alone: the training pictures of the tree are scenes."""
+    pictures = find_set(str(tree), FIGURE)
+    found = heat_on_figures(load_classifier(name), pictures.records)
+    assert found is not None
+    assert 1 <= found["pictures"] <= 4
+    assert 0 < found["share of area"] < found["share of heat"] <= 1
+    assert heat_on_figures(load_classifier("cnn"), pictures.split("train").records) is None
+
+
+def test_a_picture_without_heat_is_told(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = load_classifier("cnn")
+    network.head[-1].weight.data.zero_()  # the bias alone decides
+    monkeypatch.setattr("horsehuman.explain_report.load_classifier", lambda model: network)
+    picture = tree / "test" / "horses" / "horse1-000.webp"
+    arguments = ["explain", str(picture), "--out", str(tmp_path / "o.png")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0
+    assert "so there is no heat" in result.output
+
+
+def test_training_on_cached_features_is_explained_like_training_on_pictures(
+    tree: Path, tmp_path: Path
+) -> None:
+    heat = []
+    picture = decode(tree / "test" / "horses" / "horse1-000.webp", 96)[None]
+    overrides = ["model.image_size=96", "model.scales=[80]", "trainer.max_epochs=2", "test=false"]
+    overrides += ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
+    for cached in ("true", "false"):
+        run = tmp_path / cached
+        with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
+            config = hydra.compose("train", [*overrides, f"model.cache_features={cached}"])
+        script.train(config, run)
+        heat.append(explain(load_classifier(run), picture)[0].heat)
+    torch.testing.assert_close(heat[0], heat[1], rtol=1e-3, atol=1e-6)
 
 
 def test_command(tree: Path, tmp_path: Path) -> None:

@@ -82,6 +82,11 @@ class CNN(Network):
         initialise(self, initialisation)
         self.to(memory_format=torch.channels_last)
 
+    @property
+    def heat_layer(self) -> str:
+        """What the last block has before its pooling, which halves the maps, and its ReLU."""
+        return f"features.{len(self.features) - 3}"
+
     def maps(self, images: Tensor) -> list[Tensor]:
         """The last maps of pictures, uint8 ``(N, 3, H, W)``: ``(N, C, H', W')``, float32.
 

@@ -88,8 +88,7 @@ class FrozenBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, 3, S, S)`` to maps; at ``Mixed_6e`` and 299 px ``(N, 768, 17, 17)``."""
-        with torch.no_grad():
-            maps: Tensor = self.trunk(x)[-1]
+        maps: Tensor = self.trunk(x)[-1]
         return maps
 
 
@@ -162,6 +161,11 @@ class Inception(Network):
     def is_loaded(self) -> bool:
         """Whether the backbone has weights, from wherever."""
         return not bool(next(self.backbone.parameters()).isnan().any())
+
+    @property
+    def heat_layer(self) -> str:
+        """The backbone: nothing of ours stands between it and the pooling."""
+        return "backbone"
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """What the frozen backbone sees of pictures, uint8 ``(N, 3, H, W)``.

@@ -67,6 +67,11 @@ class Network(nn.Module, ABC):
 
     pool: nn.Module
 
+    @property
+    @abstractmethod
+    def heat_layer(self) -> str:
+        """The module whose maps :func:`~horsehuman.explain.explain` makes heat of."""
+
     @abstractmethod
     def maps(self, images: Tensor) -> list[Tensor]:
         """What the last layer before pooling sees of pictures, uint8 ``(N, 3, H, W)``.
