@@ -16,6 +16,9 @@ from torch import Tensor
 from horsehuman.errors import HorseHumanError, closest, shown
 from horsehuman.models.network import Network, check_origin
 
+#: The pretrained trunk in the package.
+TRUNK = "inception_v3_trunk.safetensors"
+
 #: The trained classifiers in the package.
 IN_THE_BOX = ("inception", "cnn")
 
@@ -102,6 +105,12 @@ def find_checkpoint(source: str | Path) -> Path:
     if last.is_file():
         raise HorseHumanError(f"{shown(path)} has not finished: name its {shown(last)} instead")
     raise HorseHumanError(f"{shown(path)} is no run: it has no checkpoints/final.ckpt")
+
+
+def weight_files(source: str | Path) -> list[Path]:
+    """The files that a classifier is read from: its checkpoint, and the trunk that is not in it."""
+    own = find_checkpoint(source)
+    return [own, own.with_name(TRUNK)] if source == "inception" else [own]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -31,6 +31,26 @@ Model = Annotated[
     ),
 ]
 
+#: Which pictures it is asked about.
+Data = Annotated[
+    str | None,
+    typer.Option(metavar="box|RUN|FOLDER", help="Pictures [the model's own run, or the box]."),
+]
+Split = Annotated[
+    str | None, typer.Option(help="train, validation, test or all [test, if there is one].")
+]
+GroupPattern = Annotated[
+    str | None,
+    typer.Option(help="Of a folder: regular expression with one (...) that names the group."),
+]
+
+#: Where a report goes, and whether over an earlier one.
+ReportFolder = Annotated[
+    Path | None, typer.Option(help="Folder for the report [in the run, or below outputs].")
+]
+Force = Annotated[bool, typer.Option("--force", help="Write over what --out holds.")]
+Plot = Annotated[bool, typer.Option(help="Draw the pictures of the report.")]
+
 log = logging.getLogger(__name__)
 
 app = typer.Typer(
@@ -98,28 +118,39 @@ def predict(
 @app.command(epilog="Example: horsehuman evaluate --model outputs/cnn/latest --split validation")
 def evaluate(
     model: Model = "inception",
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="box|RUN|FOLDER", help="Pictures [the model's own run, or the box]."),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="train, validation, test or all [test, if there is one].")
-    ] = None,
-    group_pattern: Annotated[
-        str | None,
-        typer.Option(help="Of a folder: regular expression with one (...) that names the group."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the report [in the run, or outputs/evaluate].")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a report in --out.")] = False,
-    plot: Annotated[bool, typer.Option(help="Draw the pictures of the report.")] = True,
+    data: Data = None,
+    split: Split = None,
+    group_pattern: GroupPattern = None,
+    out: ReportFolder = None,
+    force: Force = False,
+    plot: Plot = True,
 ) -> None:
     """Say how good a classifier is, with intervals by group, and where it fails."""
     _begin()
     from horsehuman.report import evaluate_and_report
 
     if not evaluate_and_report(model, data, split, group_pattern, out, force=force, plot=plot):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: horsehuman compare outputs/cnn/latest outputs/inception/latest")
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL MODEL...", help="Runs, checkpoints, inception, cnn."),
+    ],
+    data: Data = None,
+    split: Split = None,
+    group_pattern: GroupPattern = None,
+    out: ReportFolder = None,
+    force: Force = False,
+    plot: Plot = True,
+) -> None:
+    """Compare classifiers on the same pictures: accuracy, doubt, disagreements and cost."""
+    _begin()
+    from horsehuman.compare_report import compare_and_report
+
+    if not compare_and_report(models, data, split, group_pattern, out, force=force, plot=plot):
         raise typer.Exit(1)
 
 
@@ -136,7 +167,7 @@ def explain(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The drawing, as PNG.")] = Path(
         "explain.png"
     ),
-    force: Annotated[bool, typer.Option("--force", help="Write over --out.")] = False,
+    force: Force = False,
 ) -> None:
     """Draw where a classifier looked: what spoke for its answer, laid over each picture.
 

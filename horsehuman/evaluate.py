@@ -6,7 +6,8 @@ import csv
 import io
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,15 @@ class Answers:
         return np.array([record.label for record in self.records])
 
     @cached_property
+    def said(self) -> NDArray[np.bool_]:
+        """Whether each answer is class 1, ``(N,)``."""
+        said: NDArray[np.bool_] = self.probabilities >= self.threshold
+        return said
+
+    @cached_property
     def right(self) -> NDArray[np.bool_]:
         """Whether each answer is right, ``(N,)``."""
-        said = self.probabilities >= self.threshold
-        right: NDArray[np.bool_] = said == (self.labels == 1)
+        right: NDArray[np.bool_] = self.said == (self.labels == 1)
         return right
 
     @cached_property
@@ -70,9 +76,15 @@ class Answers:
         """Probability of the right class, ``(N,)``."""
         return np.where(self.labels == 1, self.probabilities, 1 - self.probabilities)
 
-    def name(self, record: Record) -> str:
-        """A picture's name below the folder of the set."""
-        return record.path.relative_to(self.pictures.root).as_posix()
+    def only(self, paths: Set[Path]) -> Answers:
+        """The answers about some of the pictures."""
+        keep = np.array([record.path in paths for record in self.records])
+        return replace(
+            self,
+            records=[record for record in self.records if record.path in paths],
+            logits=self.logits[keep],
+            probabilities=self.probabilities[keep],
+        )
 
 
 def check_classes(classifier: Network, pictures: PictureSet) -> None:
@@ -154,7 +166,7 @@ def summarise(answers: Answers, draws: int = 10_000, seed: int = 0) -> dict[str,
         "groups without an error, 95 % interval": [low, high],
         "smallest margin": float(margins.min()),
         "confusion": confusion(answers),
-        "metrics": {_named(name, names): _plain(value) for name, value in estimates.items()},
+        "metrics": {_named(name, names): plain(value) for name, value in estimates.items()},
         "by group": groups,
     }
 
@@ -162,10 +174,9 @@ def summarise(answers: Answers, draws: int = 10_000, seed: int = 0) -> dict[str,
 def confusion(answers: Answers) -> dict[str, dict[str, int]]:
     """Counts: what the pictures show, and what was said."""
     names = answers.pictures.class_names
-    said = answers.probabilities >= answers.threshold
     return {
         names[truth]: {
-            names[answer]: int(((answers.labels == truth) & (said == answer)).sum())
+            names[answer]: int(((answers.labels == truth) & (answers.said == answer)).sum())
             for answer in (0, 1)
         }
         for truth in (0, 1)
@@ -178,7 +189,9 @@ def _named(metric: str, names: tuple[str, str]) -> str:
     return f"{stem} of {names[int(label)]}" if label in ("0", "1") else metric
 
 
-def _plain(found: Estimate) -> dict[str, Any]:
+def plain(found: Estimate) -> dict[str, Any]:
+    """An estimate as ``metrics.json`` writes it; what is not defined is ``None``."""
+
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None
 
@@ -195,24 +208,30 @@ def write_predictions(folder: Path, answers: Answers) -> None:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(("picture", "label", "group", "answer", "probability", "logit", "right"))
-    for record, p, logit, right in zip(
-        answers.records, answers.probabilities, answers.logits, answers.right, strict=True
+    for record, said, p, logit, right in zip(
+        answers.records,
+        answers.said,
+        answers.probabilities,
+        answers.logits,
+        answers.right,
+        strict=True,
     ):
-        said = names[int(p >= answers.threshold)]
-        writer.writerow(
-            (answers.name(record), names[record.label], record.group, said, p, logit, int(right))
-        )
+        name, label = answers.pictures.name(record), names[record.label]
+        writer.writerow((name, label, record.group, names[int(said)], p, logit, int(right)))
     data = text.getvalue().encode(errors="surrogateescape")
     write_whole(folder / "predictions.csv", lambda file: file.write(data))
 
 
-def report_folder(given: Path | None, default: Path, *, force: bool) -> Path:
+def report_folder(
+    given: Path | None, default: Path, *, force: bool, report: str = "metrics.json"
+) -> Path:
     """Make the folder of a report; one that holds a report already is not written over.
 
     Args:
         given: What the user named, if anything.
         default: Otherwise; a number is added to its name while that is taken.
         force: Write over a report in the folder that the user named.
+        report: A file that every such report has.
 
     Raises:
         HorseHumanError: The folder holds a report, or cannot be written.
@@ -220,7 +239,7 @@ def report_folder(given: Path | None, default: Path, *, force: bool) -> Path:
     folder, number = given or default, 2
     while given is None and folder.exists():
         folder, number = default.with_name(f"{default.name}-{number}"), number + 1
-    if (folder / "metrics.json").exists() and not force:
+    if (folder / report).exists() and not force:
         raise HorseHumanError(
             f"--out {shown(folder)} holds a report already: name another folder, or add --force"
         )

@@ -106,6 +106,60 @@ def estimate(
     }
 
 
+def estimate_mean(
+    values: Floats,
+    labels: NDArray[np.int64],
+    groups: Sequence[str],
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+    """A mean over pictures with 95 % intervals; of differences of two classifiers, paired ones.
+
+    Args:
+        values: Of each picture, ``(N,)``.
+        labels: 0 or 1, ``(N,)``; resampled as in :func:`estimate`, which is also about limits.
+        groups: Which pictures belong together, N names.
+        draws: Resamplings.
+        seed: Of the resampling.
+    """
+    if not len(values):
+        return Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
+    intervals = []
+    for index in (np.unique(groups, return_inverse=True)[1], np.arange(len(labels))):
+        sums, sizes = np.bincount(index, values), np.bincount(index)
+        means = [
+            (counts @ sums) / (counts @ sizes)
+            for counts in _resamplings(labels, index, draws, seed)
+        ]
+        intervals.append(_percentiles(np.concatenate(means)))
+    return Estimate(float(values.mean()), intervals[0], intervals[1])
+
+
+def log_losses(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
+    """Log loss of each picture in nats, ``(N,)``."""
+    right = np.where(labels == 1, probabilities, 1 - probabilities)
+    losses: Floats = -np.log(right.clip(_TINY))
+    return losses
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, int, float]:
+    """McNemar's exact test of two classifiers on the same pictures (McNemar 1947).
+
+    It takes pictures for independent; frames of one figure are not, and its p is then too small.
+
+    Args:
+        first: Where the first is right, ``(N,)``.
+        second: Where the second is.
+
+    Returns:
+        Pictures that only the first has right, those that only the second has right, and the
+        two-sided p that this would be by chance alone.
+    """
+    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
+    total = only_first + only_second
+    return only_first, only_second, float(binomtest(only_first, total).pvalue) if total else 1.0
+
+
 def share_of_groups(right: int, groups: int) -> tuple[float, float]:
     """95 % interval for the share of groups that are right throughout (Clopper and Pearson 1934).
 
@@ -129,9 +183,8 @@ def bins_of(probabilities: Floats) -> NDArray[np.int64]:
 def _sums(probabilities: Floats, labels: NDArray[np.int64], threshold: float) -> Floats:
     """What each picture adds to the sums that most figures are made of: ``(N, 6 + BINS)``."""
     said, truth = probabilities >= threshold, labels == 1
-    right = np.where(truth, probabilities, 1 - probabilities)
     parts = [said & truth, said & ~truth, ~said & truth, ~said & ~truth]
-    parts += [(probabilities - labels) ** 2, -np.log(right.clip(_TINY))]
+    parts += [(probabilities - labels) ** 2, log_losses(probabilities, labels)]
     excess = np.zeros((len(labels), BINS))
     excess[np.arange(len(labels)), bins_of(probabilities)] = probabilities - labels
     return np.concatenate([np.stack(parts, 1).astype(float), excess], axis=1)

@@ -36,6 +36,10 @@ class PictureSet:
     records: list[Record]
     grouped: bool
 
+    def name(self, record: Record) -> str:
+        """A picture's name below the folder of the set."""
+        return record.path.relative_to(self.root).as_posix()
+
     def split(self, name: str) -> PictureSet:
         """The pictures of one split; of ``all``, all of them.
 
@@ -68,10 +72,30 @@ def find_set(data: str, group_pattern: str | None = None) -> PictureSet:
     return PictureSet(folder, (classes[0], classes[1]), records, group_pattern is not None)
 
 
-def default_set(model: str) -> PictureSet:
-    """The pictures that a classifier was trained and tested on: its run's, or the box."""
+def choose_set(
+    model: str, data: str | None, split: str | None, group_pattern: str | None
+) -> tuple[PictureSet, str]:
+    """The pictures that a classifier is asked about.
+
+    Args:
+        model: The classifier.
+        data: See :func:`find_set`; otherwise what it was trained and tested on: its run's, or the
+            box.
+        split: One of :data:`SPLITS`; otherwise ``test``, or ``all`` where there is no such split.
+        group_pattern: See :func:`find_set`.
+
+    Returns:
+        The pictures, and the split.
+
+    Raises:
+        HorseHumanError: There are none.
+    """
     run = run_of(model)
-    return set_of_run(run) if run else find_set("box")
+    own = set_of_run(run) if data is None and run else None
+    pictures = own or find_set(data or "box", group_pattern)
+    if split is None:
+        split = "test" if any(record.split == "test" for record in pictures.records) else "all"
+    return pictures.split(split), split
 
 
 def run_of(model: str) -> Path | None:
@@ -132,11 +156,12 @@ def seen_in_training(model: str, records: Iterable[Record]) -> int:
     known = set_of_run(run) if run else find_set("box") if model in IN_THE_BOX else None
     if known is None:
         return 0
-    trained = {_digest(record.path) for record in known.records if record.split == "train"}
-    return sum(_digest(record.path) in trained for record in records)
+    trained = {digest(record.path) for record in known.records if record.split == "train"}
+    return sum(digest(record.path) in trained for record in records)
 
 
-def _digest(path: Path) -> bytes:
+def digest(path: Path) -> bytes:
+    """What tells one file's content from another's; a file that cannot be read equals none."""
     try:
         return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     except OSError:

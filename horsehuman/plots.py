@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
@@ -34,6 +35,14 @@ _STYLE: Any = {
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     write_whole(path, lambda file: figure.savefig(file, format="png"))
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """A figure as a picture, ``(H, W, 3)``."""
+    canvas = FigureCanvasAgg(figure)
+    with mpl.rc_context(_STYLE):
+        canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
 
 
 def report(
@@ -220,4 +229,42 @@ def layers(
                 axes.spines[:].set_visible(False)
             for axes, own in zip(line, maps, strict=False):
                 axes.imshow(own, cmap="viridis", vmin=0, interpolation="nearest")
+    return figure
+
+
+def comparison(
+    names: Sequence[str],
+    curves: Sequence[Mapping[str, Sequence[float]]],
+    accuracies: Sequence[Mapping[str, Any]],
+    title: str,
+) -> Figure:
+    """Training and held-out accuracy over the epochs, and accuracy with its intervals.
+
+    Args:
+        names: Of the classifiers.
+        curves: ``train/acc`` and ``val/acc`` of each, a value for each epoch, where known.
+        accuracies: ``value``, ``by group`` and ``by picture`` of each.
+        title: Of the last panel.
+    """
+    with mpl.rc_context(_STYLE):
+        logged = any(curves)
+        figure = Figure(figsize=(12 if logged else 5.5, 3.6), layout="constrained")
+        *panels, last = figure.subplots(1, 3 if logged else 1, squeeze=False)[0]
+        for axes, tag, what in zip(
+            panels, ("train/acc", "val/acc"), ("training", "held-out"), strict=False
+        ):
+            for index, own in enumerate(curves):
+                values = own.get(tag, [])
+                axes.plot(range(1, len(values) + 1), values, "-" if len(values) > 1 else "o",
+                          color=COLOURS[index % len(COLOURS)])  # fmt: skip
+            axes.set(title=f"Accuracy on {what} pictures", xlabel="epoch", ylim=(0.4, 1.02))
+        for index, own in enumerate(accuracies):
+            colour = COLOURS[index % len(COLOURS)]
+            for bounds, width, y in ((own["by picture"], 1.5, -0.12), (own["by group"], 4, 0.12)):
+                if None not in bounds:
+                    last.plot(bounds, [index + y] * 2, color=colour, lw=width)
+            last.plot(own["value"], index, "o", color=colour, markeredgecolor="white", ms=9)
+        last.set_yticks(range(len(names)), [name[-28:] for name in names])
+        last.set(title=title, ylim=(len(names) - 0.5, -0.5))
+        last.set_xlabel("thick: 95 % by group, thin: by picture")
     return figure

@@ -22,7 +22,7 @@ from horsehuman.evaluate import (
     write_predictions,
 )
 from horsehuman.explain import heat_on_figures
-from horsehuman.picture_set import default_set, find_set, run_of, seen_in_training
+from horsehuman.picture_set import choose_set, run_of, seen_in_training
 from horsehuman.pictures import read_picture
 from horsehuman.runs import write_metrics
 
@@ -42,7 +42,7 @@ def tables(summary: dict[str, Any], title: str) -> list[Table]:
         figures.add_column(name, justify="right")
     for name, found in summary["metrics"].items():
         figures.add_row(
-            name, _number(found["value"]), *map(_span, (found["by group"], found["by picture"]))
+            name, number(found["value"]), *map(span, (found["by group"], found["by picture"]))
         )
     groups = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("group", "class", "right", "mean probability of its class"):
@@ -89,11 +89,13 @@ def caveats(summary: dict[str, Any], *, grouped: bool) -> list[str]:
     return lines
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A figure, or that it is undefined."""
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def _span(bounds: Sequence[float | None]) -> str:
+def span(bounds: Sequence[float | None]) -> str:
+    """An interval; nothing where it is not defined."""
     low, high = bounds
     return "" if low is None or high is None else f"{low:.4f} - {high:.4f}"
 
@@ -133,10 +135,7 @@ def evaluate_and_report(
 ) -> bool:
     """What ``horsehuman evaluate`` does; returns whether all pictures could be read."""
     classifier = load_classifier(model)
-    pictures = find_set(data, group_pattern) if data else default_set(model)
-    if split is None:
-        split = "test" if any(record.split == "test" for record in pictures.records) else "all"
-    pictures = pictures.split(split)
+    pictures, split = choose_set(model, data, split, group_pattern)
     check_classes(classifier, pictures)
     run = None if data else run_of(model)
     default = run / f"evaluate-{split}" if run else Path("outputs/evaluate") / Path(model).stem

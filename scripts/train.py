@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from horsehuman.errors import HorseHumanError, check_flag, check_number, one_line
-from horsehuman.runtime import keep_freed_memory, lacks_bf16
+from horsehuman.runtime import PeakMemory, keep_freed_memory, lacks_bf16
 from horsehuman.terminal import Interrupted, raise_on_signals, show_notes
 
 if TYPE_CHECKING:
@@ -78,11 +78,11 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     Returns:
         What ``metrics.json`` holds.
     """
-    started = time.monotonic()
+    started, memory = time.monotonic(), PeakMemory()
     check_options(config)
     import lightning as L
 
-    from horsehuman import runs
+    from horsehuman import logs, runs
     from horsehuman.callbacks import print_summary
     from horsehuman.data.embedding import check_views
 
@@ -96,7 +96,10 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     data.setup()
     trainer: Any = build_trainer(config, folder, data)
     logger = trainer.logger
-    open_run(folder, config, data, logger)
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    open_run(folder, config, data)
+    sheet = runs.write_samples(folder, data.samples(model.hparams.get("views", 1)))
+    logs.log_start(logger, OmegaConf.to_yaml(config, resolve=True), sheet)
     print_summary(model)
     fit(trainer, model, data)
     final = keep_checkpoints(folder / "checkpoints")
@@ -105,7 +108,9 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         **{k: float(value) for k, value in trainer.callback_metrics.items() if "/" in k},
         "seed": config.seed,
         "seconds_training": round(time.monotonic() - started, 1),
+        "peak_memory_gb": memory.gigabytes(),
     }
+    logs.log_held_out(logger, model, data, trainer.global_step)
     kind = type(model)
     data.trainer = None
     del model, trainer  # their memory is the test's
@@ -114,15 +119,15 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
         tested = kind.load_from_checkpoint(final, map_location="cpu")
         metrics |= test(tested, data, config.trainer.accelerator)
     metrics["seconds"] = round(time.monotonic() - started, 1)
-    log_hyperparameters(logger, config, metrics)
+    logs.log_hyperparameters(logger, settings, metrics)
     runs.write_metrics(folder, metrics)
     runs.point_latest(folder)
     report(folder, metrics, data)
     return metrics
 
 
-def open_run(folder: Path, config: DictConfig, data: HorseHumanDataModule, logger: Any) -> None:
-    """Write what is known before training: the config, who was on which side, some pictures."""
+def open_run(folder: Path, config: DictConfig, data: HorseHumanDataModule) -> None:
+    """Write what is known before training: the config, and who was on which side."""
     from horsehuman import runs
 
     assert data.root is not None
@@ -131,7 +136,6 @@ def open_run(folder: Path, config: DictConfig, data: HorseHumanDataModule, logge
     runs.write_splits(folder, data.root, data.records, data.class_names)
     if data.skipped:
         runs.write_skipped(folder, data.skipped)
-    logger.experiment.add_image("samples", runs.write_samples(folder, data.samples()))
 
 
 def fit(trainer: L.Trainer, model: L.LightningModule, data: HorseHumanDataModule) -> None:
@@ -155,6 +159,7 @@ def check_options(config: DictConfig) -> None:
     """Check the options that neither the model nor the data checks."""
     check_number("seed", config.seed, int, at_least=0, below=2**32)
     check_flag("test", config.test)
+    check_flag("histograms", config.histograms)
     options = config.trainer
     check_number("trainer.max_epochs", options.max_epochs, int, at_least=1)
     check_number(
@@ -199,6 +204,7 @@ def build_trainer(config: DictConfig, folder: Path, data: HorseHumanDataModule) 
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from horsehuman.callbacks import AverageWeights, SeedEpochs, TerminalProgress
+    from horsehuman.logs import Histograms
 
     common: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
     callbacks: list[L.Callback] = [
@@ -218,6 +224,8 @@ def build_trainer(config: DictConfig, folder: Path, data: HorseHumanDataModule) 
         callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
     if config.ema:
         callbacks.append(AverageWeights(config.ema))
+    if config.histograms:
+        callbacks.append(Histograms())
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
     try:
         return L.Trainer(
@@ -271,14 +279,6 @@ def test(model: L.LightningModule, data: HorseHumanDataModule, accelerator: str)
         "test/pictures": pictures,
         "test/right": round(found["test/acc"] * pictures),
     }
-
-
-def log_hyperparameters(logger: Any, config: DictConfig, metrics: dict[str, Any]) -> None:
-    """Fill TensorBoard's hparams tab: the config beside the final figures."""
-    final = {f"final/{name}": float(value) for name, value in metrics.items() if "/" in name}
-    logger.log_hyperparams(OmegaConf.to_container(config, resolve=True), final)
-    logger.finalize("success")
-    Path(logger.log_dir, "hparams.yaml").unlink(missing_ok=True)  # config.yaml holds more
 
 
 def report(folder: Path, metrics: dict[str, Any], data: HorseHumanDataModule) -> None:

@@ -19,6 +19,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from horsehuman import CNNClassifier, HorseHumanDataModule, HorseHumanError, load_classifier
+from horsehuman.data.augment import augment_each
+from horsehuman.data.embedding import view_key
 from horsehuman.predict import predict
 
 SCRIPT = Path(script.__file__)
@@ -85,8 +87,31 @@ def test_train_reload_predict(
     assert {"train/loss", "train/acc", "val/loss", "val/acc", "lr"} <= set(log.Tags()["scalars"])
     assert len(log.Scalars("train/loss")) == 2
     assert log.Scalars("final/test/acc")[0].value == pytest.approx(metrics["test/acc"])
-    assert log.Tags()["images"] == ["samples"]
+    assert log.Tags()["images"] == ["samples", "held out/report"]
+    curve = log.summary_metadata["held out/precision and recall"]
+    assert curve.plugin_data.plugin_name == "pr_curves"
+    (text,) = log.Tensors("config/text_summary")
+    assert f"max_epochs: {2}" in text.tensor_proto.string_val[0].decode()
+    assert metrics["peak_memory_gb"] is None or 0.2 < metrics["peak_memory_gb"] < 8
     assert "_hparams_/session_start_info" in log.summary_metadata
+
+
+def test_histograms_on_request(tree: Path, tmp_path: Path) -> None:
+    train(tmp_path, *CNN, *options(tree), "histograms=true", "test=false")
+    log = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
+    assert len(log.Histograms("network.head.1.weight")) == 2
+
+
+def test_samples_show_the_views_that_are_embedded(tree: Path, tmp_path: Path) -> None:
+    """The sheet's second row is the second view, to the pixel."""
+    augment = "data.augment={rotation: 20}"
+    train(tmp_path, *INCEPTION, *options(tree), augment, "model.views=2", "test=false")
+    sheet = Image.open(tmp_path / "samples.png")
+    assert sheet.height == 2 * (96 + 2) + 2
+    data = HorseHumanDataModule(96, "folder", str(tree), augment={"rotation": 20}, seed=0)
+    data.setup()
+    samples = data.samples(views=2)
+    assert torch.equal(samples[8:], augment_each(data.augment, samples[:8], view_key(0, 1)))
 
 
 def test_slim_checkpoints_hold_what_inference_needs(tree: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from horsehuman.data.archives import find_pictures
-from horsehuman.data.augment import make_augment
-from horsehuman.data.embedding import Embed, check_views, embed_all, embed_views
+from horsehuman.data.augment import augment_each, make_augment
+from horsehuman.data.embedding import Embed, check_views, embed_all, embed_views, view_key
 from horsehuman.data.folders import FIGURE, Record, describe, scan
 from horsehuman.data.loading import (
     Batch,
@@ -202,17 +202,25 @@ class HorseHumanDataModule(L.LightningDataModule):
         """Batches of pictures in order."""
         return self._in_order("test")
 
-    def samples(self, columns: int = 8, rows: int = 4) -> Tensor:
+    def held_out(self) -> list[Record]:
+        """The pictures that validate, in the order of :meth:`val_dataloader`."""
+        return [self.records[index] for index in self._indices(self._validating)]
+
+    def samples(self, views: int = 1, columns: int = 8, rows: int = 4) -> Tensor:
         """Some training pictures for a look: uint8 ``(rows * columns, 3, S, S)``.
 
         The first row is plain; below it stand the same pictures as training sees them, where
-        they are augmented. Torch's generators are left as they were.
+        they are augmented: of several ``views`` the first ones that are embedded. Torch's
+        generators are left as they were.
         """
         train = self._indices("train")
         chosen = [train[k * len(train) // columns] for k in range(columns)]
         plain = self._dataset(chosen).__getitems__(list(range(columns)))[0]
         if self.augment is None:
             return plain
+        if views > 1:
+            keys = [view_key(self.seed, view) for view in range(1, min(views, rows))]
+            return torch.cat([plain, *(augment_each(self.augment, plain, key) for key in keys)])
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             return torch.cat([plain, *(self.augment(plain) for _ in range(rows - 1))])

@@ -31,6 +31,11 @@ def check_views(views: int, augment: Augment | None) -> None:
         )
 
 
+def view_key(seed: int, view: int) -> str:
+    """What makes a view of a picture, from 1 on, another than the other ones."""
+    return f"{seed}-{view}"
+
+
 def embed_all(loader: DataLoader[Batch], embed: Embed, what: str) -> KeptBatches:
     """Features and labels of all pictures that a loader yields, in its order.
 
@@ -63,7 +68,7 @@ def embed_views(
     found = [embed_all(loader, embed, "computing features")]
     for view in range(1, views):
 
-        def embed_view(images: Tensor, key: str = f"{seed}-{view}") -> Tensor:
+        def embed_view(images: Tensor, key: str = view_key(seed, view)) -> Tensor:
             assert augment is not None
             return embed(augment_each(augment, images, key))
 

@@ -13,6 +13,7 @@ import timm
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from horsehuman.checkpoint import TRUNK
 from horsehuman.errors import HorseHumanError, closest, shown
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Trunk:
 
 def box_trunk() -> Path:
     """The trunk in the package (see ``assets/ASSETS.md``)."""
-    return Path(str(resources.files("horsehuman") / "assets" / "inception_v3_trunk.safetensors"))
+    return Path(str(resources.files("horsehuman") / "assets" / TRUNK))
 
 
 def read_trunk(source: str) -> Trunk:

@@ -1,0 +1,82 @@
+"""What TensorBoard is told of a run, beside the figures that Lightning logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from horsehuman.data.datamodule import HorseHumanDataModule
+
+
+class Histograms(L.Callback):
+    """Histograms of all trained weights after every epoch."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write them."""
+        writer: Any = trainer.logger.experiment  # type: ignore[union-attr]
+        for name, parameter in pl_module.named_parameters():
+            if parameter.requires_grad:
+                writer.add_histogram(name, parameter.detach(), trainer.global_step)
+
+
+def log_start(logger: TensorBoardLogger, config: str, samples: Tensor) -> None:
+    """Show the config, as YAML, and a sheet of training pictures, uint8 ``(3, H, W)``."""
+    code = "\n".join(f"    {line}" for line in config.splitlines())  # Markdown for verbatim
+    logger.experiment.add_text("config", code)
+    logger.experiment.add_image("samples", samples)
+
+
+def log_held_out(
+    logger: TensorBoardLogger, model: L.LightningModule, data: HorseHumanDataModule, step: int
+) -> None:
+    """Show how a trained model does on the pictures that validate: a PR curve, and six panels.
+
+    The panels are those of ``horsehuman evaluate``: confusion matrix, ROC, precision and recall,
+    reliability, histogram, groups. Nothing is shown where nothing validates.
+
+    Args:
+        logger: Where to.
+        model: After training.
+        data: Its batches, of pictures or of features.
+        step: Steps that were trained.
+    """
+    records = data.held_out()
+    if not records:
+        return
+    from horsehuman import plots  # matplotlib, once there is something to draw
+
+    network: Any = model.network
+    model.eval()
+    with torch.no_grad():
+        logits = [model(inputs.to(model.device)).cpu() for inputs, _ in data.val_dataloader()]
+    probabilities = network.calibrate(torch.cat(logits).float()).sigmoid()
+    labels = np.array([record.label for record in records])
+    name = "test set" if data.validation == "test" else "held out"
+    writer: Any = logger.experiment
+    writer.add_pr_curve(f"{name}/precision and recall", labels, probabilities, step)
+    figure = plots.report(
+        probabilities.double().numpy(),
+        labels,
+        [record.group for record in records],
+        network.threshold,
+        network.class_names,
+        f"{name}, after training: {len(records)} pictures",
+    )
+    writer.add_image(f"{name}/report", plots.pixels(figure), step, dataformats="HWC")
+
+
+def log_hyperparameters(
+    logger: TensorBoardLogger, config: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> None:
+    """Fill the hparams tab: the config beside the final figures; and close the log."""
+    final = {f"final/{name}": float(value) for name, value in metrics.items() if "/" in name}
+    logger.log_hyperparams(dict(config), final)
+    logger.finalize("success")
+    Path(logger.log_dir, "hparams.yaml").unlink(missing_ok=True)  # config.yaml holds more

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import train as script
+from PIL import Image
+from scipy.stats import binom
+from typer.testing import CliRunner
+
+from horsehuman import HorseHumanError, metrics
+from horsehuman.checkpoint import load_classifier
+from horsehuman.cli import app
+from horsehuman.compare import common, contend, read_curves
+from horsehuman.data.folders import FIGURE
+from horsehuman.picture_set import find_set
+
+
+@pytest.fixture(scope="module")
+def runs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs on the small tree, of unequal epochs."""
+    folders = []
+    for epochs in (1, 3):
+        folder = tmp_path_factory.mktemp("runs") / f"epochs{epochs}"
+        overrides = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "ema=null"]
+        overrides += ["data=folder", f"data.root={tree}", "data.batch_size=4"]
+        overrides += [f'data.group_pattern="{FIGURE}"', f"trainer.max_epochs={epochs}"]
+        with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
+            script.train(hydra.compose("train", overrides), folder)
+        folders.append(folder)
+    return folders
+
+
+def compare(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["compare", *arguments])
+    if isinstance(result.exception, HorseHumanError):
+        return 1, f"error: {result.exception}"
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_two_runs(runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, printed = compare(*map(str, runs), "--out", str(out))
+    assert code == 0, printed
+    found = json.loads((out / "compare.json").read_text())
+    assert Image.open(out / "compare.png").width > 1000
+    for run, model in zip(runs, found["models"], strict=True):
+        reported = json.loads((run / "metrics.json").read_text())
+        assert model["right"] == reported["test/right"]
+        assert model["cost"]["epochs"] == reported["epochs"]
+        assert model["cost"]["training, s"] == reported["seconds_training"]
+        curve = model["accuracy over the epochs"]["val/acc"]
+        assert len(curve) == reported["epochs"]
+        assert curve[-1] == pytest.approx(reported["val/acc"])
+    (pair,) = found["differences"]
+    accuracies = [model["metrics"]["accuracy"]["value"] for model in found["models"]]
+    difference = pair["second less first"]["accuracy"]["value"]
+    assert difference == pytest.approx(accuracies[1] - accuracies[0])
+    losses = [model["metrics"]["log loss"]["value"] for model in found["models"]]
+    assert pair["second less first"]["log loss"]["value"] == pytest.approx(losses[1] - losses[0])
+    apart = pair["right in the first only"] + pair["right in the second only"]
+    assert len(pair["pictures with two answers"]) == apart
+    code, printed = compare(*map(str, runs), "--out", str(out))
+    assert code == 1
+    assert "holds a report already" in printed
+
+
+def test_three_models_of_the_box_without_logs(tree: Path, tmp_path: Path) -> None:
+    arguments = ["cnn", "cnn", "inception", "--data", str(tree), "--split", "test"]
+    code, printed = compare(*arguments, "--group-pattern", FIGURE, "--out", str(tmp_path / "o"))
+    assert code == 0, printed
+    assert "no log of cnn" in printed
+    assert "not recorded" in printed
+    found = json.loads((tmp_path / "o" / "compare.json").read_text())
+    same, _ = found["differences"]
+    assert same["second less first"]["accuracy"] == {
+        "value": 0.0,
+        "by group": [0.0, 0.0],
+        "by picture": [0.0, 0.0],
+    }
+    assert same["p of McNemar's exact test, frames taken for independent"] == 1.0
+    sizes = [model["cost"]["weights, MB"] for model in found["models"]]
+    assert sizes[0] < 2
+    assert sizes[2] > 15  # with the trunk
+
+
+def test_different_pictures_are_refused(runs: list[Path], tree: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tree, tmp_path / "other")
+    picture = other / "test" / "horses" / "horse1-000.webp"
+    shutil.copy(other / "test" / "horses" / "horse1-105.webp", picture)
+    run = shutil.copytree(runs[0], tmp_path / "run")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(tree), str(other)))
+    code, printed = compare(str(runs[1]), str(run), "--out", str(tmp_path / "o"))
+    assert code == 1
+    assert "1 differ (test/horses/horse1-000.webp)" in printed
+    assert not (tmp_path / "o").exists()
+    assert (
+        compare(str(runs[1]), str(run), "--data", str(tree), "--out", str(tmp_path / "o"))[0] == 0
+    )
+
+
+def test_a_picture_that_one_could_not_read_counts_for_none(tree: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(tree, tmp_path / "set")
+    pictures = find_set(str(root), FIGURE).split("test")
+    classifier = load_classifier("cnn")
+    before = contend("cnn", classifier, pictures)
+    (root / "test" / "horses" / "horse1-000.webp").unlink()  # it vanished in between
+    after = contend("cnn", classifier, pictures)
+    first, second = common([before, after])
+    assert len(before.answers.records) == 4
+    assert len(first.answers.records) == len(second.answers.records) == 3
+    np.testing.assert_allclose(first.answers.logits, second.answers.logits, rtol=1e-5)
+
+
+def test_logs_that_broke_off(runs: list[Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs[1], tmp_path / "run")
+    log, *others = sorted(run.glob("events*"))
+    for other in others:  # what was written after training
+        other.unlink()
+    whole = log.read_bytes()
+    assert len(read_curves(run)["train/acc"]) == 3
+    lengths = set()
+    for share in (0.2, 0.5, 0.9, 0.97):
+        log.write_bytes(whole[: int(len(whole) * share)])
+        lengths.add(len(read_curves(run).get("train/acc", [])))
+    assert lengths <= {0, 1, 2, 3}
+    log.write_bytes(b"no log at all" * 99)
+    assert read_curves(run).get("train/acc", []) == []
+    log.unlink()
+    assert read_curves(run) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["cnn"], "with what"),
+        (["cnn", "nowhere"], "no such run or file"),
+        (["cnn", "inception", "--data", "nowhere"], "nowhere is no folder"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments: list[str], text: str, tmp_path: Path) -> None:
+    code, printed = compare(*arguments, "--out", str(tmp_path / "o"))
+    assert code == 1
+    assert text in printed
+
+
+def test_mcnemar_is_a_sign_test() -> None:
+    first = np.array([True] * 9 + [False] * 3 + [True] * 20)
+    second = np.array([False] * 9 + [True] * 3 + [True] * 20)
+    assert metrics.mcnemar(first, second)[:2] == (9, 3)
+    assert metrics.mcnemar(first, second)[2] == pytest.approx(2 * binom.cdf(3, 12, 0.5))
+
+
+def test_paired_intervals_are_narrower_than_those_of_two_alone() -> None:
+    generator = np.random.default_rng(0)
+    groups = [f"g{index // 20}" for index in range(400)]
+    labels = np.arange(400) // 20 % 2
+    hard = generator.random(20)[np.arange(400) // 20]
+    first = (hard + generator.normal(0, 0.1, 400) > 0.4).astype(float)
+    second = (hard + generator.normal(0, 0.1, 400) > 0.5).astype(float)
+    paired = metrics.estimate_mean(second - first, labels, groups, draws=2000)
+    alone = metrics.estimate_mean(first, labels, groups, draws=2000)
+    assert np.ptp(paired.by_group) < np.ptp(alone.by_group)
+    assert paired.by_group[0] <= paired.value <= paired.by_group[1]
