@@ -180,6 +180,24 @@ def explain(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: horsehuman data --data DIR --group-pattern '(.+)_[0-9]+'")
+def data(
+    data: Annotated[str, typer.Option(metavar="box|RUN|FOLDER", help="Which pictures.")] = "box",
+    group_pattern: GroupPattern = None,
+    augmented: Annotated[
+        bool, typer.Option("--augmented", help="Show how training sees them: a run, or model=cnn.")
+    ] = False,
+    out: ReportFolder = None,
+    force: Force = False,
+) -> None:
+    """Count pictures and draw them: a sheet for each class and split, a row for each group."""
+    _begin()
+    from horsehuman.sheets import show_set
+
+    if not show_set(data, group_pattern, out, augmented=augmented, force=force):
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: horsehuman cache --clear")
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept.")] = False,

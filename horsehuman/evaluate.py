@@ -231,7 +231,7 @@ def report_folder(
         given: What the user named, if anything.
         default: Otherwise; a number is added to its name while that is taken.
         force: Write over a report in the folder that the user named.
-        report: A file that every such report has.
+        report: Files that a report has, as a pattern.
 
     Raises:
         HorseHumanError: The folder holds a report, or cannot be written.
@@ -239,7 +239,7 @@ def report_folder(
     folder, number = given or default, 2
     while given is None and folder.exists():
         folder, number = default.with_name(f"{default.name}-{number}"), number + 1
-    if (folder / report).exists() and not force:
+    if any(folder.glob(report)) and not force:
         raise HorseHumanError(
             f"--out {shown(folder)} holds a report already: name another folder, or add --force"
         )

@@ -268,3 +268,20 @@ def comparison(
         last.set(title=title, ylim=(len(names) - 0.5, -0.5))
         last.set_xlabel("thick: 95 % by group, thin: by picture")
     return figure
+
+
+def sheet(picture: NDArray[np.uint8], labels: Sequence[str], title: str) -> Figure:
+    """One large picture, ``(H, W, 3)``, of rows of equal height with a label each."""
+    with mpl.rc_context(_STYLE):
+        height, width = picture.shape[:2]
+        wide = 8.0
+        figure = Figure(figsize=(wide + 1.6, wide * height / width + 0.5), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(picture)
+        axes.set_title(title)
+        step = height / len(labels)
+        axes.set_yticks([step * (row + 0.5) for row in range(len(labels))], labels, fontsize=7)
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    return figure
