@@ -160,7 +160,7 @@ def draw(folder: Path, found: Sequence[Contender], comparison: dict[str, Any]) -
             [each.name for each in found],
             [each.curves for each in found],
             [model["metrics"]["accuracy"] for model in models],
-            f"accuracy on {comparison['pictures']} pictures, {comparison['groups']} groups",
+            f"Accuracy on {comparison['pictures']} pictures, {comparison['groups']} groups",
         ),
         folder / "compare.png",
     )

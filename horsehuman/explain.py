@@ -20,6 +20,9 @@ from horsehuman.pictures import PictureError
 #: From this value on in all channels a pixel is white.
 WHITE = 245
 
+#: Pictures that are explained at a time.
+CHUNK = 8
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -178,16 +181,20 @@ def heat_on_figures(
         figure takes, which is what heat without aim would have. ``None`` where none counted.
     """
     step = max(1, -(-len(records) // limit))
-    found = []
+    pictures, figures = [], []
     for record in records[::step]:
         with contextlib.suppress(PictureError):
             picture = decode(record.path, network.image_size)
             figure = (picture < WHITE).any(0)
-            if not _is_cut_out(figure):
-                continue
-            (said,) = explain(network, picture[None])
-            heat = said.for_answer(int(said.probability >= network.threshold))
-            if heat.sum() > 0:
+            if _is_cut_out(figure):
+                pictures.append(picture)
+                figures.append(figure)
+    found = []
+    for start in range(0, len(pictures), CHUNK):
+        said = explain(network, torch.stack(pictures[start : start + CHUNK]))
+        for own, figure in zip(said, figures[start:], strict=False):
+            heat = own.for_answer(int(own.probability >= network.threshold))
+            if heat.any():
                 found.append((float(heat[figure].sum() / heat.sum()), float(figure.float().mean())))
     if not found:
         return None

@@ -63,8 +63,9 @@ def find_set(data: str, group_pattern: str | None = None) -> PictureSet:
         HorseHumanError: There are none.
     """
     if data == "box":
-        classes, records = scan(find_pictures("box"), FIGURE)
-        return PictureSet(find_pictures("box"), (classes[0], classes[1]), records, True)
+        root = find_pictures("box")
+        classes, records = scan(root, FIGURE)
+        return PictureSet(root, (classes[0], classes[1]), records, True)
     folder = Path(data).expanduser()
     if (folder / "splits.csv").is_file():
         return set_of_run(folder)
@@ -156,8 +157,21 @@ def seen_in_training(model: str, records: Iterable[Record]) -> int:
     known = set_of_run(run) if run else find_set("box") if model in IN_THE_BOX else None
     if known is None:
         return 0
-    trained = {digest(record.path) for record in known.records if record.split == "train"}
-    return sum(digest(record.path) in trained for record in records)
+    asked = [(_size(record.path), record.path) for record in records]
+    sizes = {size for size, _ in asked}
+    trained = {
+        digest(record.path)
+        for record in known.records
+        if record.split == "train" and _size(record.path) in sizes
+    }
+    return sum(digest(path) in trained for _, path in asked)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def digest(path: Path) -> bytes:

@@ -256,16 +256,20 @@ def comparison(
             for index, own in enumerate(curves):
                 values = own.get(tag, [])
                 axes.plot(range(1, len(values) + 1), values, "-" if len(values) > 1 else "o",
-                          color=COLOURS[index % len(COLOURS)])  # fmt: skip
+                          color=COLOURS[index % len(COLOURS)],
+                          label=names[index][-28:])  # fmt: skip
             axes.set(title=f"Accuracy on {what} pictures", xlabel="epoch", ylim=(0.4, 1.02))
+            axes.legend(loc="lower right")
         for index, own in enumerate(accuracies):
             colour = COLOURS[index % len(COLOURS)]
             for bounds, width, y in ((own["by picture"], 1.5, -0.12), (own["by group"], 4, 0.12)):
                 if None not in bounds:
                     last.plot(bounds, [index + y] * 2, color=colour, lw=width)
-            last.plot(own["value"], index, "o", color=colour, markeredgecolor="white", ms=9)
-        last.set_yticks(range(len(names)), [name[-28:] for name in names])
-        last.set(title=title, ylim=(len(names) - 0.5, -0.5))
+            last.plot(own["value"], index, "o", color=colour, markeredgecolor="white", ms=9,
+                      label=names[index][-28:])  # fmt: skip
+        if not logged:
+            last.legend(loc="best")
+        last.set(title=title, ylim=(len(names) - 0.5, -0.5), yticks=[])
         last.set_xlabel("thick: 95 % by group, thin: by picture")
     return figure
 

@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from horsehuman.data.folders import Record
 from horsehuman.errors import HorseHumanError, shown
@@ -96,6 +95,8 @@ def write_splits(
 
 def write_samples(folder: Path, pictures: Tensor, columns: int = 8) -> Tensor:
     """Write ``samples.png``, training pictures as the model gets them; returns it, uint8 CHW."""
+    from torchvision.utils import make_grid  # a second to import, for commands that train
+
     sheet: Tensor = make_grid(pictures, nrow=columns, padding=2, pad_value=127)
     Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(folder / "samples.png")
     return sheet

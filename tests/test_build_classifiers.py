@@ -15,6 +15,7 @@ def options(tree: Path) -> list[str]:
     return ["data=folder", f"data.root={tree}", pattern, "trainer.max_epochs=1"]
 
 
+@pytest.mark.slow
 def test_the_trunk_is_not_stored_twice(tree: Path, tmp_path: Path) -> None:
     target = tmp_path / "inception.ckpt"
     script.build("inception", target, [*options(tree), "model.scales=[80]"])
@@ -33,6 +34,7 @@ def test_names(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert capsys.readouterr().err.startswith("error: NAME='vgg' is not known: use inception")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_THE_BOX)
 def test_classifiers_in_the_box_know_their_training_pictures(name: str, tree: Path) -> None:
     from horsehuman.predict import predict

@@ -144,6 +144,7 @@ def test_a_picture_without_heat_is_told(
     assert "so there is no heat" in result.output
 
 
+@pytest.mark.slow
 def test_training_on_cached_features_is_explained_like_training_on_pictures(
     tree: Path, tmp_path: Path
 ) -> None:

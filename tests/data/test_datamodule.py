@@ -206,6 +206,7 @@ def nearest_neighbour_accuracy(pictures: torch.Tensor, labels: torch.Tensor, hel
     return float((labels[~held_out][nearest] == labels[held_out]).float().mean())
 
 
+@pytest.mark.slow
 def test_the_box_is_the_default_and_a_random_split_of_it_flatters() -> None:
     """The figures in the README: nearest neighbour among 32 x 32 pixels."""
     data = HorseHumanDataModule(image_size=32)

@@ -75,6 +75,7 @@ def test_a_damaged_file_is_made_anew(
     assert embed.pictures == 12
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "features.sqlite"
     code = f"""
@@ -97,6 +98,7 @@ for k in range(40):
         assert cache(picture).tolist() == [[value] * 3]
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_cache_and_not_the_run(
     embed: Embed, pictures: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -198,6 +200,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert caplog.text.count("features are not kept in") == 1
 
 
+@pytest.mark.slow
 def test_the_cache_of_a_model_on_another_device_is_made_without_computing() -> None:
     model = InceptionClassifier(image_size=96, weights="random")
     path = model.feature_cache().path
@@ -206,6 +209,7 @@ def test_the_cache_of_a_model_on_another_device_is_made_without_computing() -> N
     assert model.feature_cache().path == path
 
 
+@pytest.mark.slow
 def test_the_key_stands_for_weights_and_settings() -> None:
     torch.manual_seed(0)
     first, second = (Inception(weights="random") for _ in range(2))

@@ -40,6 +40,7 @@ def fit(model: L.LightningModule, data: HorseHumanDataModule, epochs: int = 2) -
     return trainer
 
 
+@pytest.mark.slow
 def test_maps_are_those_of_timm(box: dict[str, torch.Tensor]) -> None:
     reference = timm.create_model("inception_v3", features_only=True, out_indices=(3,)).eval()
     reference.load_state_dict(box)
@@ -65,6 +66,7 @@ def test_nothing_trains_on_weights_that_are_not_there(tree: Path) -> None:
         fit(model, data_of(tree))
 
 
+@pytest.mark.slow
 def test_real_batch_norms_are_folded_in() -> None:
     """The box's are identities; other weights' are not."""
     torch.manual_seed(0)
@@ -118,6 +120,7 @@ def test_weights_are_loaded_strictly(
         InceptionClassifier(weights=str(path))
 
 
+@pytest.mark.slow
 def test_layers_behind_the_cut_are_left_aside_by_name(
     box: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -164,6 +167,7 @@ def test_training_leaves_the_backbone_bit_identical_and_changes_the_head(tree: P
     }  # nothing that depends on the mode
 
 
+@pytest.mark.slow
 def test_features_computed_once_are_the_features_on_the_fly(tree: Path) -> None:
     heads = []
     for cached in (True, False):
@@ -179,6 +183,7 @@ def test_features_computed_once_are_the_features_on_the_fly(tree: Path) -> None:
     assert metrics["train/acc"] == others["train/acc"]
 
 
+@pytest.mark.slow
 def test_notebook_head_to_the_parameter() -> None:
     with torch.device("meta"):
         head = torch.nn.Sequential(
