@@ -211,7 +211,7 @@ def logging(way: str, steps: int) -> dict[str, float]:
     TensorBoardLogger.save = timed(TensorBoardLogger.save)  # type: ignore[method-assign]
     small = ["trainer.max_epochs=1", "model.scales=[75]"] if steps == 1 else []
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", ["model=inception", "test=false", *small])
+        config = hydra.compose("train", ["model=inception", *small])
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         script.train(config, Path(folder) / "run")
