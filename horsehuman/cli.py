@@ -87,31 +87,47 @@ def _top(
         print(horsehuman.__version__)
 
 
-@app.command(epilog="Example: horsehuman predict photo.jpg --model outputs/inception/latest")
+@app.command(epilog="Example: horsehuman predict photos --format csv --out answers.csv")
 def predict(
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Picture files.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Pictures: files, folders, patterns, http(s) addresses; - takes them from stdin.",
+        ),
+    ],
     model: Model = "inception",
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Go into folders inside folders.")
+    ] = False,
+    form: Annotated[
+        str, typer.Option("--format", metavar="table|csv|json|jsonl", help="Of the answers.")
+    ] = "table",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write answers there, not on stdout.")
+    ] = None,
+    sort_into: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Copy pictures into a folder a class.")
+    ] = None,
+    always_answer: Annotated[
+        bool, typer.Option("--always-answer", help="Name a class, however unsure.")
+    ] = False,
+    force: Force = False,
 ) -> None:
     """Say what each picture shows, with which probability."""
     _begin()
-    from horsehuman.checkpoint import load_classifier
-    from horsehuman.predict import predict as answers
+    from horsehuman.predict_report import predict_and_report
 
-    classifier = load_classifier(model)
-    if model == "cnn":
-        log.info(
-            "cnn learned from 67 rendered figures alone; for photographs use --model inception"
-        )
-    width = min(max(len(shown(path)) for path in pictures), 60)
-    failed = 0
-    for answer in answers(classifier, pictures):
-        if answer.error:
-            failed += 1
-            print(f"error: {answer.error}", file=sys.stderr)
-        else:
-            name = shown(answer.source)
-            print(f"{name:<{width}}  {shown(answer.class_name)}  {answer.probability:7.2%}")
-    if failed:
+    if not predict_and_report(
+        sources,
+        model,
+        form,
+        out,
+        sort_into,
+        recursive=recursive,
+        always_answer=always_answer,
+        force=force,
+    ):
         raise typer.Exit(1)
 
 

@@ -104,7 +104,7 @@ def answer(classifier: Network, pictures: PictureSet) -> Answers:
     """
     check_classes(classifier, pictures)
     records, logits, errors = [], [], []
-    found = predict(classifier, (record.path for record in pictures.records))
+    found = predict(classifier, (r.path for r in pictures.records), always_answer=True)
     for record, said in zip(
         pictures.records, track(found, "answering", len(pictures.records)), strict=True
     ):

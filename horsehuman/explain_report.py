@@ -19,7 +19,7 @@ from horsehuman.errors import HorseHumanError, shown
 from horsehuman.explain import activations, explain, find_layer, short, stages
 from horsehuman.models.network import Network
 from horsehuman.pictures import PictureError
-from horsehuman.predict import answer_of
+from horsehuman.predict import Answer, prediction_of
 from horsehuman.terminal import track
 
 # Vermilion, which the colour-blind tell from what pictures are made of (Okabe and Ito 2008).
@@ -73,7 +73,8 @@ def _explained(
 ) -> tuple[Tensor, str]:
     """Heat ``(S, S)`` for the answer, and the answer in words."""
     (found,) = explain(network, picture[None], layer)
-    said = answer_of(network, path, found.logit, found.probability)
+    answer = Answer(found.logit, found.probability)
+    said = prediction_of(network, str(path), answer, always_answer=True)
     heat = found.for_answer(network.class_names.index(said.class_name))
     caption = f"{said.class_name} {said.probability:.0%}"
     if not heat.any():

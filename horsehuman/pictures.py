@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class PictureError(HorseHumanError):
     """A file that cannot be read as a picture; the text names the file and the reason."""
 
 
-def read_picture(path: str | Path) -> NDArray[np.uint8]:
+def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDArray[np.uint8]:
     """Read a picture as a person sees it.
 
     The EXIF orientation is applied, transparency is laid over white, 16-bit values are scaled
@@ -46,7 +47,8 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
     counts.
 
     Args:
-        path: A file in any format that Pillow reads, whatever its name.
+        source: A file, or its content, in any format that Pillow reads, whatever its name.
+        name: What errors call it.
 
     Returns:
         Array of shape ``(H, W, 3)``, dtype uint8, RGB.
@@ -55,26 +57,45 @@ def read_picture(path: str | Path) -> NDArray[np.uint8]:
         PictureError: The file is missing, is no ordinary file, is no picture, is damaged, or has
             more than :data:`MAX_PIXELS` pixels.
     """
-    path = Path(path)
+    if isinstance(source, str | Path):
+        source = Path(source)
+        name = name or shown(source)
+        empty = _check_file(source, name)
+    else:
+        name = name or "the picture"
+        empty = not source.read(1)
+        source.seek(0)
+    if empty:
+        raise PictureError(f"{name}: is empty (0 bytes)")
     try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PictureError(f"{shown(path)}: {reason}") from error
-    if not stat.S_ISREG(mode):
-        raise PictureError(f"{shown(path)}: is not an ordinary file")
-    try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
-                raise PictureError(
-                    f"{shown(path)}: {size} pixels are over the limit of {MAX_PIXELS:,}"
-                )
-            return np.array(_as_rgb(image), dtype=np.uint8)
+                raise PictureError(f"{name}: {size} pixels are over the limit of {MAX_PIXELS:,}")
+            return as_rgb(image)
     except PictureError:
         raise
     except Exception as error:  # decoders of hostile files raise whatever they like
-        raise PictureError(f"{shown(path)}: {_reason(path, error)}") from error
+        raise PictureError(f"{name}: {_reason(error)}") from error
+
+
+def _check_file(path: Path, name: str) -> bool:
+    """Whether a file is empty; an error where it is missing or no ordinary file."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PictureError(f"{name}: {reason}") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise PictureError(f"{name}: is a folder without files")
+    if not stat.S_ISREG(found.st_mode):
+        raise PictureError(f"{name}: is not an ordinary file")
+    return not found.st_size
+
+
+def as_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """An opened picture as :func:`read_picture` gives it."""
+    return np.array(_as_rgb(image), dtype=np.uint8)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
@@ -103,9 +124,7 @@ def _as_8_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
-def _reason(path: Path, error: Exception) -> str:
-    if path.stat().st_size == 0:
-        return "is empty (0 bytes)"
+def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "is no picture that Pillow can read"
     if isinstance(error, Image.DecompressionBombError):

@@ -10,7 +10,16 @@ from types import FrameType
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 T = TypeVar("T")
 
@@ -55,11 +64,12 @@ def show_notes() -> None:
 
 
 def progress_bar() -> Progress:
-    """A bar with count and time left; it leaves nothing behind and needs a terminal to show."""
+    """A bar with count, rate and time left; it leaves nothing behind and needs a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        _Rate(),
         TimeRemainingColumn(compact=True),
         console=console(),
         transient=True,
@@ -67,8 +77,17 @@ def progress_bar() -> Progress:
     )
 
 
-def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Pass ``items`` through under a progress bar of ``total`` steps."""
+class _Rate(ProgressColumn):
+    """Steps a second."""
+
+    def render(self, task: Task) -> Text:
+        """The column's text."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.3g}/s")
+
+
+def track(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+    """Pass ``items`` through under a progress bar of ``total`` steps, if that is known."""
     with progress_bar() as bar:
         task = bar.add_task(description, total=total)
         for item in items:

@@ -110,7 +110,7 @@ def test_what_is_no_picture_says_why(tmp_path: Path) -> None:
         "text.png": "no picture that Pillow can read",
         "fifo.png": "not an ordinary file",
         "missing.png": "No such file",
-        ".": "not an ordinary file",
+        ".": "is a folder",
     }
     for name, reason in reasons.items():
         with pytest.raises(PictureError, match=reason) as caught:

@@ -52,7 +52,7 @@ def test_answers_keep_their_order_and_bad_files_are_answers(
     classifier = horsehuman.load_classifier(brightness)
     for batch_size in (1, 2, 16):
         found = list(predict(classifier, pictures, batch_size))
-        assert [answer.source for answer in found] == pictures
+        assert [answer.source for answer in found] == [str(path) for path in pictures]
         assert [answer.class_name for answer in found] == ["night", "", "day"]
         assert [bool(answer.error) for answer in found] == [False, True, False]
         assert all(answer.probability > 0.9 for answer in found if not answer.error)

@@ -179,7 +179,7 @@ def _groups(
 
 def _folders(folder: Path) -> list[Path]:
     try:
-        return sorted(e for e in folder.iterdir() if e.is_dir() and not _is_litter(e.name))
+        return sorted(e for e in folder.iterdir() if e.is_dir() and not is_litter(e.name))
     except OSError as error:
         raise HorseHumanError(f"cannot read {shown(folder)}: {error.strerror}") from error
 
@@ -194,7 +194,7 @@ def _files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     except OSError as error:
         raise HorseHumanError(f"cannot read {shown(folder)}: {error.strerror}") from error
     for entry in entries:
-        if _is_litter(entry.name):
+        if is_litter(entry.name):
             continue
         if entry.is_dir():
             yield from _files(entry, above | {real})
@@ -202,7 +202,8 @@ def _files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
             yield entry
 
 
-def _is_litter(name: str) -> bool:
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is hidden, or a file manager's own."""
     return name.startswith(".") or name in _LITTER
 
 

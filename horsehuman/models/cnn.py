@@ -39,6 +39,7 @@ class CNN(Network):
         class_names: Names of the two classes.
         threshold: Probability from which on a picture is of class 1.
         temperature: Divides the logits.
+        certain_from: Probability of an answer, at least 0.5, below which it is unsure.
 
     Raises:
         HorseHumanError: A value does not work.
@@ -63,6 +64,7 @@ class CNN(Network):
         class_names: Sequence[str] = ("horses", "humans"),
         threshold: float = 0.5,
         temperature: float = 1.0,
+        certain_from: float = 0.5,
     ) -> None:
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
         self.preprocess = Preprocess(image_size, mean, std)

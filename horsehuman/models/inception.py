@@ -112,6 +112,7 @@ class Inception(Network):
         class_names: Names of the two classes.
         threshold: Probability from which on a picture is of class 1.
         temperature: Divides the logits.
+        certain_from: Probability of an answer, at least 0.5, below which it is unsure.
 
     Raises:
         HorseHumanError: A value does not work, or the weights cannot be read.
@@ -132,6 +133,7 @@ class Inception(Network):
         class_names: Sequence[str] = ("horses", "humans"),
         threshold: float = 0.5,
         temperature: float = 1.0,
+        certain_from: float = 0.5,
     ) -> None:
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
         check_number("model.image_size", image_size, int, at_least=8, at_most=4096)

@@ -6,10 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from horsehuman.errors import HorseHumanError, check_number
+from horsehuman.predict import Answer
+from horsehuman.resize import resize
 
 #: Format of our part of a checkpoint; grows when older code could not read a newer file.
 FORMAT = 2
@@ -23,8 +27,9 @@ class Network(nn.Module, ABC):
 
     Args:
         settings: The arguments of the subclass, with ``class_names`` (of class 0 and class 1),
-            ``threshold`` (from this probability on a picture is of class 1) and ``temperature``
-            (logits are divided by it before they become probabilities) among them.
+            ``threshold`` (from this probability on a picture is of class 1), ``temperature``
+            (logits are divided by it before they become probabilities) and ``certain_from``
+            (answers with a smaller probability are unsure) among them.
 
     Attributes:
         settings: The same as plain values: what a checkpoint says of the network.
@@ -43,6 +48,9 @@ class Network(nn.Module, ABC):
             raise HorseHumanError(f"model.class_names={names!r} does not work: give two")
         check_number("model.threshold", self.settings["threshold"], float, above=0, below=1)
         check_number("model.temperature", self.settings["temperature"], float, above=0)
+        check_number(
+            "model.certain_from", self.settings["certain_from"], float, at_least=0.5, below=1
+        )
 
     @property
     def class_names(self) -> tuple[str, str]:
@@ -59,6 +67,11 @@ class Network(nn.Module, ABC):
     def threshold(self) -> float:
         """Probability from which on a picture is of class 1."""
         return float(self.settings["threshold"])
+
+    @property
+    def certain_from(self) -> float:
+        """Probability of an answer, at least 0.5, below which it is unsure."""
+        return float(self.settings["certain_from"])
 
     @property
     def device(self) -> torch.device:
@@ -117,6 +130,25 @@ class Network(nn.Module, ABC):
     def probabilities(self, images: Tensor) -> Tensor:
         """Probability of class 1, float32 ``(N,)``, 0 to 1; see :meth:`logits`."""
         return self.logits(images).sigmoid()
+
+    def strangeness(self, features: Tensor) -> Tensor:
+        """How far features ``(N, F)`` are from all training pictures, ``(N,)``; 1 is too far.
+
+        It is 0 for a network that cannot tell.
+        """
+        return torch.zeros(len(features), device=features.device)
+
+    def read(self, picture: NDArray[np.uint8]) -> Tensor:
+        """The canonical picture, uint8 ``(3, S, S)``, of one that is uint8 ``(H, W, 3)``."""
+        return resize(torch.from_numpy(picture).permute(2, 0, 1), self.image_size)
+
+    @torch.inference_mode()
+    def answer(self, pictures: Sequence[Tensor]) -> list[Answer]:
+        """Answer a batch of what :meth:`read` gives, in eval mode."""
+        features = self.eval().embed(torch.stack(list(pictures)).to(self.device))
+        logits = self.calibrate(self.classify(features))
+        found = logits, logits.sigmoid(), self.strangeness(features)
+        return [Answer(*each) for each in zip(*(t.tolist() for t in found), strict=True)]
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from typer.testing import CliRunner
+
+from horsehuman import HorseHumanError, load_classifier
+from horsehuman.cli import app
+from horsehuman.output import COLUMNS, Sorter, Writer
+from horsehuman.predict import Answer, Prediction, predict, prediction_of
+
+NAN = float("nan")
+NAMES = ["=1+1.png", "a,b.png", 'say "x".png', "two\nlines.png", os.fsdecode(b"\xff.png"), "-x.png"]
+
+
+def predictions() -> list[Prediction]:
+    good = [Prediction(name, "horses", 0.75, -1.1, "ok") for name in NAMES]
+    return [
+        *good,
+        Prediction("near.png", "humans", 0.55, 0.2, "unsure"),
+        Prediction("truck.png", "", NAN, 3.0, "neither"),
+        Prediction("bad.png", "", NAN, NAN, "error", "bad.png: is damaged"),
+    ]
+
+
+def written(form: str, path: Path) -> str:
+    with Writer(form, path, 20) as writer:
+        for prediction in predictions():
+            writer.write(prediction)
+    return path.read_text(encoding="utf-8", errors="surrogateescape")
+
+
+def test_csv_is_a_line_a_picture_and_safe_in_spreadsheets(tmp_path: Path) -> None:
+    text = written("csv", tmp_path / "out.csv")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == len(text.splitlines()) - 1 == len(NAMES) + 3
+    assert rows[0]["source"] == "'=1+1.png"
+    assert rows[1]["source"] == "a,b.png"
+    assert rows[5]["source"] == "'-x.png"
+    assert float(rows[0]["logit"]) == -1.1
+    assert [row["status"] for row in rows[-3:]] == ["unsure", "neither", "error"]
+    assert rows[-2]["class"] == rows[-2]["probability"] == rows[-1]["logit"] == ""
+    assert rows[-1]["error"] == "bad.png: is damaged"
+
+
+def test_json_and_jsonl_say_the_same(tmp_path: Path) -> None:
+    found = json.loads(written("json", tmp_path / "out.json"))
+    lines = written("jsonl", tmp_path / "out.jsonl").splitlines()
+    assert [json.loads(line) for line in lines] == found
+    assert [row["source"] for row in found[: len(NAMES)]] == NAMES
+    assert found[-2]["class"] is None
+    with Writer("json", tmp_path / "none.json", 20):
+        pass
+    assert json.loads((tmp_path / "none.json").read_text()) == []
+
+
+def test_what_was_answered_before_an_exception_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    with contextlib.suppress(KeyboardInterrupt), Writer("json", path, 20) as writer:
+        writer.write(predictions()[0])
+        raise KeyboardInterrupt
+    assert len(json.loads(path.read_text())) == 1
+    assert [found.name for found in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_what_an_answer_means() -> None:
+    class Sure:
+        class_names = ("horses", "humans")
+        threshold, certain_from = 0.4, 0.7
+
+    def said(probability: float, strangeness: float = 0, **options: bool) -> tuple[str, str]:
+        answer = Answer(0.0, probability, strangeness)
+        found = prediction_of(Sure(), "x", answer, **options)
+        return found.class_name, found.status
+
+    assert said(0.9) == ("humans", "ok")
+    assert said(0.41) == ("humans", "unsure")
+    assert said(0.39) == ("horses", "unsure")
+    assert said(0.1) == ("horses", "ok")
+    assert said(0.99, 1.5) == ("", "neither")
+    assert said(0.45, 1.5, always_answer=True) == ("humans", "ok")
+
+
+def test_pictures_of_every_kind_in_python(tree: Path) -> None:
+    classifier = load_classifier("cnn")
+    path = tree / "test" / "horses" / "horse1-000.webp"
+    image = Image.open(path)
+    pixels = np.array(image.convert("RGB"))
+    found = list(predict(classifier, [path, str(path), image, pixels]))
+    assert len({answer.logit for answer in found}) == 1
+    assert [answer.source for answer in found][2:] == ["picture 2", "picture 3"]
+    for single in (path, image, pixels):
+        assert next(predict(classifier, single)).class_name == "horses"
+    assert len(list(predict(classifier, np.stack([pixels] * 3)))) == 3
+    (bad,) = predict(classifier, pixels.astype(np.float32))
+    assert "are not (H, W, 3) and uint8" in bad.error
+
+
+def test_sorted_copies_write_nothing_over(tree: Path, tmp_path: Path) -> None:
+    source = tree / "test" / "horses" / "horse1-000.webp"
+    sorter = Sorter(tmp_path / "sorted")
+    for name, status in (("horses", "ok"), ("horses", "ok"), ("", "neither")):
+        sorter.copy(Prediction(str(source), name, 0.9, 1.0, status))
+    sorter.copy(Prediction("missing", "", NAN, NAN, "error"))
+    found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.webp")}
+    assert found == {
+        "sorted/horses/horse1-000.webp",
+        "sorted/horses/horse1-000-2.webp",
+        "sorted/neither/horse1-000.webp",
+    }
+
+
+def test_command(tree: Path, tmp_path: Path) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["predict", *arguments, "--model", "cnn"])
+        error = str(result.exception) if isinstance(result.exception, HorseHumanError) else ""
+        return result.exit_code, error + result.output
+
+    out = tmp_path / "out.csv"
+    arguments = [str(tree / "test"), str(tmp_path / "none.png"), "-r", "--format", "csv"]
+    assert run(*arguments, "--out", str(out), "--sort-into", str(tmp_path / "s"))[0] == 1
+    rows = list(csv.DictReader(out.open(newline="")))
+    assert [row["status"] == "error" for row in rows] == [False] * 4 + [True]
+    assert len(list((tmp_path / "s").rglob("*.webp"))) == 4
+    assert "is there already" in run(*arguments, "--out", str(out))[1]
+    assert "use table | csv" in run(*arguments, "--format", "xml")[1]
+    assert "cannot write --out" in run(*arguments, "--out", str(tmp_path / "no" / "o.csv"))[1]
+    assert "copies files" in run("http://127.0.0.1/x", "--sort-into", str(tmp_path))[1]
+
+
+def test_ctrl_c_keeps_what_was_answered(tree: Path, tmp_path: Path) -> None:
+    fifo = tmp_path / "names"
+    os.mkfifo(fifo)
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "horsehuman", "predict", "-", "--model", "cnn"]
+    process = subprocess.Popen(
+        [*command, "--format", "jsonl", "--out", str(out)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin
+    name = str(tree / "test" / "horses" / "horse1-000.webp")
+    process.stdin.write(f"{name}\n".encode() * 200)
+    process.stdin.flush()
+    aside = tmp_path / f".out.jsonl.{process.pid}"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (aside.is_file() and aside.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.stdin.close()
+    assert process.wait(30) == 130
+    lines = out.read_text().splitlines()
+    assert len(lines) > 0
+    assert all(json.loads(line)["class"] == "horses" for line in lines)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import io
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from horsehuman import sources
+from horsehuman.pictures import PictureError
+from horsehuman.sources import expand, open_picture
+
+
+def picture(colour: str = "red") -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 6), colour).save(content, "PNG")
+    return content.getvalue()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves a picture in good and bad ways, by path."""
+
+    def do_GET(self) -> None:
+        name, body = self.path.strip("/"), picture()
+        if name.isdigit():
+            self.send_error(int(name))
+            return
+        redirections = {"file": "file:///etc/passwd", "around": "/around", "on": "/good"}
+        redirections["ftp"] = "ftp://127.0.0.1/x"
+        if name in redirections:
+            self.send_response(302)
+            self.send_header("Location", redirections[name])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html" if name == "html" else "image/png")
+        self.send_header("Content-Length", str(10**9 if name in ("cut", "drip") else len(body)))
+        self.end_headers()
+        if name == "huge":
+            body = bytes(10_000)
+        if name == "drip":
+            for _ in range(100):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                time.sleep(0.1)
+        if name == "hang":
+            time.sleep(3)
+        self.wfile.write(body)
+
+    def log_message(self, *unused: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+        found.daemon_threads = True
+        found.handle_error = lambda *unused: None  # clients leave early here
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{found.server_port}"
+        found.shutdown()
+
+
+def test_a_picture_from_the_web(server: str) -> None:
+    assert open_picture(f"{server}/good").shape == (6, 8, 3)
+    assert open_picture(f"{server}/on").shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("404", "the server answers 404"),
+        ("500", "the server answers 500"),
+        ("html", "is no picture, but text/html"),
+        ("file", "off the web"),
+        ("ftp", "ftp://127.0.0.1/x, which is not on the web"),
+        ("around", "leads in circles"),
+        ("cut", "broke off after"),
+        ("huge", "is larger than"),
+        ("drip", "takes longer than"),
+        ("hang", "does not answer in time"),
+    ],
+)
+def test_what_the_web_does_wrong(
+    path: str, text: str, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MAX_SECONDS", 1.0)
+    monkeypatch.setattr(sources, "PATIENCE", 1.0)
+    if path == "huge":
+        monkeypatch.setattr(sources, "MAX_BYTES", 50)
+    start = time.monotonic()
+    with pytest.raises(PictureError, match=text) as caught:
+        open_picture(f"{server}/{path}")
+    assert server in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 2.5
+
+
+def test_servers_that_are_not_there() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for url in (f"http://127.0.0.1:{port}/x.png", "http://[bad/x.png", "http:///x.png"):
+        with pytest.raises(PictureError, match="http"):
+            open_picture(url)
+
+
+def test_files_folders_patterns_and_addresses_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b.png", "a.png", ".hidden.png", "Thumbs.db", "deep/c.png", "[1].png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture())
+    (tmp_path / "deep" / "loop").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    given = ["b.png", ".", "http://x/y.png", "*.png", "[1].png", "none*.png", "missing"]
+    assert list(expand(given)) == [
+        "b.png",
+        *("[1].png", "a.png", "b.png"),
+        "http://x/y.png",
+        *("[1].png", "a.png", "b.png"),
+        *("[1].png", "none*.png", "missing"),
+    ]
+    assert list(expand(["."], recursive=True))[-1] == "deep/c.png"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PictureError, match="folder without files"):
+        open_picture(next(expand(["empty"])))
+
+
+def test_names_on_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [b"a.png", b"with space.png", b"-", b"\xff.png", b""]
+    reading, writing = os.pipe()
+    os.write(writing, b"\r\n".join(names))
+    os.close(writing)
+    with os.fdopen(reading) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        found = list(expand(["x.png", "-"]))
+    assert found == ["x.png", "a.png", "with space.png", "./-", os.fsdecode(b"\xff.png")]
