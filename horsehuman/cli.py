@@ -214,6 +214,24 @@ def data(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: horsehuman export --model outputs/cnn/latest --out cnn.onnx")
+def export(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where it goes.")],
+    model: Model = "inception",
+    form: Annotated[
+        str, typer.Option("--format", metavar="onnx|torch", help="ONNX, or torch.export.")
+    ] = "onnx",
+    force: Force = False,
+) -> None:
+    """Write a classifier as one file for other programs, and check that it answers alike."""
+    _begin()
+    from horsehuman.export import export as write
+
+    found = write(model, form, out, force=force)
+    print(f"{shown(out)}: {out.stat().st_size / 1e6:.1f} MB")
+    print(f"largest difference to the checkpoint, probabilities of 12 pictures: {found:.1g}")
+
+
 @app.command(epilog="Example: horsehuman cache --clear")
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept.")] = False,

@@ -63,6 +63,10 @@ def predict_and_report(
 
 def load(model: str) -> Classifier:
     """A classifier from a name, a run or a checkpoint; or an exported file, without torch."""
+    if model.lower().endswith(".onnx"):
+        from horsehuman.onnx_model import OnnxClassifier
+
+        return OnnxClassifier(Path(model).expanduser())
     from horsehuman.checkpoint import load_classifier
 
     return load_classifier(model)

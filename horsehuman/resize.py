@@ -20,8 +20,8 @@ def resize(pictures: Tensor, size: int) -> Tensor:
     Returns:
         uint8 of shape ``(..., 3, size, size)``.
     """
-    if pictures.shape[-2:] == (size, size):
-        return pictures
+    if not torch.compiler.is_exporting() and pictures.shape[-2:] == (size, size):
+        return pictures  # an exported graph is for any size, so it has no such branch
     batch = pictures.reshape(-1, *pictures.shape[-3:]).float()
     batch = functional.interpolate(batch, (size, size), mode="bicubic", antialias=True)
     batch = batch.round_().clamp_(0, 255).to(torch.uint8)

@@ -3,8 +3,9 @@
     python scripts/build_classifiers.py                 # both, into the package
     python scripts/build_classifiers.py cnn --out DIR   # one, elsewhere
 
-They are trained on all training figures and kept as they are after the last epoch; the test set is
-not looked at. What the package holds already, the pretrained trunk, is left out of them.
+They are trained on all training figures, kept as they are after the last epoch, and calibrated on
+held-out figures (scripts/calibrate.py); the test set is not looked at. What the package holds
+already, the pretrained trunk, is left out of them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import hydra
 import torch
 import train as script
+from calibrate import calibrate
 from config_errors import CONFIGS
 
 from horsehuman.checkpoint import IN_THE_BOX, find_checkpoint, load_classifier
@@ -54,12 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build(name: str, target: Path, overrides: Sequence[str] = ()) -> None:
+def build(
+    name: str, target: Path, overrides: Sequence[str] = (), *, calibrated: bool = True
+) -> None:
     """Train the default recipe of ``name`` and write what the package does not hold yet."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("train", [f"model={name}", *OVERRIDES, *overrides])
     with tempfile.TemporaryDirectory() as folder:
         script.train(config, Path(folder) / "run")
+        if calibrated:
+            calibrate(Path(folder) / "run", config)
         final = Path(folder) / "run" / "checkpoints" / "final.ckpt"
         checkpoint = torch.load(final, map_location="cpu", weights_only=True)
     if config.model.get("weights") == "box":

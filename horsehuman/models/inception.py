@@ -10,6 +10,7 @@ import timm
 import torch
 from timm.layers.conv_bn_act import ConvNormAct
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from horsehuman.errors import HorseHumanError, check_choice, check_number, check_widths
@@ -113,6 +114,8 @@ class Inception(Network):
         threshold: Probability from which on a picture is of class 1.
         temperature: Divides the logits.
         certain_from: Probability of an answer, at least 0.5, below which it is unsure.
+        far_from: Distance to the nearer class mean from which on a picture is neither, above 0;
+            ``None`` where there is no such score. See :func:`distance`.
 
     Raises:
         HorseHumanError: A value does not work, or the weights cannot be read.
@@ -134,6 +137,7 @@ class Inception(Network):
         threshold: float = 0.5,
         temperature: float = 1.0,
         certain_from: float = 0.5,
+        far_from: float | None = None,
     ) -> None:
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
         check_number("model.image_size", image_size, int, at_least=8, at_most=4096)
@@ -157,6 +161,10 @@ class Inception(Network):
         *before, last = dense_layers(self.width, [*hidden, 1])
         self.head = nn.Sequential(*before, nn.Dropout(dropout), last)
         initialise(self.head, initialisation)
+        if far_from is not None:
+            check_number("model.far_from", far_from, float, above=0)
+            self.class_means: Tensor
+            self.register_buffer("class_means", torch.zeros(2, self.width))
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -183,6 +191,12 @@ class Inception(Network):
         chunks = torch.split(images, CHUNK)
         return torch.cat([self.pooled(self.maps(chunk)) for chunk in chunks])
 
+    def strangeness(self, features: Tensor) -> Tensor:
+        """:func:`distance` of features ``(N, F)`` to the nearer class mean, by ``far_from``."""
+        if self.settings["far_from"] is None:
+            return super().strangeness(features)
+        return distance(features, self.class_means) / float(self.settings["far_from"])
+
     def feature_file(self) -> Path:
         """Where features of this backbone, seen through this preprocessing, are kept."""
         names = ("image_size", "scales", "cut", "pool", "mean", "std")
@@ -194,6 +208,27 @@ class Inception(Network):
             return self.backbone.width * (2 if self.settings["pool"] == "avgmax" else 1)
         maps = self.backbone(torch.zeros(1, 3, scale, scale))
         return int(self.pool(maps).shape[1])
+
+
+def class_means(features: Tensor, labels: Tensor) -> Tensor:
+    """What :func:`distance` measures from: ``(2, F)`` of features ``(N, F)``, labels 0 or 1."""
+    damped = _damped(features)
+    return torch.stack([damped[labels == label].mean(0) for label in (0, 1)])
+
+
+def distance(features: Tensor, means: Tensor) -> Tensor:
+    """Cosine distance, 0 to 1, to the nearer class mean: ``(N,)`` of ``(N, F)`` and ``(2, F)``.
+
+    Features are not negative. Their fourth root is taken first (power normalisation, Perronnin et
+    al. 2010), so that a few large ones do not drown which of the many are there at all. See
+    docs/neither.md for what else was tried.
+    """
+    means = functional.normalize(means, dim=1)
+    return 1 - (_damped(features) @ means.T).amax(1)
+
+
+def _damped(features: Tensor) -> Tensor:
+    return functional.normalize(features.clamp_min(0).sqrt().sqrt(), dim=1)
 
 
 def _check_scales(scales: Sequence[int], pool: str) -> None:

@@ -136,7 +136,7 @@ class Network(nn.Module, ABC):
 
         It is 0 for a network that cannot tell.
         """
-        return torch.zeros(len(features), device=features.device)
+        return torch.zeros_like(features[:, 0])
 
     def read(self, picture: NDArray[np.uint8]) -> Tensor:
         """The canonical picture, uint8 ``(3, S, S)``, of one that is uint8 ``(H, W, 3)``."""

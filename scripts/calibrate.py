@@ -1,0 +1,175 @@
+"""Teach a trained run how far to trust itself: temperature, unsure, neither.
+
+    python scripts/calibrate.py outputs/cnn/latest
+
+Trains the run's recipe again for each of five folds of the training groups, asks about the groups
+that were held out, and writes what follows from their answers into the run's final checkpoint: a
+temperature, the probability below which an answer is unsure, and for InceptionV3 the distance from
+which a picture is neither class. The test set is not looked at. What was found is printed, and
+kept in the checkpoint for the model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import train as script
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+
+from horsehuman.calibration import ERROR_RATE, choose_certain_from, fit_reach, fit_temperature
+from horsehuman.checkpoint import find_checkpoint, load_classifier, read_checkpoint
+from horsehuman.data.folders import Record
+from horsehuman.data.loading import decode
+from horsehuman.errors import HorseHumanError, one_line, shown
+from horsehuman.evaluate import answer
+from horsehuman.metrics import Floats, point_metrics, share_of_groups
+from horsehuman.models.features import FeatureCache
+from horsehuman.models.inception import Inception
+from horsehuman.picture_set import read_config, set_of_run
+from horsehuman.runs import write_whole
+from horsehuman.runtime import keep_freed_memory
+from horsehuman.terminal import show_notes, track
+
+FOLDS = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Calibrate a run and print what was found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of a run")
+    given = parser.parse_args(arguments)
+    show_notes()
+    keep_freed_memory()
+    try:
+        read_config(given.run)
+        config = OmegaConf.load(given.run / "config.yaml")
+        assert isinstance(config, DictConfig)
+        found = calibrate(given.run, config)
+    except (HorseHumanError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    for name, value in found.items():
+        print(f"{name:<55}{value if isinstance(value, int) else f'{value:.4f}'}")
+    return 0
+
+
+def calibrate(run: Path, config: DictConfig) -> dict[str, Any]:
+    """Write what held-out groups teach into the final checkpoint of a run.
+
+    Returns:
+        What is kept in the checkpoint under ``calibration``, plain numbers.
+
+    Raises:
+        HorseHumanError: A class has fewer groups than there are folds, or a fold cannot be trained.
+    """
+    path = find_checkpoint(run)
+    network = load_classifier(path)
+    records = [r for r in set_of_run(run).records if r.split != "test"]
+    for label in (0, 1):
+        groups = len({record.group for record in records if record.label == label})
+        if groups < FOLDS:
+            raise HorseHumanError(
+                f"{shown(run)}: {groups} groups of {network.class_names[label]} to train on are "
+                f"fewer than {FOLDS}, and tell nothing of others"
+            )
+    asked, logits = held_out_logits(config)
+    labels = np.array([record.label for record in asked])
+    groups_of = [record.group for record in asked]
+    threshold = np.log(network.threshold / (1 - network.threshold))
+    temperature = fit_temperature(logits - threshold, labels, groups_of)
+    certain = choose_certain_from((logits - threshold) / temperature, labels, groups_of)
+    found = summarise(logits, temperature, certain, labels, groups_of, network.threshold)
+    settings: dict[str, Any] = {"temperature": temperature, "certain_from": certain}
+    checkpoint = read_checkpoint(path)
+    if isinstance(network, Inception) and network.settings["pool"] != "flatten":
+        features = features_of(network, records)
+        own = torch.tensor([record.label for record in records])
+        means, reach = fit_reach(features, own, [record.group for record in records], FOLDS)
+        checkpoint["state_dict"]["network.class_means"] = means
+        settings["far_from"] = found["distance from which a picture is neither"] = reach
+    checkpoint["hyper_parameters"].update(settings)
+    checkpoint["horsehuman"]["calibration"] = found
+    write_whole(path, lambda file: torch.save(checkpoint, file))
+    return found
+
+
+def held_out_logits(config: DictConfig) -> tuple[list[Record], Floats]:
+    """Records and uncalibrated logits of all training pictures, each asked about by a stranger."""
+    records: list[Record] = []
+    logits: list[Floats] = []
+    for fold in range(FOLDS):
+        own = OmegaConf.merge(
+            config,
+            {
+                "test": False,
+                "data": {"fold": fold, "folds": FOLDS, "validation": "held_out"},
+                "model": {"temperature": 1.0, "certain_from": 0.5},
+            },
+        )
+        assert isinstance(own, DictConfig)
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
+            script.train(own, run)
+            found = answer(load_classifier(run), set_of_run(run).split("validation"))
+        records += found.records
+        logits.append(found.logits)
+    return records, np.concatenate(logits)
+
+
+def features_of(network: Inception, records: Sequence[Record]) -> torch.Tensor:
+    """Features of pictures, ``(N, F)``; out of the cache where they are known."""
+    cache = FeatureCache(network.embed, network.width, network.feature_file())
+    found = []
+    with torch.inference_mode():
+        for start in track(range(0, len(records), 32), "features", -(-len(records) // 32)):
+            batch = [decode(r.path, network.image_size) for r in records[start : start + 32]]
+            found.append(cache(torch.stack(batch)))
+    return torch.cat(found)
+
+
+def summarise(
+    logits: Floats,
+    temperature: float,
+    certain_from: float,
+    labels: NDArray[np.int64],
+    groups: Sequence[str],
+    threshold: float,
+) -> dict[str, Any]:
+    """Before and after, on the held-out pictures; all of it plain numbers."""
+    found: dict[str, Any] = {
+        "pictures": len(labels),
+        "groups": len(set(groups)),
+        "temperature": temperature,
+        "certain from": certain_from,
+    }
+    for when, divisor in (("before", 1.0), ("after", temperature)):
+        probabilities = 1 / (1 + np.exp(-logits / divisor))
+        metrics = point_metrics(probabilities, labels, threshold)
+        for name in ("accuracy", "log loss", "calibration error", "Brier score"):
+            found[f"{name} {when}"] = metrics[name]
+    said = probabilities >= threshold
+    wrong = said != (labels == 1)
+    sure = np.where(said, probabilities, 1 - probabilities) >= certain_from
+    found["share of pictures that are not unsure"] = float(sure.mean())
+    found["share of errors among them"] = float(wrong[sure].mean()) if sure.any() else 0.0
+    found["share of errors that is aimed at"] = ERROR_RATE
+    bad = len({group for group, error in zip(groups, wrong, strict=True) if error})
+    found["groups with an error"] = bad
+    found["share of groups with an error, upper 97.5 % bound"] = share_of_groups(
+        bad, found["groups"]
+    )[1]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
