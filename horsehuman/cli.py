@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import horsehuman
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.errors import HorseHumanError, one_line, shown
 from horsehuman.terminal import Interrupted, raise_on_signals, show_notes
 
 #: What is ours in the cache folder; nothing else in it is counted or removed.
@@ -71,8 +71,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except HorseHumanError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (HorseHumanError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as interrupted:
         print("interrupted", file=sys.stderr)
@@ -173,7 +173,7 @@ def compare(
 @app.command(epilog="Example: horsehuman explain photo.jpg --out heat.png")
 def explain(
     pictures: Annotated[
-        list[Path], typer.Argument(metavar="PICTURE...", help="Picture files, or folders of them.")
+        list[str], typer.Argument(metavar="PICTURE...", help="As in predict: files, folders, ...")
     ],
     model: Model = "inception",
     layer: Annotated[

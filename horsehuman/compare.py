@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -19,6 +20,7 @@ from horsehuman.evaluate import Answers, answer, plain
 from horsehuman.metrics import estimate_mean, log_losses, mcnemar
 from horsehuman.models.network import Network
 from horsehuman.picture_set import PictureSet, choose_set, digest, run_of
+from horsehuman.pictures import PictureError, read_picture
 
 log = logging.getLogger(__name__)
 
@@ -51,23 +53,30 @@ def choose_same(
     Raises:
         HorseHumanError: There are none, or the runs have different ones.
     """
-    sets = [choose_set(model, data, split, group_pattern)[0] for model in models]
-    contents = [{own.name(record): digest(record.path) for record in own.records} for own in sets]
+    if data is not None:
+        return choose_set(models[0], data, split, group_pattern)[0]
+    sets = [choose_set(model, None, split, group_pattern)[0] for model in models]
+    contents = [
+        {own.name(r): (digest(r.path), r.label, r.group) for r in own.records} for own in sets
+    ]
     first = contents[0]
     for model, other in zip(models[1:], contents[1:], strict=True):
         names = first.keys() | other.keys()
         differ = sorted(name for name in names if first.get(name) != other.get(name))
-        if differ and data is None:
+        if differ:
             some = ", ".join(map(shown, differ[:3])) + (", ..." if len(differ) > 3 else "")
             raise HorseHumanError(
-                f"{shown(models[0])} and {shown(model)} were tested on different pictures: "
-                f"{len(differ)} differ ({some}); name the same for all with --data"
+                f"{shown(models[0])} and {shown(model)} were tested on different pictures, labels "
+                f"or groups: {len(differ)} differ ({some}); name the same for all with --data"
             )
     return sets[0]
 
 
 def contend(model: str, classifier: Network, pictures: PictureSet) -> Contender:
     """Ask one classifier, and collect what is known of its training."""
+    first = pictures.records[:1]
+    with contextlib.suppress(PictureError):  # what the first answer takes is no picture's time
+        classifier.answer([classifier.read(read_picture(record.path)) for record in first])
     started = time.perf_counter()
     answers = answer(classifier, pictures)
     seconds = time.perf_counter() - started
@@ -78,12 +87,13 @@ def contend(model: str, classifier: Network, pictures: PictureSet) -> Contender:
         "parameters": sum(p.numel() for p in parameters),
         "trained parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "weights, MB": sum(path.stat().st_size for path in weight_files(model)) / 1e6,
-        "answer, ms a picture": 1000 * seconds / len(pictures.records),
+        "answer with reading, ms": 1000 * seconds / len(pictures.records),
         "epochs": recorded.get("epochs"),
         "training, s": recorded.get("seconds_training"),
         "training, peak memory, GB": recorded.get("peak_memory_gb"),
     }
-    return Contender(model, answers, read_curves(run) if run else {}, cost)
+    curves = read_curves(run, recorded.get("epochs")) if run else {}
+    return Contender(model, answers, curves, cost)
 
 
 def _recorded(run: Path) -> dict[str, float]:
@@ -95,10 +105,15 @@ def _recorded(run: Path) -> dict[str, float]:
     return found if isinstance(found, dict) else {}
 
 
-def read_curves(run: Path) -> dict[str, list[float]]:
+def read_curves(run: Path, epochs: float | None = None) -> dict[str, list[float]]:
     """Accuracies after each epoch from a run's TensorBoard log, as far as it goes.
 
     A log that broke off counts up to there; of a step that stands in it twice the later counts.
+    What is missing is said.
+
+    Args:
+        run: Its folder.
+        epochs: That it had, where that is known.
     """
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     try:
@@ -108,9 +123,15 @@ def read_curves(run: Path) -> dict[str, list[float]]:
     except Exception as error:  # a damaged file may fail anywhere in the reader
         log.warning("the log of %s cannot be read (%s)", shown(run), type(error).__name__)
         return {}
-    return {
+    found = {
         tag: [by_step[tag][step] for step in sorted(by_step[tag])] for tag in CURVES if tag in tags
     }
+    there = len(found.get(CURVES[0], ()))
+    if not any(run.glob("events.out.tfevents.*")):
+        log.warning("%s has no log: its epochs are not drawn", shown(run))
+    elif epochs is not None and there < epochs:
+        log.warning("the log of %s ends after %d of %d epochs", shown(run), there, epochs)
+    return found
 
 
 def common(contenders: Sequence[Contender]) -> list[Contender]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from rich.table import Table
 
 from horsehuman.checkpoint import load_classifier
 from horsehuman.compare import (
-    CURVES,
     Contender,
     choose_same,
     common,
@@ -23,15 +21,15 @@ from horsehuman.compare import (
 )
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.evaluate import check_classes, report_folder, summarise
-from horsehuman.picture_set import seen_in_training
-from horsehuman.pictures import read_picture
-from horsehuman.report import FEW_GROUPS, number, span
+from horsehuman.report import FEW_GROUPS, number, read_again, span, tell_if_seen
 from horsehuman.runs import write_whole
-
-log = logging.getLogger(__name__)
+from horsehuman.terminal import console
 
 #: Figures of each classifier that the table shows, of all that ``compare.json`` holds.
 FIGURES = ("accuracy", "balanced accuracy", "ROC-AUC", "Brier score", "log loss")
+
+#: The files of a comparison.
+REPORT = ("compare.json", "compare.png", "disagreements.png")
 
 #: Pictures on the sheet of disagreements.
 SHOWN = 24
@@ -54,19 +52,20 @@ def compare_and_report(
     classifiers = [load_classifier(model) for model in models]
     for classifier in classifiers:
         check_classes(classifier, pictures)
-    folder = report_folder(out, Path("outputs/compare"), force=force, report="compare.json")
+    folder = report_folder(out, Path("outputs/compare"), force=force, report=REPORT)
     for model in models:
-        if seen := seen_in_training(model, pictures.records):
-            log.warning("%d of these pictures trained %s: it is flattered", seen, shown(model))
+        tell_if_seen(model, pictures)
     found = [contend(*each, pictures) for each in zip(models, classifiers, strict=True)]
     whole = not any(each.answers.errors for each in found)
     found = common(found)
     comparison = summary(found)
     text = json.dumps(comparison, indent=2, allow_nan=False) + "\n"
     write_whole(folder / "compare.json", lambda file: file.write(text.encode()))
+    show(comparison, grouped=pictures.grouped)
+    for drawing in REPORT[1:]:  # of an earlier report
+        (folder / drawing).unlink(missing_ok=True)
     if plot:
         draw(folder, found, comparison)
-    show(comparison, found, grouped=pictures.grouped)
     print(f"comparison  {shown(folder)}")
     return whole
 
@@ -92,13 +91,13 @@ def summary(found: Sequence[Contender]) -> dict[str, Any]:
     }
 
 
-def show(comparison: dict[str, Any], found: Sequence[Contender], *, grouped: bool) -> None:
+def show(comparison: dict[str, Any], *, grouped: bool) -> None:
     """Print the tables and what a reader must know."""
-    console = Console(highlight=False, soft_wrap=True)
+    out = console(stderr=False)
     models = comparison["models"]
     count, groups = comparison["pictures"], comparison["groups"]
     title = f"{count} pictures" + (f", {groups} groups" if grouped else "")
-    figures = _table(title, "", *(shown(model["model"]) for model in models))
+    figures = _table(title, "", *short_names([model["model"] for model in models]))
     figures.add_row("right", *(str(model["right"]) for model in models))
     for name in FIGURES:
         figures.add_row(name, *(number(model["metrics"][name]["value"]) for model in models))
@@ -107,16 +106,26 @@ def show(comparison: dict[str, Any], found: Sequence[Contender], *, grouped: boo
         )
     for name in models[0]["cost"]:
         figures.add_row(name, *(_cost(model["cost"][name]) for model in models))
-    console.print(figures)
+    out.print(figures)
     for pair in comparison["differences"]:
-        _show_pair(console, pair)
+        _show_pair(out, pair, grouped)
     if not grouped:
-        console.print("no groups are known: intervals may be too narrow (--group-pattern)")
+        out.print("no groups are known: intervals may be too narrow (--group-pattern)")
     elif groups < FEW_GROUPS:
-        console.print(f"{groups} groups are few: intervals by group are still too narrow")
-    for each in found:
-        if not each.curves.get(CURVES[0]):
-            console.print(f"no log of {shown(each.name)}: its epochs are not drawn")
+        out.print(f"few groups ({groups}): intervals by group are still too narrow")
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names of models without the folders that all of them share; alike ones are numbered."""
+    parts = [Path(name).parts for name in names]
+    shared = 0
+    while all(len(own) > shared + 1 for own in parts) and len({own[shared] for own in parts}) == 1:
+        shared += 1
+    found = [shown("/".join(own[shared:])) for own in parts]
+    return [
+        f"{name} ({found[:index].count(name) + 1})" if found.count(name) > 1 else name
+        for index, name in enumerate(found)
+    ]
 
 
 def _cost(value: float | None) -> str:
@@ -125,22 +134,22 @@ def _cost(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
 
 
-def _show_pair(console: Console, pair: dict[str, Any]) -> None:
-    title = f"\n{shown(pair['second'])} less {shown(pair['first'])}"
+def _show_pair(out: Console, pair: dict[str, Any], grouped: bool) -> None:
+    first, second = short_names([pair["first"], pair["second"]])
+    title = f"\n{second} less {first}"
     table = _table(title, "", "difference", "95 % by group, paired", "95 % by picture, paired")
     for name, own in pair["second less first"].items():
         table.add_row(name, number(own["value"]), span(own["by group"]), span(own["by picture"]))
-    console.print(table)
+    out.print(table)
     only = pair["right in the first only"], pair["right in the second only"]
     p = pair["p of McNemar's exact test, frames taken for independent"]
-    console.print(
-        f"{only[0]} right in the first only, {only[1]} in the second only: McNemar's exact test "
-        f"p = {p:.2g}, too small, since it takes frames of one figure for independent"
-    )
+    doubt = ", too small: it takes pictures of one group for independent" if grouped else ""
+    test = f": McNemar's exact test p = {p:.2g}{doubt}" if any(only) else ""
+    out.print(f"{only[0]} right in the first only, {only[1]} in the second only{test}")
     apart = pair["pictures with two answers"]
     names = ", ".join(map(shown, apart[:3])) + (", ..." if len(apart) > 3 else "")
-    console.print(f"{len(apart)} pictures with two answers" + (f": {names}" if apart else ""))
-    console.print()
+    out.print(f"pictures with two answers: {len(apart)}" + (f" ({names})" if apart else ""))
+    out.print()
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -157,7 +166,7 @@ def draw(folder: Path, found: Sequence[Contender], comparison: dict[str, Any]) -
     models = comparison["models"]
     plots.save(
         plots.comparison(
-            [each.name for each in found],
+            short_names([each.name for each in found]),
             [each.curves for each in found],
             [model["metrics"]["accuracy"] for model in models],
             f"Accuracy on {comparison['pictures']} pictures, {comparison['groups']} groups",
@@ -167,18 +176,18 @@ def draw(folder: Path, found: Sequence[Contender], comparison: dict[str, Any]) -
     first, second = (each.answers for each in found[:2])
     chosen = disagreements(first, second)[:SHOWN]
     if not chosen:
-        (folder / "disagreements.png").unlink(missing_ok=True)  # of an earlier report
         return
     names = first.pictures.class_names
     captions = [
-        f"{first.records[index].path.stem[-22:]}\n{names[int(first.said[index])]} | "
+        f"{shown(first.records[index].path.stem)[-22:]}\n{names[int(first.said[index])]} | "
         f"{names[int(second.said[index])]}"
         for index in chosen
     ]
     sheet = plots.contact_sheet(
-        [read_picture(first.records[index].path) for index in chosen],
+        [read_again(first.records[index].path) for index in chosen],
         captions,
         [not bool(second.right[index]) for index in chosen],
-        f"Two answers: {found[0].name} | {found[1].name} (vermilion: the second is wrong)",
+        f"Two answers: {' | '.join(short_names([each.name for each in found[:2]]))} "
+        "(vermilion: the second is wrong)",
     )
     plots.save(sheet, folder / "disagreements.png")

@@ -18,7 +18,8 @@ class HorseHumanError(Exception):
 def one_line(error: Exception) -> str:
     """The text of an error; of one from a worker process, the last line of its traceback."""
     if isinstance(error, OSError):
-        return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        place = f": {shown(error.filename)}" if error.filename else ""
+        return f"{error.strerror or error}{place}"
     return str(error).strip().splitlines()[-1].removeprefix("horsehuman.pictures.PictureError: ")
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -156,7 +156,8 @@ def summarise(answers: Answers, draws: int = 10_000, seed: int = 0) -> dict[str,
     groups = by_group(answers)
     whole = sum(row["right"] == row["pictures"] for row in groups)
     low, high = share_of_groups(whole, len(groups))
-    margins = np.where(answers.labels == 1, answers.logits, -answers.logits)
+    beyond = answers.logits - math.log(answers.threshold / (1 - answers.threshold))
+    margins = np.where(answers.labels == 1, beyond, -beyond)
     return {
         "pictures": len(answers.records),
         "right": int(answers.right.sum()),
@@ -222,16 +223,14 @@ def write_predictions(folder: Path, answers: Answers) -> None:
     write_whole(folder / "predictions.csv", lambda file: file.write(data))
 
 
-def report_folder(
-    given: Path | None, default: Path, *, force: bool, report: str = "metrics.json"
-) -> Path:
+def report_folder(given: Path | None, default: Path, *, force: bool, report: Sequence[str]) -> Path:
     """Make the folder of a report; one that holds a report already is not written over.
 
     Args:
         given: What the user named, if anything.
         default: Otherwise; a number is added to its name while that is taken.
         force: Write over a report in the folder that the user named.
-        report: Files that a report has, as a pattern.
+        report: Patterns of the files that a report has.
 
     Raises:
         HorseHumanError: The folder holds a report, or cannot be written.
@@ -239,12 +238,16 @@ def report_folder(
     folder, number = given or default, 2
     while given is None and folder.exists():
         folder, number = default.with_name(f"{default.name}-{number}"), number + 1
-    if any(folder.glob(report)) and not force:
+    if (folder / "splits.csv").exists():
+        raise HorseHumanError(f"--out {shown(folder)} is a run: name another folder")
+    if not force and any(any(folder.glob(pattern)) for pattern in report):
         raise HorseHumanError(
             f"--out {shown(folder)} holds a report already: name another folder, or add --force"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / ".writable", lambda file: None)
+        (folder / ".writable").unlink()
     except OSError as error:
         raise HorseHumanError(
             f"cannot write into {shown(folder)}: {error.strerror}; name another folder with --out"

@@ -14,21 +14,24 @@ from torch import Tensor
 
 from horsehuman import plots
 from horsehuman.checkpoint import load_classifier
-from horsehuman.data.loading import decode
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.explain import activations, explain, find_layer, short, stages
 from horsehuman.models.network import Network
 from horsehuman.pictures import PictureError
 from horsehuman.predict import Answer, prediction_of
+from horsehuman.sources import expand, open_picture
 from horsehuman.terminal import track
 
 # Vermilion, which the colour-blind tell from what pictures are made of (Okabe and Ito 2008).
 _HEAT = torch.tensor([213.0, 94.0, 0.0])
 
+#: Pictures on a sheet.
+LIMIT = 160
+
 log = logging.getLogger(__name__)
 
 
-def draw(model: str, sources: Sequence[Path], layer: str | None, out: Path, *, force: bool) -> bool:
+def draw(model: str, sources: Sequence[str], layer: str | None, out: Path, *, force: bool) -> bool:
     """What ``horsehuman explain`` does; returns whether all pictures could be read.
 
     One picture is drawn with what each layer sees of it, several are a contact sheet.
@@ -39,22 +42,29 @@ def draw(model: str, sources: Sequence[Path], layer: str | None, out: Path, *, f
     """
     if out.exists() and not force:
         raise HorseHumanError(f"--out {shown(out)} is there already: name another, or add --force")
+    if out.suffix.lower() != ".png":
+        raise HorseHumanError(f"--out {shown(out)}: the drawing is PNG; let the name end so")
+    if out.is_dir() or not out.parent.is_dir():
+        raise HorseHumanError(f"--out {shown(out)} is a folder, or in none: name a file")
     network = load_classifier(model)
     layer = find_layer(network, layer) if layer else None
-    paths = [path for source in sources for path in _files(source)]
+    names = list(expand(sources, recursive=True))
+    if len(names) > LIMIT:
+        log.warning("%d of %d pictures are drawn, evenly spread", LIMIT, len(names))
+        names = [names[k * len(names) // LIMIT] for k in range(LIMIT)]
     pictures, drawn, captions, errors = [], [], [], []
-    for path in track(paths, "explaining", len(paths)):
+    for name in track(names, "explaining", len(names)):
         try:
-            picture = decode(path, network.image_size)
+            picture = network.read(open_picture(name))
         except PictureError as error:
             errors.append(str(error))
             continue
-        heat, caption = _explained(network, path, picture, layer)
+        heat, caption = _explained(network, name, picture, layer)
         pictures.append(picture)
         drawn.append(overlay(picture, heat))
-        captions.append(f"{shown(path.stem)[-22:]}\n{caption}")
+        captions.append(f"{shown(Path(name).stem)[-22:]}\n{caption}")
     if not pictures:
-        raise HorseHumanError(errors[0] if errors else "there is no picture in these folders")
+        raise HorseHumanError(errors[0] if errors else "no picture is named")
     for text in errors:
         log.warning("error: %s", text)
     where = f" at {short(layer)}" if layer else ""
@@ -69,16 +79,18 @@ def draw(model: str, sources: Sequence[Path], layer: str | None, out: Path, *, f
 
 
 def _explained(
-    network: Network, path: Path, picture: Tensor, layer: str | None
+    network: Network, name: str, picture: Tensor, layer: str | None
 ) -> tuple[Tensor, str]:
     """Heat ``(S, S)`` for the answer, and the answer in words."""
     (found,) = explain(network, picture[None], layer)
     answer = Answer(found.logit, found.probability)
-    said = prediction_of(network, str(path), answer, always_answer=True)
+    said = prediction_of(network, name, answer, always_answer=True)
     heat = found.for_answer(network.class_names.index(said.class_name))
     caption = f"{said.class_name} {said.probability:.0%}"
     if not heat.any():
-        log.warning("%s: nothing in it speaks for %s, so there is no heat", path, said.class_name)
+        log.warning(
+            "%s: nothing in it speaks for %s, so there is no heat", shown(name), said.class_name
+        )
         caption += ", no heat"
     return heat, caption
 
@@ -112,9 +124,3 @@ def _layers(
         rows.append((title_of_row, own[chosen].numpy()))
     plain = picture.permute(1, 2, 0).numpy()
     return plots.layers(plain, drawn, caption, rows, title)
-
-
-def _files(source: Path) -> list[Path]:
-    if not source.is_dir():
-        return [source]
-    return sorted(p for p in source.iterdir() if p.is_file() and not p.name.startswith("."))

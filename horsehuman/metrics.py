@@ -73,7 +73,8 @@ def estimate(
 
     The interval by group is the percentile interval of a cluster bootstrap: whole groups are drawn
     with replacement, those of one class apart from those of the other (Field and Welsh 2007;
-    Davison and Hinkley 1997, section 3.8). With few groups, say fewer than 20, such intervals are
+    Davison and Hinkley 1997, section 3.8). Where a class has one group alone nothing is known of
+    others, and there is no interval. With few groups, say fewer than 20, such intervals are
     too narrow, and they have no width at all where every picture is right; see
     :func:`share_of_groups` for a bound that holds then.
 
@@ -261,7 +262,10 @@ def _percentiles(values: Floats) -> tuple[float, float]:
 def _resamplings(
     labels: NDArray[np.int64], groups: NDArray[np.int64], draws: int, seed: int
 ) -> Iterator[Floats]:
-    """How often each group is drawn, ``(some draws, G)``; one class apart from the other."""
+    """How often each group is drawn, ``(some draws, G)``; one class apart from the other.
+
+    It is NaN for a group that is the only one of its class.
+    """
     count = groups.max() + 1
     kinds = np.zeros(count, int)
     np.bitwise_or.at(kinds, groups, np.where(labels == 1, 2, 1))  # 3: both classes in a group
@@ -272,6 +276,9 @@ def _resamplings(
         counts = np.zeros((size, count))
         for kind in np.unique(kinds):
             members = np.flatnonzero(kinds == kind)
+            if len(members) == 1:
+                counts[:, members] = np.nan  # and so is whatever is made of it
+                continue
             drawn = members[generator.integers(0, len(members), (size, len(members)))]
             flat = drawn + count * np.arange(size)[:, None]
             counts += np.bincount(flat.ravel(), minlength=size * count).reshape(size, count)

@@ -62,14 +62,20 @@ def find_set(data: str, group_pattern: str | None = None) -> PictureSet:
     Raises:
         HorseHumanError: There are none.
     """
+    in_folder = data != "box" and not (Path(data).expanduser() / "splits.csv").is_file()
+    if group_pattern is not None and not in_folder:
+        raise HorseHumanError(
+            f"--group-pattern={group_pattern!r} goes with a folder of pictures, and {shown(data)} "
+            "has groups of its own: drop it"
+        )
     if data == "box":
         root = find_pictures("box")
         classes, records = scan(root, FIGURE)
         return PictureSet(root, (classes[0], classes[1]), records, True)
     folder = Path(data).expanduser()
-    if (folder / "splits.csv").is_file():
+    if not in_folder:
         return set_of_run(folder)
-    classes, records = scan(folder, group_pattern)
+    classes, records = scan(folder, group_pattern, to_train=False)
     return PictureSet(folder, (classes[0], classes[1]), records, group_pattern is not None)
 
 
@@ -92,8 +98,7 @@ def choose_set(
         HorseHumanError: There are none.
     """
     run = run_of(model)
-    own = set_of_run(run) if data is None and run else None
-    pictures = own or find_set(data or "box", group_pattern)
+    pictures = find_set(data or (str(run) if run else "box"), group_pattern)
     if split is None:
         split = "test" if any(record.split == "test" for record in pictures.records) else "all"
     return pictures.split(split), split
@@ -134,6 +139,8 @@ def set_of_run(run: Path) -> PictureSet:
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
+        if any(None in row.values() or row["split"] not in SPLITS[:3] for row in rows):
+            raise KeyError("split")
         names = sorted({row["label"] for row in rows})
         records = [
             Record(root / row["picture"], names.index(row["label"]), row["group"], row["split"])
@@ -151,12 +158,21 @@ def set_of_run(run: Path) -> PictureSet:
     return PictureSet(root, (names[0], names[1]), records, grouped)
 
 
-def seen_in_training(model: str, records: Iterable[Record]) -> int:
-    """How many pictures a classifier was trained on, byte for byte, where its run is known."""
+def seen_in_training(model: str, records: Iterable[Record]) -> int | None:
+    """How many pictures a classifier was trained on, byte for byte; ``None`` if it is not known."""
     run = run_of(model)
-    known = set_of_run(run) if run else find_set("box") if model in IN_THE_BOX else None
-    if known is None:
-        return 0
+    try:
+        if run:
+            data = read_config(run)["data"]
+            if data.get("source") == "archives" and not data.get("archives_dir"):
+                return None  # nothing is downloaded to find out
+        elif model not in IN_THE_BOX:
+            return None
+        known = set_of_run(run) if run else find_set("box")
+    except HorseHumanError:
+        return None
+    if not any(r.path.is_file() for r in known.records if r.split == "train"):
+        return None
     asked = [(_size(record.path), record.path) for record in records]
     sizes = {size for size, _ in asked}
     trained = {

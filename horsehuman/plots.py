@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
+from horsehuman.errors import shown
 from horsehuman.metrics import BINS, Floats, bins_of, ranked
 from horsehuman.runs import write_whole
 
 #: Colours that the colour-blind tell apart (Okabe and Ito 2008): class 0, class 1, others.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#666666"
+
+# Names in scripts that matplotlib's own font lacks are drawn as boxes; that is told by the picture.
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")
 
 _STYLE: Any = {
     "font.size": 9,
@@ -28,8 +33,12 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": False,
     "legend.frameon": False,
-    "savefig.dpi": 110,
 }
+
+
+def literal(text: str) -> str:
+    """Foreign text, such as a file's name, as it is: no formula, and nothing that cannot print."""
+    return "\n".join(map(shown, text.split("\n"))).replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -63,10 +72,11 @@ def report(
         class_names: Of class 0 and class 1.
         title: Of the whole.
     """
+    class_names = [literal(name) for name in class_names]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(12, 7.4), layout="constrained")
         axes = figure.subplots(2, 3)
-        figure.suptitle(title)
+        figure.suptitle(literal(title))
         said = (probabilities >= threshold).astype(int)
         _confusion(axes[0, 0], labels, said, class_names)
         _curves(axes[0, 1], axes[0, 2], probabilities, labels, class_names)
@@ -164,7 +174,7 @@ def _groups(
     label[index] = labels
     axes.barh(range(len(order)), right[order], color=[COLOURS[label[g]] for g in order])
     counts = np.bincount(index)
-    axes.set_yticks(range(len(order)), [f"{names[g][-24:]} ({counts[g]})" for g in order],
+    axes.set_yticks(range(len(order)), [literal(f"{names[g][-24:]} ({counts[g]})") for g in order],
                     fontsize=8)  # fmt: skip
     which = f"all {len(names)}" if len(order) == len(names) else f"worst 20 of {len(names)}"
     axes.set(title=f"Right by group, {which}", xlabel="share of its pictures", xlim=(0, 1))
@@ -181,14 +191,14 @@ def contact_sheet(
         columns = min(8, len(pictures))
         rows = -(-len(pictures) // columns)
         figure = Figure(figsize=(max(1.5 * columns, 5), 1.9 * rows + 0.5), layout="constrained")
-        figure.suptitle(title)
+        figure.suptitle(literal(title))
         for axes in figure.subplots(rows, columns, squeeze=False).flat:
             axes.axis("off")
         for axes, picture, caption, bad in zip(
             figure.axes, pictures, captions, wrong, strict=False
         ):
             axes.imshow(picture)
-            axes.set_title(caption, fontsize=7, color=COLOURS[1] if bad else "black")
+            axes.set_title(literal(caption), fontsize=7, color=COLOURS[1] if bad else "black")
     return figure
 
 
@@ -210,14 +220,14 @@ def layers(
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(12, 3.4 + 1.15 * len(rows)), layout="constrained")
-        figure.suptitle(title)
+        figure.suptitle(literal(title))
         parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[3, 1.15 * len(rows)])
         top, below = parts[:, 0]
         for axes, drawn, text in zip(
             top.subplots(1, 2), (picture, heat), ("as the model gets it", caption), strict=True
         ):
             axes.imshow(drawn)
-            axes.set_title(text)
+            axes.set_title(literal(text))
             axes.axis("off")
         below.suptitle("What layers see: the maps that differ most from place to place",
                        fontsize=10)  # fmt: skip
@@ -254,19 +264,24 @@ def comparison(
             panels, ("train/acc", "val/acc"), ("training", "held-out"), strict=False
         ):
             for index, own in enumerate(curves):
-                values = own.get(tag, [])
+                values = own.get(tag)
+                if not values:
+                    continue
                 axes.plot(range(1, len(values) + 1), values, "-" if len(values) > 1 else "o",
                           color=COLOURS[index % len(COLOURS)],
-                          label=names[index][-28:])  # fmt: skip
-            axes.set(title=f"Accuracy on {what} pictures", xlabel="epoch", ylim=(0.4, 1.02))
-            axes.legend(loc="lower right")
+                          label=literal(names[index][-28:]))  # fmt: skip
+            least = min((value for own in curves for value in own.get(tag, ())), default=1.0)
+            axes.set(title=f"Accuracy on {what} pictures", xlabel="epoch")
+            axes.set_ylim(min(0.4, least - 0.02), 1.02)
+            if axes.lines:
+                axes.legend(loc="lower right")
         for index, own in enumerate(accuracies):
             colour = COLOURS[index % len(COLOURS)]
             for bounds, width, y in ((own["by picture"], 1.5, -0.12), (own["by group"], 4, 0.12)):
                 if None not in bounds:
                     last.plot(bounds, [index + y] * 2, color=colour, lw=width)
             last.plot(own["value"], index, "o", color=colour, markeredgecolor="white", ms=9,
-                      label=names[index][-28:])  # fmt: skip
+                      label=literal(names[index][-28:]))  # fmt: skip
         if not logged:
             last.legend(loc="best")
         last.set(title=title, ylim=(len(names) - 0.5, -0.5), yticks=[])
@@ -282,9 +297,10 @@ def sheet(picture: NDArray[np.uint8], labels: Sequence[str], title: str) -> Figu
         figure = Figure(figsize=(wide + 1.6, wide * height / width + 0.5), layout="constrained")
         axes = figure.subplots()
         axes.imshow(picture)
-        axes.set_title(title)
+        axes.set_title(literal(title))
         step = height / len(labels)
-        axes.set_yticks([step * (row + 0.5) for row in range(len(labels))], labels, fontsize=7)
+        axes.set_yticks([step * (row + 0.5) for row in range(len(labels))],
+                        [literal(label) for label in labels], fontsize=7)  # fmt: skip
         axes.set_xticks([])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
-from horsehuman.checkpoint import load_classifier
-from horsehuman.errors import shown
+from horsehuman.checkpoint import IN_THE_BOX, load_classifier
+from horsehuman.errors import HorseHumanError, shown
 from horsehuman.evaluate import (
     Answers,
     answer,
@@ -22,14 +24,18 @@ from horsehuman.evaluate import (
     write_predictions,
 )
 from horsehuman.explain import heat_on_figures
-from horsehuman.picture_set import choose_set, run_of, seen_in_training
-from horsehuman.pictures import read_picture
+from horsehuman.picture_set import PictureSet, choose_set, run_of, seen_in_training
+from horsehuman.pictures import PictureError, read_picture
 from horsehuman.runs import write_metrics
+from horsehuman.terminal import console
 
 log = logging.getLogger(__name__)
 
 #: Below this number of groups the intervals are said to be too narrow.
 FEW_GROUPS = 20
+
+#: The files of a report.
+REPORT = ("metrics.json", "predictions.csv", "report.png", "pictures.png")
 
 
 def tables(summary: dict[str, Any], title: str) -> list[Table]:
@@ -67,16 +73,16 @@ def caveats(summary: dict[str, Any], *, grouped: bool) -> list[str]:
             "no groups are known: if several pictures show the same thing, all intervals are too "
             "narrow (name groups with --group-pattern)"
         )
-    else:
+    noun = "groups" if grouped else "pictures"
+    lines.append(
+        f"{whole} of {count} {noun} have no error; by that alone, the share of {noun} without "
+        f"one lies between {low:.0%} and {high:.0%} (exact 95 % interval)"
+    )
+    if grouped and count < FEW_GROUPS:
         lines.append(
-            f"{whole} of {count} groups have no error; by that alone, the share of groups without "
-            f"one lies between {low:.0%} and {high:.0%} (exact 95 % interval)"
+            f"few groups ({count}): the intervals by group are still too narrow, where there are "
+            "any, and those by picture are not to be trusted"
         )
-        if count < FEW_GROUPS:
-            lines.append(
-                f"{count} groups are few: the intervals by group are still too narrow, and those "
-                "by picture are not to be trusted"
-            )
     if heat := summary["heat on the figure"]:
         lines.append(
             f"{heat['share of heat']:.0%} of what spoke for the answers lies on the figure, which "
@@ -111,9 +117,9 @@ def draw(folder: Path, answers: Answers, title: str) -> None:
     plots.save(figure, folder / "report.png")
     chosen = worst(answers, 24)
     figure = plots.contact_sheet(
-        [read_picture(answers.records[index].path) for index in chosen],
+        [read_again(answers.records[index].path) for index in chosen],
         [
-            f"{answers.records[index].path.stem[-22:]}\n{names[answers.labels[index]]} "
+            f"{shown(answers.records[index].path.stem)[-22:]}\n{names[answers.labels[index]]} "
             f"{answers.of_truth[index]:.0%}"
             for index in chosen
         ],
@@ -121,6 +127,24 @@ def draw(folder: Path, answers: Answers, title: str) -> None:
         "Wrong (vermilion) and least certain answers: what is shown, and its probability",
     )
     plots.save(figure, folder / "pictures.png")
+
+
+def read_again(path: Path) -> NDArray[np.uint8]:
+    """A picture to be drawn; a grey one where it vanished since it was answered."""
+    try:
+        return read_picture(path)
+    except PictureError as error:
+        log.warning("not drawn: %s", error)
+        return np.full((64, 64, 3), 128, np.uint8)
+
+
+def tell_if_seen(model: str, pictures: PictureSet) -> None:
+    """Say how many of the pictures trained a classifier, or that nobody knows."""
+    seen = seen_in_training(model, pictures.records)
+    if seen is None:
+        log.warning("it is not known which pictures trained %s", shown(model))
+    elif seen:
+        log.warning("%d of these pictures trained %s: it is flattered", seen, shown(model))
 
 
 def evaluate_and_report(
@@ -138,24 +162,37 @@ def evaluate_and_report(
     pictures, split = choose_set(model, data, split, group_pattern)
     check_classes(classifier, pictures)
     run = None if data else run_of(model)
-    default = run / f"evaluate-{split}" if run else Path("outputs/evaluate") / Path(model).stem
-    folder = report_folder(out, default, force=force)
-    if seen := seen_in_training(model, pictures.records):
-        log.warning("%d of these pictures trained the classifier: its figures flatter", seen)
-    answers = answer(classifier, pictures)
+    name = model if model in IN_THE_BOX else Path(model).expanduser().resolve().name
+    default = run / f"evaluate-{split}" if run else Path("outputs/evaluate") / name
+    folder = report_folder(out, default, force=force, report=REPORT)
+    tell_if_seen(model, pictures)
+    try:
+        answers = answer(classifier, pictures)
+    except HorseHumanError:
+        with contextlib.suppress(OSError):  # it is empty, unless it was there before
+            folder.rmdir()
+        raise
     summary = {"model": model, "data": str(pictures.root), "split": split, **summarise(answers)}
     summary["heat on the figure"] = heat_on_figures(classifier, answers.records)
     write_predictions(folder, answers)
     write_metrics(folder, summary)
     title = f"{model}: {summary['right']} of {summary['pictures']} right"
     title += f", {summary['groups']} groups" if pictures.grouped else ""
+    show(summary, title, grouped=pictures.grouped)
     if plot:
         draw(folder, answers, title)
-    console = Console(highlight=False, soft_wrap=True)
-    for table in tables(summary, title):
-        console.print(table)
-        console.print()
-    for line in caveats(summary, grouped=pictures.grouped):
-        console.print(line)
-    console.print(f"report      {shown(folder)}")
+    else:
+        for drawing in ("report.png", "pictures.png"):  # of an earlier report
+            (folder / drawing).unlink(missing_ok=True)
+    print(f"report      {shown(folder)}")
     return not answers.errors
+
+
+def show(summary: dict[str, Any], title: str, *, grouped: bool) -> None:
+    """Print the tables and what a reader must know."""
+    out = console(stderr=False)
+    for table in tables(summary, title):
+        out.print(table)
+        out.print()
+    for line in caveats(summary, grouped=grouped):
+        out.print(line)

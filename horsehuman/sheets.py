@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from horsehuman.errors import HorseHumanError, shown
 from horsehuman.evaluate import report_folder
 from horsehuman.picture_set import SPLITS, PictureSet, find_set, read_config
 from horsehuman.pictures import PictureError
-from horsehuman.terminal import track
+from horsehuman.terminal import console, track
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +37,12 @@ def show_set(
     """What ``horsehuman data`` does; returns whether all pictures on the sheets could be read."""
     pictures = find_set(data, group_pattern)
     recipe = training_recipe(data) if augmented else None
-    folder = report_folder(out, Path("outputs/data"), force=force, report="*.png")
-    Console(highlight=False, soft_wrap=True).print(counts(pictures))
+    folder = report_folder(out, Path("outputs/data"), force=force, report=["*.png"])
+    console(stderr=False).print(counts(pictures))
     parts = _parts(pictures)
     if recipe:
         parts = {key: own for key, own in parts.items() if key[0] not in ("validation", "test")}
-    whole = True
+    whole, drawn = True, set[Path]()
     for (split, class_name), records in track(parts.items(), "drawing", len(parts)):
         name = "-".join(filter(None, (split, class_name, "augmented" if recipe else "")))
         title = f"{len(records)} pictures: {class_name}" + (f", {split}" if split else "")
@@ -52,7 +51,8 @@ def show_set(
             log.warning("error: %s", error)
         whole = whole and not errors
         if rows:
-            _draw(folder / f"{_file_name(name)}.png", rows, title, recipe is not None)
+            path = _free(folder / f"{_file_name(name)}.png", drawn)
+            _draw(path, rows, title, recipe is not None)
     print(f"sheets      {shown(folder)}")
     return whole
 
@@ -152,6 +152,15 @@ def _draw(path: Path, rows: Sequence[Row], title: str, augmented: bool) -> None:
             sheet[top : top + size, left : left + size] = picture.permute(1, 2, 0).numpy()
     what = "the picture, and how training sees it" if augmented else "a row a group"
     plots.save(plots.sheet(sheet, [label for label, _ in rows], f"{title}; {what}"), path)
+
+
+def _free(path: Path, taken: set[Path]) -> Path:
+    """The path, with a number where another class has it already; it is taken then."""
+    found, number = path, 2
+    while found in taken:
+        found, number = path.with_name(f"{path.stem}-{number}.png"), number + 1
+    taken.add(found)
+    return found
 
 
 def _file_name(name: str) -> str:

@@ -48,9 +48,9 @@ def raise_on_signals() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def console() -> Console:
-    """A console on the present stderr."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+def console(*, stderr: bool = True) -> Console:
+    """A console on the present stderr or stdout that takes names as they are."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False)
 
 
 def show_notes() -> None:
@@ -66,7 +66,7 @@ def show_notes() -> None:
 def progress_bar() -> Progress:
     """A bar with count, rate and time left; it leaves nothing behind and needs a terminal."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),

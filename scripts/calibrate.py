@@ -105,6 +105,8 @@ def calibrate(run: Path, config: DictConfig) -> dict[str, Any]:
 
 def held_out_logits(config: DictConfig) -> tuple[list[Record], Floats]:
     """Records and uncalibrated logits of all training pictures, each asked about by a stranger."""
+    config = config.copy()
+    OmegaConf.set_struct(config, False)
     records: list[Record] = []
     logits: list[Floats] = []
     for fold in range(FOLDS):

@@ -80,6 +80,9 @@ def train(config: DictConfig, folder: Path) -> dict[str, Any]:
     """
     started, memory = time.monotonic(), PeakMemory()
     check_options(config)
+    for name in ("root", "archives_dir"):  # the run is come back to from other folders
+        if config.data.get(name):
+            config.data[name] = str(Path(str(config.data[name])).expanduser().absolute())
     import lightning as L
 
     from horsehuman import logs, runs

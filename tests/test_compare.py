@@ -16,6 +16,7 @@ from horsehuman import HorseHumanError, metrics
 from horsehuman.checkpoint import load_classifier
 from horsehuman.cli import app
 from horsehuman.compare import common, contend, read_curves
+from horsehuman.compare_report import short_names
 from horsehuman.data.folders import FIGURE
 from horsehuman.picture_set import find_set
 
@@ -74,13 +75,13 @@ def test_three_models_of_the_box_without_logs(tree: Path, tmp_path: Path) -> Non
     arguments = ["cnn", "cnn", "inception", "--data", str(tree), "--split", "test"]
     code, printed = compare(*arguments, "--group-pattern", FIGURE, "--out", str(tmp_path / "o"))
     assert code == 0, printed
-    assert "no log of cnn" in printed
+    assert "cnn (2) less cnn (1)" in printed
     assert "not recorded" in printed
     found = json.loads((tmp_path / "o" / "compare.json").read_text())
     same, _ = found["differences"]
     assert same["second less first"]["accuracy"] == {
         "value": 0.0,
-        "by group": [0.0, 0.0],
+        "by group": [None, None],  # one group of horses alone
         "by picture": [0.0, 0.0],
     }
     assert same["p of McNemar's exact test, frames taken for independent"] == 1.0
@@ -118,7 +119,17 @@ def test_a_picture_that_one_could_not_read_counts_for_none(tree: Path, tmp_path:
     np.testing.assert_allclose(first.answers.logits, second.answers.logits, rtol=1e-5)
 
 
-def test_logs_that_broke_off(runs: list[Path], tmp_path: Path) -> None:
+def test_names_without_what_all_of_them_share() -> None:
+    assert short_names(["out/cnn/latest", "out/inception/latest"]) == [
+        "cnn/latest",
+        "inception/latest",
+    ]
+    assert short_names(["cnn", "a/b", "cnn"]) == ["cnn (1)", "a/b", "cnn (2)"]
+
+
+def test_logs_that_broke_off(
+    runs: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = shutil.copytree(runs[1], tmp_path / "run")
     log, *others = sorted(run.glob("events*"))
     for other in others:  # what was written after training
@@ -131,9 +142,11 @@ def test_logs_that_broke_off(runs: list[Path], tmp_path: Path) -> None:
         lengths.add(len(read_curves(run).get("train/acc", [])))
     assert lengths <= {0, 1, 2, 3}
     log.write_bytes(b"no log at all" * 99)
-    assert read_curves(run).get("train/acc", []) == []
+    assert read_curves(run, 3).get("train/acc", []) == []
+    assert "ends after 0 of 3 epochs" in caplog.text
     log.unlink()
-    assert read_curves(run) == {}
+    assert read_curves(run, 3) == {}
+    assert "has no log" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -59,13 +60,18 @@ def test_counts_are_those_of_training(run: Path) -> None:
     assert (run / "evaluate-test-2" / "metrics.json").is_file()
 
 
-def test_training_pictures_are_known_again(
-    run: Path, tree: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_training_pictures_are_known_again(run: Path, tree: Path, tmp_path: Path) -> None:
     assert seen_in_training(str(run), find_set(str(run)).split("test").records) == 0
     assert seen_in_training(str(run), find_set(str(run)).split("train").records) == 18
     assert seen_in_training("cnn", find_set(str(tree)).split("train").records) == 24
     assert seen_in_training(str(run / "checkpoints" / "final.ckpt"), []) == 0
+    lost = shutil.copy(run / "checkpoints" / "final.ckpt", tmp_path / "lost.ckpt")
+    assert seen_in_training(str(lost), []) is None
+    broken = shutil.copytree(run, tmp_path / "broken")
+    (broken / "splits.csv").write_text("picture,label,group,split\nx.webp,hor")
+    assert seen_in_training(str(broken), []) is None
+    with pytest.raises(HorseHumanError, match="damaged"):
+        find_set(str(broken))
 
 
 def test_report_of_a_folder(tree: Path, tmp_path: Path) -> None:
@@ -80,7 +86,7 @@ def test_report_of_a_folder(tree: Path, tmp_path: Path) -> None:
         "pictures.png",
     }
     assert Image.open(out / "report.png").width > 1000
-    assert "3 groups are few" in printed
+    assert "few groups (3)" in printed
     assert "what spoke for the answers lies on the figure" in printed
     code, printed = evaluate(*arguments, "--out", str(out))
     assert code == 1
@@ -126,6 +132,47 @@ def test_pictures_that_vanish_are_told_and_the_rest_is_answered(tree: Path, tmp_
     assert len(found["unreadable"]) == 1
 
 
+NAMES = ["cost$1_$x", "x[/red]", "photo[copy]", os.fsdecode(b"b\xffad"), "two\nlines", "馬"]
+
+
+@pytest.fixture(scope="module")
+def odd(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, classes and groups with names that are formulas, markup, or no text."""
+    root = tmp_path_factory.mktemp("odd") / "a$_$b[red]"
+    for label in ("horses", "humans"):
+        source = next((tree / "test" / label).iterdir())
+        for name in NAMES:
+            target = root / label / f"{name}.webp"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    return root
+
+
+def test_names_are_shown_as_they_are(odd: Path, tmp_path: Path) -> None:
+    code, printed = evaluate("--model", "cnn", "--data", str(odd), "--out", str(tmp_path / "out"))
+    assert code == 0, printed
+    assert (tmp_path / "out" / "pictures.png").is_file()
+    for name in ("cost$1_$x", "x[/red]", "photo[copy]", r"b\udcffad", r"two\nlines"):
+        assert f"{name}.webp" in printed
+    for command in (["explain", str(odd), "--model", "cnn"], ["data", "--data", str(odd)]):
+        out = tmp_path / f"{command[0]}.png"
+        result = CliRunner().invoke(app, [*command, "--out", str(out)])
+        assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(
+        app, ["compare", "cnn", "cnn", "--data", str(odd), "--out", str(tmp_path / "c")]
+    )
+    assert result.exit_code == 0, result.output
+
+
+def test_training_on_such_names(odd: Path, tmp_path: Path) -> None:
+    overrides = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=1"]
+    overrides += ["data=folder", f'data.root="{odd}"', "data.batch_size=4"]
+    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
+        config = hydra.compose("train", overrides)
+    assert script.train(config, tmp_path / "run")["test/pictures"] > 0
+    assert evaluate("--model", str(tmp_path / "run"), "--split", "validation")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -135,6 +182,9 @@ def test_pictures_that_vanish_are_told_and_the_rest_is_answered(tree: Path, tmp_
         (["--data", "CATS"], "holds cats and humans, the classifier tells horses from humans"),
         (["--data", "EMPTY"], "must hold two class folders"),
         (["--model", "CUT"], "config.yaml"),
+        (["--group-pattern", "(.)"], "has groups of its own"),
+        (["--out", "RUN"], "is a run: name another folder"),
+        (["--out", "CUT/config.yaml/x"], "cannot write into"),
     ],
 )
 def test_wrong_input_is_one_line(
@@ -146,9 +196,10 @@ def test_wrong_input_is_one_line(
     shutil.copytree(run, tmp_path / "cut")
     (tmp_path / "cut" / "config.yaml").unlink()
     places = {"TREE": tree, "CATS": tmp_path / "cats", "EMPTY": tmp_path / "empty"}
-    places["CUT"] = tmp_path / "cut"
+    places |= {"CUT": tmp_path / "cut", "RUN": run, "CUT/config.yaml/x": run / "config.yaml" / "x"}
     given = [str(places.get(argument, argument)) for argument in arguments]
-    code, printed = evaluate("--model", "cnn", *given, "--no-plot", "--out", str(tmp_path / "out"))
+    out = [] if "--out" in given else ["--out", str(tmp_path / "out")]
+    code, printed = evaluate("--model", "cnn", *given, "--no-plot", *out)
     assert code == 1
     assert text in printed
     assert not (tmp_path / "out").exists()

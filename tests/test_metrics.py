@@ -79,10 +79,16 @@ def test_what_is_not_defined_is_said_to_be_so() -> None:
     assert found["accuracy"].value == pytest.approx(2 / 3)
 
 
-def test_one_group_has_an_interval_without_width() -> None:
+@pytest.mark.parametrize("one_a_class", [False, True])
+def test_one_group_alone_has_no_interval(one_a_class: bool) -> None:
     p, labels, _ = some()
-    found = metrics.estimate(p, labels, ["one"] * len(p), 0.5, draws=50)
-    assert found["accuracy"].by_group == (found["accuracy"].value, found["accuracy"].value)
+    groups = [f"g{label}" if one_a_class else "one" for label in labels]
+    for found in (
+        metrics.estimate(p, labels, groups, 0.5, draws=50)["accuracy"],
+        metrics.estimate_mean(p, labels, groups, draws=50),
+    ):
+        assert all(math.isnan(bound) for bound in found.by_group)
+        assert all(math.isfinite(bound) for bound in found.by_picture)
 
 
 def test_share_of_groups() -> None:

@@ -49,7 +49,9 @@ class Record:
     split: str
 
 
-def scan(root: Path, group_pattern: str | None = None) -> tuple[list[str], list[Record]]:
+def scan(
+    root: Path, group_pattern: str | None = None, *, to_train: bool = True
+) -> tuple[list[str], list[Record]]:
     """List the pictures of ``root/{train,validation,test}/{a,b}/`` or of ``root/{a,b}/``.
 
     Hidden files and the litter of file managers are left aside; every other file counts as a
@@ -60,6 +62,7 @@ def scan(root: Path, group_pattern: str | None = None) -> tuple[list[str], list[
         group_pattern: A regular expression with one capturing group, searched for in the path
             below the class folder (with forward slashes); what it captures is the picture's
             group. Without it each picture is a group by itself.
+        to_train: Whether there must be pictures to train on.
 
     Returns:
         The two class names in sorted order, and the records in the order of their paths.
@@ -71,7 +74,7 @@ def scan(root: Path, group_pattern: str | None = None) -> tuple[list[str], list[
     pattern = _compile(group_pattern)
     if not root.is_dir():
         raise HorseHumanError(f"{shown(root)} is no folder: give the folder that holds the classes")
-    folders = _split_folders(root)
+    folders = _split_folders(root, to_train)
     names = {_class_names(folder) for folder in folders.values()}
     if len(names) > 1:
         raise HorseHumanError(
@@ -118,7 +121,7 @@ def _compile(group_pattern: str | None) -> re.Pattern[str] | None:
     return pattern
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
+def _split_folders(root: Path, to_train: bool) -> dict[str, Path]:
     """Map split names to folders; a tree without split folders is one undecided split."""
     folders: dict[str, Path] = {}
     others = []
@@ -136,7 +139,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
         return {"": root}
     if others:
         log.warning("%s: left aside what is no split (%s)", shown(root), shown(", ".join(others)))
-    if "train" not in folders:
+    if to_train and "train" not in folders:
         raise HorseHumanError(
             f"{shown(root)} has {' and '.join(sorted(folders))} but no train folder: add one"
         )
