@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from horsehuman.data.datamodule import HorseHumanDataModule
     from horsehuman.models.classifier import CNNClassifier, InceptionClassifier
     from horsehuman.pictures import read_picture
+    from horsehuman.prediction import Prediction, predict
 
 __version__ = "0.1.0"
 
@@ -23,8 +24,10 @@ __all__ = [
     "HorseHumanDataModule",
     "HorseHumanError",
     "InceptionClassifier",
+    "Prediction",
     "__version__",
     "load_classifier",
+    "predict",
     "read_picture",
 ]
 
@@ -33,6 +36,8 @@ _HOMES = {
     "HorseHumanDataModule": "horsehuman.data.datamodule",
     "InceptionClassifier": "horsehuman.models.classifier",
     "load_classifier": "horsehuman.checkpoint",
+    "Prediction": "horsehuman.prediction",
+    "predict": "horsehuman.prediction",
     "read_picture": "horsehuman.pictures",
 }
 

@@ -21,7 +21,7 @@ from horsehuman.errors import HorseHumanError, shown
 from horsehuman.metrics import Estimate, Floats, estimate, share_of_groups
 from horsehuman.models.network import Network
 from horsehuman.picture_set import PictureSet
-from horsehuman.predict import predict
+from horsehuman.prediction import predict
 from horsehuman.runs import write_whole
 from horsehuman.terminal import track
 
@@ -38,6 +38,8 @@ class Answers:
         logits: Calibrated, float64 ``(N,)``.
         probabilities: Of class 1, float64 ``(N,)``: the sigmoid of the logits, in float32 as the
             network computes it.
+        doubts: ``ok``, ``unsure`` or ``neither``, ``(N,)``; all figures take the classes that these
+            answers would be, however unsure.
         threshold: From this probability on a picture is of class 1.
         errors: Why the others could not be read.
     """
@@ -46,6 +48,7 @@ class Answers:
     records: list[Record]
     logits: Floats
     probabilities: Floats
+    doubts: NDArray[np.str_]
     threshold: float
     errors: list[str]
 
@@ -84,6 +87,7 @@ class Answers:
             records=[record for record in self.records if record.path in paths],
             logits=self.logits[keep],
             probabilities=self.probabilities[keep],
+            doubts=self.doubts[keep],
         )
 
 
@@ -103,8 +107,8 @@ def answer(classifier: Network, pictures: PictureSet) -> Answers:
         HorseHumanError: The classes are others than the classifier's, or no picture can be read.
     """
     check_classes(classifier, pictures)
-    records, logits, errors = [], [], []
-    found = predict(classifier, (r.path for r in pictures.records), always_answer=True)
+    records, logits, doubts, errors = [], [], [], []
+    found = predict(classifier, (record.path for record in pictures.records))
     for record, said in zip(
         pictures.records, track(found, "answering", len(pictures.records)), strict=True
     ):
@@ -113,12 +117,21 @@ def answer(classifier: Network, pictures: PictureSet) -> Answers:
             continue
         records.append(record)
         logits.append(said.logit)
+        doubts.append(said.status)
     for error in errors[:3]:
         log.warning("left out: %s", error)
     if not records:
         raise HorseHumanError(f"no picture in {shown(pictures.root)} can be read ({errors[0]})")
     probabilities = torch.tensor(logits, dtype=torch.float32).sigmoid().double().numpy()
-    return Answers(pictures, records, np.array(logits), probabilities, classifier.threshold, errors)
+    return Answers(
+        pictures,
+        records,
+        np.array(logits),
+        probabilities,
+        np.array(doubts),
+        classifier.threshold,
+        errors,
+    )
 
 
 def by_group(answers: Answers) -> list[dict[str, Any]]:
@@ -162,6 +175,9 @@ def summarise(answers: Answers, draws: int = 10_000, seed: int = 0) -> dict[str,
         "pictures": len(answers.records),
         "right": int(answers.right.sum()),
         "unreadable": answers.errors,
+        "unsure": int((answers.doubts == "unsure").sum()),
+        "neither": int((answers.doubts == "neither").sum()),
+        "right of the others": int(answers.right[answers.doubts == "ok"].sum()),
         "groups": len(groups),
         "groups without an error": whole,
         "groups without an error, 95 % interval": [low, high],
@@ -208,17 +224,21 @@ def write_predictions(folder: Path, answers: Answers) -> None:
     names = answers.pictures.class_names
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(("picture", "label", "group", "answer", "probability", "logit", "right"))
-    for record, said, p, logit, right in zip(
+    writer.writerow(
+        ("picture", "label", "group", "answer", "status", "probability", "logit", "right")
+    )
+    for record, said, status, p, logit, right in zip(
         answers.records,
         answers.said,
+        answers.doubts,
         answers.probabilities,
         answers.logits,
         answers.right,
         strict=True,
     ):
         name, label = answers.pictures.name(record), names[record.label]
-        writer.writerow((name, label, record.group, names[int(said)], p, logit, int(right)))
+        answer = names[int(said)]
+        writer.writerow((name, label, record.group, answer, status, p, logit, int(right)))
     data = text.getvalue().encode(errors="surrogateescape")
     write_whole(folder / "predictions.csv", lambda file: file.write(data))
 

@@ -18,7 +18,7 @@ from horsehuman.errors import HorseHumanError, shown
 from horsehuman.explain import activations, explain, find_layer, short, stages
 from horsehuman.models.network import Network
 from horsehuman.pictures import PictureError
-from horsehuman.predict import Answer, prediction_of
+from horsehuman.prediction import Answer, prediction_of
 from horsehuman.sources import expand, open_picture
 from horsehuman.terminal import track
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from horsehuman.errors import HorseHumanError, shown
-from horsehuman.predict import Answer
+from horsehuman.prediction import Answer
 
 #: Format of exported files; grows when older code could not read a newer file.
 FORMAT = 1
@@ -21,7 +21,7 @@ INPUT, OUTPUTS = "pictures", ("logit", "probability", "strangeness")
 
 
 class OnnxClassifier:
-    """What ``horsehuman export`` wrote, as a :class:`~horsehuman.predict.Classifier`.
+    """What ``horsehuman export`` wrote, as a :class:`~horsehuman.prediction.Classifier`.
 
     Args:
         path: The file. Nothing beside it is read.

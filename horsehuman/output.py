@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from horsehuman.errors import HorseHumanError, check_choice, shown
-from horsehuman.predict import Prediction, describe
+from horsehuman.prediction import Prediction, describe
 from horsehuman.sources import is_url
 
 #: The columns of CSV, and the keys of JSON.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.output import Sorter, Writer
-from horsehuman.predict import Classifier, predict
+from horsehuman.prediction import Classifier, predict
 from horsehuman.sources import expand, is_url
 from horsehuman.terminal import track
 

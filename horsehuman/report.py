@@ -83,6 +83,12 @@ def caveats(summary: dict[str, Any], *, grouped: bool) -> list[str]:
             f"few groups ({count}): the intervals by group are still too narrow, where there are "
             "any, and those by picture are not to be trusted"
         )
+    if summary["unsure"] or summary["neither"]:
+        others = summary["pictures"] - summary["unsure"] - summary["neither"]
+        lines.append(
+            f"{summary['unsure']} answers are unsure and {summary['neither']} pictures taken for "
+            f"neither; of the other {others}, {summary['right of the others']} are right"
+        )
     if heat := summary["heat on the figure"]:
         lines.append(
             f"{heat['share of heat']:.0%} of what spoke for the answers lies on the figure, which "

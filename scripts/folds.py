@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from horsehuman import load_classifier
 from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.models.network import Network
-from horsehuman.predict import predict
+from horsehuman.prediction import predict
 from horsehuman.runtime import keep_freed_memory
 from horsehuman.terminal import show_notes
 

@@ -37,7 +37,7 @@ def test_names(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IN_THE_BOX)
 def test_classifiers_in_the_box_know_their_training_pictures(name: str, tree: Path) -> None:
-    from horsehuman.predict import predict
+    from horsehuman.prediction import predict
 
     paths = sorted((tree / "train").rglob("*.webp"))[::3]
     answers = predict(load_classifier(name), paths)

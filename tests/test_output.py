@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from horsehuman import HorseHumanError, load_classifier
 from horsehuman.cli import app
 from horsehuman.output import COLUMNS, Sorter, Writer
-from horsehuman.predict import Answer, Prediction, predict, prediction_of
+from horsehuman.prediction import Answer, Prediction, predict, prediction_of
 
 NAN = float("nan")
 NAMES = ["=1+1.png", "a,b.png", 'say "x".png', "two\nlines.png", os.fsdecode(b"\xff.png"), "-x.png"]

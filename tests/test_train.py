@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from horsehuman import CNNClassifier, HorseHumanDataModule, HorseHumanError, load_classifier
 from horsehuman.data.augment import augment_each
 from horsehuman.data.embedding import view_key
-from horsehuman.predict import predict
+from horsehuman.prediction import predict
 
 SCRIPT = Path(script.__file__)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from horsehuman.errors import HorseHumanError, check_number
-from horsehuman.predict import Answer
+from horsehuman.prediction import Answer
 from horsehuman.resize import resize
 
 #: Format of our part of a checkpoint; grows when older code could not read a newer file.

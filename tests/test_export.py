@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from horsehuman import HorseHumanError, load_classifier, read_picture
+from horsehuman.cli import app
+from horsehuman.export import Exported, export
+from horsehuman.onnx_model import OnnxClassifier
+from horsehuman.prediction import predict
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CNN in the box as ONNX."""
+    path = tmp_path_factory.mktemp("onnx") / "cnn.onnx"
+    assert export("cnn", "onnx", path, force=False) < 1e-3
+    return path
+
+
+def test_an_exported_file_answers_alike_and_says_what_it_is(exported: Path, tree: Path) -> None:
+    classifier, network = OnnxClassifier(exported), load_classifier("cnn")
+    assert classifier.class_names == network.class_names
+    assert classifier.certain_from == network.certain_from
+    paths = sorted(tree.rglob("*.webp"))
+    for mine, other in zip(predict(classifier, paths), predict(network, paths), strict=True):
+        assert mine.class_name == other.class_name
+        assert mine.probability == pytest.approx(other.probability, abs=1e-3)
+        assert mine.status == other.status
+    assert onnxruntime.InferenceSession(exported).get_inputs()[0].shape[1] == 3
+
+
+def test_without_importing_torch(exported: Path, tree: Path) -> None:
+    code = """
+import sys
+from horsehuman.cli import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+heavy = ("torch", "timm", "lightning", "scipy", "matplotlib")
+loaded = [name for name in heavy if name in sys.modules]
+assert not loaded, loaded
+"""
+    path = str(tree / "test" / "horses" / "horse1-000.webp")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "predict", path, "--model", str(exported)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[1] == "horses"
+
+
+def test_torch_export(tmp_path: Path) -> None:
+    path = tmp_path / "cnn.pt2"
+    assert export("cnn", "torch", path, force=False) < 1e-6
+    extra = {"class_names.txt": "", "horsehuman_format.txt": ""}
+    program = torch.export.load(path, extra_files=extra).module()
+    assert extra["class_names.txt"] == '["horses", "humans"]'
+    assert extra["horsehuman_format.txt"] == "1"
+    pictures = torch.randint(0, 256, (3, 3, 70, 110), dtype=torch.uint8)
+    expected = load_classifier("cnn").probabilities(pictures)
+    torch.testing.assert_close(program(pictures)[1], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_inception_with_the_score_for_neither(tmp_path: Path, tree: Path) -> None:
+    path = tmp_path / "inception.onnx"
+    assert export("inception", "onnx", path, force=False) < 1e-3
+    classifier = OnnxClassifier(path)
+    noise = np.random.default_rng(0).integers(0, 256, (120, 90, 3)).astype(np.uint8)
+    paths = sorted((tree / "test").rglob("*.webp"))
+    found = list(predict(classifier, [noise, *paths]))
+    assert [answer.status for answer in found] == ["neither", "ok", "ok", "ok", "ok"]
+    program = tmp_path / "program.pt2"
+    assert export("inception", "torch", program, force=False) < 1e-3
+
+
+def test_a_file_that_answers_otherwise_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Exported.forward
+
+    def wrong(self: Exported, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits, probabilities, strange = whole(self, pictures)
+        return logits, probabilities * (0.99 if torch.compiler.is_exporting() else 1), strange
+
+    monkeypatch.setattr(Exported, "forward", wrong)
+    with pytest.raises(HorseHumanError, match="differ by"):
+        export("cnn", "torch", tmp_path / "cnn.pt2", force=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_files_are_one_line(exported: Path, tmp_path: Path) -> None:
+    content = exported.read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.onnx").write_text("hello")
+    other = onnx.load(exported)
+    kept = {entry.key: entry.value for entry in other.metadata_props}
+    for name, change in {
+        "foreign": {"horsehuman_format": None},
+        "newer": {"horsehuman_format": "99"},
+        "bare": {"class_names": "x"},
+    }.items():
+        del other.metadata_props[:]
+        onnx.helper.set_model_props(
+            other, {k: v for k, v in {**kept, **change}.items() if v is not None}
+        )
+        onnx.save(other, tmp_path / f"{name}.onnx")
+    reasons = {
+        "cut.onnx": "is damaged, or no ONNX file",
+        "text.onnx": "is damaged, or no ONNX file",
+        "missing.onnx": "cannot read",
+        "foreign.onnx": "is another program's",
+        "newer.onnx": "has format 99, not 1",
+        "bare.onnx": "does not say what its numbers mean",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(HorseHumanError, match=reason):
+            OnnxClassifier(tmp_path / name)
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["export", "--model", "cnn", *arguments])
+        return result.output + str(result.exception)
+
+    (tmp_path / "there.onnx").touch()
+    assert "is there already" in run("--out", str(tmp_path / "there.onnx"))
+    assert "there is no folder" in run("--out", str(tmp_path / "no" / "x.onnx"))
+    assert "use onnx | torch" in run("--out", str(tmp_path / "x"), "--format", "tflite")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'horsehuman[export]'" in run("--out", str(tmp_path / "x.onnx"))
+
+
+@pytest.mark.slow
+def test_the_program_of_the_docs_in_a_fresh_environment(exported: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "use.md").read_text()
+    program = text.split("```python\n# answer.py\n")[1].split("```")[0]
+    (tmp_path / "answer.py").write_text(program)
+    Image.fromarray(read_picture(next(Path(__file__).parents[1].glob("docs/samples.webp")))).save(
+        tmp_path / "picture.jpg"
+    )
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "onnxruntime", "numpy", "pillow"]
+    subprocess.run(install, check=True, capture_output=True)
+    done = subprocess.run(
+        [python, "answer.py", exported, "picture.jpg"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    own = next(predict(load_classifier("cnn"), tmp_path / "picture.jpg", always_answer=True))
+    assert own.class_name in done.stdout
+    assert f"{own.probability:.1%}" in done.stdout
