@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import pickle
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from horsehuman.errors import HorseHumanError, closest, shown
 from horsehuman.models.network import Network, check_origin
+
+#: Of a folder for a model hub.
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 #: The pretrained trunk in the package.
 TRUNK = "inception_v3_trunk.safetensors"
@@ -39,7 +45,7 @@ def load_classifier(source: str | Path = "inception") -> Network:
 
     Args:
         source: ``inception`` or ``cnn``, which are in the package; a run's folder (its
-            ``final.ckpt`` is meant); or a checkpoint file.
+            ``final.ckpt`` is meant); a checkpoint file; or what ``horsehuman card --folder`` made.
 
     Returns:
         The network with its answers, on the CPU, in eval mode.
@@ -48,7 +54,7 @@ def load_classifier(source: str | Path = "inception") -> Network:
         HorseHumanError: There is no such name, run or file, or it is not a classifier of ours.
     """
     path = find_checkpoint(source)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_any(path)
     try:
         home, name = _HOMES[check_origin(checkpoint)]
         kind: type[Network] = getattr(importlib.import_module(home), name)
@@ -98,6 +104,8 @@ def find_checkpoint(source: str | Path) -> Path:
                 f"checkpoint, or one in the box ({' | '.join(IN_THE_BOX)})"
             )
         return path
+    if (path / WEIGHTS_FILE).is_file():
+        return path / WEIGHTS_FILE
     final = path / "checkpoints" / "final.ckpt"
     if final.is_file():
         return final
@@ -111,6 +119,27 @@ def weight_files(source: str | Path) -> list[Path]:
     """The files that a classifier is read from: its checkpoint, and the trunk that is not in it."""
     own = find_checkpoint(source)
     return [own, own.with_name(TRUNK)] if source == "inception" else [own]
+
+
+def read_any(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, or safetensors with the config beside them.
+
+    Raises:
+        HorseHumanError: See :func:`read_checkpoint`.
+    """
+    if path.suffix != ".safetensors":
+        return read_checkpoint(path)
+    try:
+        config = json.loads((path.parent / CONFIG_FILE).read_text(encoding="utf-8"))
+        return {**config, "state_dict": safetensors.torch.load_file(path)}
+    except OSError as error:
+        raise HorseHumanError(
+            f"cannot read {shown(error.filename or path)}: {error.strerror or error}"
+        ) from error
+    except (ValueError, TypeError, SafetensorError) as error:
+        raise HorseHumanError(
+            f"{shown(path)}, or {CONFIG_FILE} beside it, is damaged: copy both again"
+        ) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -232,6 +232,31 @@ def export(
     print(f"largest difference to the checkpoint, probabilities of 12 pictures: {found:.1g}")
 
 
+@app.command(epilog="Example: horsehuman card --model outputs/cnn/latest --folder upload")
+def card(
+    model: Model = "inception",
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Report of evaluate [the run's, if any].")
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write card, weights and config there, for a model hub."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Print a model card, every figure of it out of the classifier's files."""
+    _begin()
+    from horsehuman.card import card as write
+    from horsehuman.card import write_folder
+
+    text = write(model, report)
+    if folder is None:
+        print(text, end="")
+    else:
+        write_folder(model, folder, text, force=force)
+        print(shown(folder))
+
+
 @app.command(epilog="Example: horsehuman cache --clear")
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept.")] = False,
