@@ -257,6 +257,19 @@ def card(
         print(shown(folder))
 
 
+@app.command(epilog="Example: horsehuman demo --port 8000")
+def demo(
+    model: Model = "inception",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 7860,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+) -> None:
+    """Serve a page: drop a picture, get the answer and where it looked. For this machine alone."""
+    _begin()
+    from horsehuman.demo import serve
+
+    serve(model, port, browser=browser)
+
+
 @app.command(epilog="Example: horsehuman cache --clear")
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept.")] = False,

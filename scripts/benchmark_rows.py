@@ -185,17 +185,36 @@ def inception(bench: Bench) -> list[Row]:
 
 
 def predict(bench: Bench) -> list[Row]:
-    """One picture, cold."""
-    picture = next((unpack(box_archives()) / "test" / "horses").glob("*.webp"))
-    ours, bare = [], []
+    """One picture, cold, from a checkpoint and from an ONNX file; and many."""
+    picture = str(next((unpack(box_archives()) / "test" / "horses").glob("*.webp")))
+    ours, bare, other = [], [], []
+    bench.command("-m", "horsehuman", "export", "--out", "box.onnx")
     for _ in range(bench.repeats + 1):
-        ours.append(bench.command("-m", "horsehuman", "predict", str(picture))[0])
+        ours.append(bench.command("-m", "horsehuman", "predict", picture)[0])
         bare.append(bench.command("-c", "import torch")[0])
-    note = "plain: a bare 'import torch'"
-    return [
+        other.append(
+            bench.command("-m", "horsehuman", "predict", picture, "--model", "box.onnx")[0]
+        )
+    rows = [
         Row("horsehuman predict, one picture, cold", f"{min(ours):.2f} s", f"{min(bare):.2f} s",
-            min(bare) / min(ours), ">= 0.286x (3.5 times the time)", note)
+            min(bare) / min(ours), ">= 0.286x (3.5 times the time)", "plain: a bare 'import torch'"),
+        Row("the same with --model box.onnx", f"{min(other):.2f} s", f"{min(ours):.2f} s",
+            min(ours) / min(other), ">= 5x", "plain: the checkpoint"),
     ]  # fmt: skip
+    for model in ("cnn", "inception"):
+        rate = bench.work(f"throughput_{model}", "ours")
+        slower = min(rate["decode"], rate["network"])
+        rows.append(
+            Row(f"predict, many pictures, {model}", f"{rate['predict']:.0f} images/s",
+                f"{slower:.0f} images/s", rate["predict"] / slower, ">= 0.9x",
+                "plain: the slower of decoding and network alone")
+        )  # fmt: skip
+        rows.append(
+            Row(f"predict, many pictures, {model}", f"{rate['predict']:.0f} images/s",
+                f"{rate['loop']:.0f} images/s", rate["predict"] / rate["loop"],
+                ">= 2x" if model == "cnn" else "", "plain: one picture at a time")
+        )  # fmt: skip
+    return rows
 
 
 #: Answers to the official set, and nothing else: no figures, no heat, no report.

@@ -9,11 +9,8 @@ prints one line of JSON.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,14 +22,14 @@ import lightning as L
 import torch
 import train as script
 from benchmark_plain import BATCH, PlainModule, plain_cnn, plain_loader, plain_trunk
+from benchmark_use import logging, throughput_cnn, throughput_inception
 from config_errors import CONFIGS
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.nn import functional
 from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from horsehuman import InceptionClassifier, logs
+from horsehuman import InceptionClassifier
 from horsehuman.callbacks import AverageWeights
 from horsehuman.data.loading import EpochSampler, KeptBatches, make_loader
 from horsehuman.models.cnn import CNN
@@ -189,35 +186,6 @@ def inception_run(way: str, steps: int) -> dict[str, float]:
     return epoch_of_plain("inception", steps)
 
 
-def logging(way: str, steps: int) -> dict[str, float]:
-    """Seconds that a run of ``model=inception`` takes, and those of its log (``ours`` alone)."""
-    spent = 0.0
-
-    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(call)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            nonlocal spent
-            start = time.perf_counter()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                spent += time.perf_counter() - start
-
-        return wrapper
-
-    for name in ("log_start", "log_held_out", "log_hyperparameters"):
-        setattr(logs, name, timed(getattr(logs, name)))
-    TensorBoardLogger.log_metrics = timed(TensorBoardLogger.log_metrics)  # type: ignore[method-assign]
-    TensorBoardLogger.save = timed(TensorBoardLogger.save)  # type: ignore[method-assign]
-    small = ["trainer.max_epochs=1", "model.scales=[75]"] if steps == 1 else []
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", ["model=inception", *small])
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        script.train(config, Path(folder) / "run")
-    return {"seconds": time.perf_counter() - start, "seconds_logging": spent}
-
-
 def epoch_of_plain(model: str, steps: int) -> dict[str, float]:
     """Time some batches of Lightning's own loop and extrapolate to an epoch, and to 25."""
     script.quiet()
@@ -285,7 +253,10 @@ class BatchClock(L.Callback):
 
 WORKS = {
     work.__name__: work
-    for work in (cnn_step, trunk, onnx, head_step, cnn_epoch, inception_run, logging)
+    for work in (
+        *(cnn_step, trunk, onnx, head_step, cnn_epoch, inception_run),
+        *(logging, throughput_cnn, throughput_inception),
+    )
 }
 
 

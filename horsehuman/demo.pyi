@@ -1,0 +1,174 @@
+"""A page in the browser: a picture in, the answer and what it stands on out. Loopback only."""
+
+from __future__ import annotations
+
+import html
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from horsehuman.checkpoint import IN_THE_BOX, load_classifier
+from horsehuman.data.archives import find_pictures
+from horsehuman.errors import HorseHumanError, shown
+from horsehuman.explain import explain
+from horsehuman.explain_report import overlay
+from horsehuman.models.network import Network
+from horsehuman.pictures import PictureError, read_picture
+from horsehuman.prediction import Prediction, prediction_of
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+
+#: Largest file, and how many may wait.
+MAX_FILE, MAX_WAITING = "20mb", 32
+
+#: Ports that are tried after the one asked for.
+PORTS = 20
+
+#: Pictures of the box to begin with.
+EXAMPLES = ("horses/horse1-105.webp", "horses/horse3-498.webp", "humans/valhuman01-00.webp")
+
+_CSS = """
+footer { display: none !important }
+.answer { font-size: 1.5rem; line-height: 1.4 }
+.answer small { display: block; font-size: 1rem; opacity: .8 }
+"""
+
+
+def serve(model: str, port: int, *, browser: bool) -> None:
+    """Serve the page until it is interrupted.
+
+    Args:
+        model: Offered beside those in the box.
+        port: The next free one is taken, and said, if it is in use.
+        browser: Open it there.
+
+    Raises:
+        HorseHumanError: Gradio is missing, or no port is free.
+    """
+    chosen = free_port(port)
+    page, options = build(model)
+    if chosen != port:
+        log.warning("port %d is in use: %d is taken", port, chosen)
+    print(f"http://{HOST}:{chosen}  (Ctrl-C ends it)", flush=True)
+    page.launch(server_port=chosen, inbrowser=browser, **options)
+
+
+def free_port(first: int) -> int:
+    """The first port that is free, of :data:`PORTS`.
+
+    Raises:
+        HorseHumanError: None is.
+    """
+    for port in range(first, min(first + PORTS, 65_536)):
+        with socket.socket() as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                found.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    raise HorseHumanError(f"--port {first}: it and the next {PORTS - 1} are in use: name another")
+
+
+def build(model: str) -> tuple[Any, dict[str, Any]]:
+    """The page, and how it is launched.
+
+    Raises:
+        HorseHumanError: Gradio is missing, or there is no such model.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: no host is asked
+    try:
+        import gradio
+    except ImportError as error:
+        raise HorseHumanError("the page needs Gradio: pip install 'horsehuman[demo]'") from error
+from gradio.events import Dependency
+
+    class Upload(gradio.Image):
+        """A picture's file as it is: Gradio would decode it, and fail with a traceback."""
+
+        is_template = True  # shown as what it is made from
+
+        def preprocess(self, payload: Any) -> Any:
+            return payload.path if payload else None
+
+    networks = {name: load_classifier(name) for name in dict.fromkeys((model, *IN_THE_BOX))}
+    box = find_pictures("box") / "test"
+
+    def answer(path: str | None, name: str) -> tuple[str, NDArray[np.uint8] | None]:
+        return respond(networks, path, name)
+
+    with gradio.Blocks(title="Horse or human?", analytics_enabled=False) as page:
+        gradio.Markdown("# Horse or human?\nDrop, paste or take a picture, or choose one below.")
+        with gradio.Row():
+            with gradio.Column(min_width=300):
+                picture = Upload(
+                    label="Picture", type="filepath", sources=["upload", "webcam", "clipboard"],
+                    image_mode=None, height=320, alt_text="The picture that is asked about",
+                )  # fmt: skip
+                choice = gradio.Radio(list(networks), value=model, label="Classifier")
+                gradio.Examples([[str(box / name)] for name in EXAMPLES], [picture])
+            with gradio.Column(min_width=300):
+                said = gradio.HTML(_said("Waiting for a picture"), label="Answer")
+                heat = gradio.Image(
+                    label="What spoke for the answer (vermilion: most)", interactive=False,
+                    height=320, buttons=[], alt_text="The picture, coloured where it decided",
+                )  # fmt: skip
+        inputs, outputs = [picture, choice], [said, heat]
+        for event in (picture.change, choice.change):
+            event(answer, inputs, outputs, show_progress="minimal")
+    page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
+    return page, {
+        "server_name": HOST,
+        "share": False,
+        "quiet": True,
+        "show_error": True,
+        "max_file_size": MAX_FILE,
+        "allowed_paths": [str(box)],
+        "css": _CSS,
+        "theme": gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        "footer_links": [],
+    }
+
+
+def respond(
+    networks: Mapping[str, Network], path: str | None, name: str
+) -> tuple[str, NDArray[np.uint8] | None]:
+    """The answer as HTML, and the heat over the picture."""
+    if path is None:
+        return _said("Waiting for a picture"), None
+    network = networks[name]
+    start = time.perf_counter()
+    try:
+        picture = network.read(read_picture(Path(path), "This file"))
+    except PictureError as error:
+        return _said(f"{error}."), None
+    (answer,) = network.answer([picture])
+    seconds = time.perf_counter() - start
+    said = prediction_of(network, path, answer)
+    label = int(answer.probability >= network.threshold)
+    (found,) = explain(network, picture[None])
+    drawn = overlay(picture, found.for_answer(label))
+    return _said(sentence(said), f"{1000 * seconds:.0f} ms, {shown(name)}"), drawn
+
+
+def sentence(said: Prediction) -> str:
+    """A prediction for a person who looks at it."""
+    if said.status == "neither":
+        return "Neither: it looks like nothing that this classifier was trained on"
+    answer = f"{said.class_name}, {said.probability:.1%}"
+    return f"Unsure: perhaps {answer}" if said.status == "unsure" else answer
+
+
+def _said(text: str, note: str = "") -> str:
+    """Text that a screen reader speaks when it changes."""
+    small = f"<small>{html.escape(note)}</small>" if note else ""
+    return f'<div class="answer" role="status" aria-live="polite">{html.escape(text)}{small}</div>'

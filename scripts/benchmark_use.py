@@ -1,0 +1,99 @@
+"""Of the pieces of work that the benchmark times, those about using a classifier."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import hydra
+import train as script
+from config_errors import CONFIGS
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from horsehuman import load_classifier, logs
+from horsehuman.data.archives import box_archives, unpack
+from horsehuman.pictures import read_picture
+from horsehuman.prediction import predict
+
+
+def logging(way: str, steps: int) -> dict[str, float]:
+    """Seconds that a run of ``model=inception`` takes, and those of its log (``ours`` alone)."""
+    spent = 0.0
+
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal spent
+            start = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                spent += time.perf_counter() - start
+
+        return wrapper
+
+    for name in ("log_start", "log_held_out", "log_hyperparameters"):
+        setattr(logs, name, timed(getattr(logs, name)))
+    TensorBoardLogger.log_metrics = timed(TensorBoardLogger.log_metrics)  # type: ignore[method-assign]
+    TensorBoardLogger.save = timed(TensorBoardLogger.save)  # type: ignore[method-assign]
+    small = ["trainer.max_epochs=1", "model.scales=[75]"] if steps == 1 else []
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose("train", ["model=inception", *small])
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        script.train(config, Path(folder) / "run")
+    return {"seconds": time.perf_counter() - start, "seconds_logging": spent}
+
+
+def throughput_cnn(way: str, steps: int) -> dict[str, float]:
+    """Pictures a second; see :func:`throughput`."""
+    return throughput("cnn", 64 * steps)
+
+
+def throughput_inception(way: str, steps: int) -> dict[str, float]:
+    """Pictures a second; see :func:`throughput`."""
+    return throughput("inception", 32 * steps)
+
+
+def throughput(model: str, count: int) -> dict[str, float]:
+    """Pictures a second: predicted, decoded alone, seen by the network alone, and in a plain loop.
+
+    Args:
+        model: Of the box.
+        count: Pictures; training pictures of the box.
+    """
+    classifier = load_classifier(model)
+    paths = sorted((unpack(box_archives()) / "train").rglob("*.webp"))[:count]
+    pictures: list[Any] = []
+
+    def decode() -> None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            pictures[:] = pool.map(lambda path: classifier.read(read_picture(path)), paths)
+
+    def look() -> None:
+        for start in range(0, len(pictures), 32):
+            classifier.answer(pictures[start : start + 32])
+
+    def loop() -> None:
+        for path in paths:
+            classifier.answer([classifier.read(read_picture(path))])
+
+    calls = {"decode": decode, "network": look, "predict": lambda: list(predict(classifier, paths))}
+    calls["loop"] = loop
+    found: dict[str, float] = {}
+    for name, call in calls.items():
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - start)
+        found[name] = len(paths) / min(seconds)
+    return found

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from horsehuman import HorseHumanError
+from horsehuman.checkpoint import load_classifier
+from horsehuman.demo import PORTS, free_port, respond, sentence
+from horsehuman.prediction import Prediction
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+
+
+def test_the_next_free_port_is_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert port < free_port(port) < port + PORTS
+    with pytest.raises(HorseHumanError, match="65536"):
+        free_port(65_536)
+
+
+def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
+    networks = {"cnn": load_classifier("cnn")}
+    picture = str(tree / "test" / "humans" / "valhuman01-00.webp")
+    said, heat = respond(networks, picture, "cnn")
+    assert "humans, " in said
+    assert "ms, cnn" in said
+    assert heat is not None
+    assert heat.shape == (96, 96, 3)
+    (tmp_path / "x.jpg").write_text("<script>")
+    said, heat = respond(networks, str(tmp_path / "x.jpg"), "cnn")
+    assert "This file is no picture that Pillow can read." in said
+    assert heat is None
+    assert "Waiting" in respond(networks, None, "cnn")[0]
+    assert sentence(Prediction("x", "horses", 0.55, -0.2, "unsure")) == (
+        "Unsure: perhaps horses, 55.0%"
+    )
+    assert sentence(Prediction("x", "", 0, 1, "neither")).startswith("Neither")
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[str]:
+    """The page, served by the command."""
+    port = free_port(7900)
+    command = [sys.executable, "-m", "horsehuman", "demo", "--no-browser", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
+    assert process.stdout
+    address = process.stdout.readline().split()[0]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            urllib.request.urlopen(address, timeout=2).close()
+            break
+        except OSError:
+            time.sleep(0.5)
+    yield address
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) in (0, 130)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real browser; whatever it asks of other hosts is an error."""
+    if not BROWSER:
+        pytest.skip("no Chromium is installed")
+    from playwright.sync_api import sync_playwright
+
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=BROWSER, args=options)
+        yield found
+        found.close()
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(page: str, browser: Any, tree: Path, tmp_path: Path) -> None:
+    tab = browser.new_page(viewport={"width": 1200, "height": 900})
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(page)
+    said = tab.get_by_role("status").filter(has_text="Waiting")
+    said.wait_for(timeout=60_000)
+
+    def upload(path: Path) -> None:
+        tab.locator("input[type=file]").first.set_input_files(path)
+
+    def expect(text: str) -> None:
+        tab.locator(".answer").filter(has_text=text).wait_for(timeout=60_000)
+
+    upload(tree / "test" / "horses" / "horse1-000.webp")
+    expect("horses, ")
+    tab.get_by_alt_text("The picture, coloured where it decided").wait_for(timeout=60_000)
+    shots = Path(os.environ.get("HORSEHUMAN_SHOTS", tmp_path))
+    tab.screenshot(path=shots / "horse.png")
+    tab.get_by_label("cnn").check()
+    expect("cnn")
+    tab.get_by_label("Remove Image").or_(tab.get_by_label("Clear")).first.click()
+    expect("Waiting")
+    upload(tree / "test" / "humans" / "valhuman01-00.webp")
+    expect("humans, ")
+    tab.get_by_label("inception").check()
+    tab.get_by_label("Remove Image").or_(tab.get_by_label("Clear")).first.click()
+    expect("Waiting")
+    (tmp_path / "text.jpg").write_text("no picture")
+    upload(tmp_path / "text.jpg")
+    expect("is no picture that Pillow can read")
+    tab.screenshot(path=shots / "text.png")
+    hosts = {url.split("/")[2].split(":")[0] for url in asked if url.startswith("http")}
+    assert hosts == {"127.0.0.1"}
+
+    tab.set_viewport_size({"width": 360, "height": 800})
+    width = tab.evaluate("document.documentElement.scrollWidth")
+    assert width <= 360
+    tab.screenshot(path=shots / "narrow.png")
+    tab.close()
