@@ -91,14 +91,6 @@ def build(model: str) -> tuple[Any, dict[str, Any]]:
     except ImportError as error:
         raise HorseHumanError("the page needs Gradio: pip install 'horsehuman[demo]'") from error
 
-    class Upload(gradio.Image):
-        """A picture's file as it is: Gradio would decode it, and fail with a traceback."""
-
-        is_template = True  # shown as what it is made from
-
-        def preprocess(self, payload: Any) -> Any:
-            return payload.path if payload else None
-
     networks = {name: load_classifier(name) for name in dict.fromkeys((model, *IN_THE_BOX))}
     box = find_pictures("box") / "test"
 
@@ -109,10 +101,11 @@ def build(model: str) -> tuple[Any, dict[str, Any]]:
         gradio.Markdown("# Horse or human?\nDrop, paste or take a picture, or choose one below.")
         with gradio.Row():
             with gradio.Column(min_width=300):
-                picture = Upload(
+                picture = gradio.Image(
                     label="Picture", type="filepath", sources=["upload", "webcam", "clipboard"],
                     image_mode=None, height=320, alt_text="The picture that is asked about",
                 )  # fmt: skip
+                picture.preprocess = _as_it_is  # Gradio would decode it, and fail with a traceback
                 choice = gradio.Radio(list(networks), value=model, label="Classifier")
                 gradio.Examples([[str(box / name)] for name in EXAMPLES], [picture])
             with gradio.Column(min_width=300):
@@ -136,6 +129,11 @@ def build(model: str) -> tuple[Any, dict[str, Any]]:
         "theme": gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         "footer_links": [],
     }
+
+
+def _as_it_is(payload: Any) -> str | None:
+    """The path of an uploaded file."""
+    return payload.path if payload else None
 
 
 def respond(

@@ -197,7 +197,8 @@ def predict(bench: Bench) -> list[Row]:
         )
     rows = [
         Row("horsehuman predict, one picture, cold", f"{min(ours):.2f} s", f"{min(bare):.2f} s",
-            min(bare) / min(ours), ">= 0.286x (3.5 times the time)", "plain: a bare 'import torch'"),
+            min(bare) / min(ours), ">= 0.286x (3.5 times the time)",
+            "plain: a bare 'import torch'"),
         Row("the same with --model box.onnx", f"{min(other):.2f} s", f"{min(ours):.2f} s",
             min(ours) / min(other), ">= 5x", "plain: the checkpoint"),
     ]  # fmt: skip
