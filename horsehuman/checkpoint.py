@@ -7,7 +7,6 @@ import inspect
 import json
 import pickle
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,10 @@ from torch import Tensor
 
 from horsehuman.errors import HorseHumanError, closest, shown
 from horsehuman.models.network import Network, check_origin
+from horsehuman.runtime import TRUNK, asset
 
 #: Of a folder for a model hub.
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
-
-#: The pretrained trunk in the package.
-TRUNK = "inception_v3_trunk.safetensors"
 
 #: The trained classifiers in the package.
 IN_THE_BOX = ("inception", "cnn")
@@ -94,7 +91,7 @@ def find_checkpoint(source: str | Path) -> Path:
         HorseHumanError: There is none.
     """
     if source in IN_THE_BOX:
-        return Path(str(resources.files("horsehuman") / "assets" / f"{source}.ckpt"))
+        return asset(f"{source}.ckpt")
     path = Path(source).expanduser()
     if not path.is_dir():
         if not path.is_file():
@@ -118,7 +115,7 @@ def find_checkpoint(source: str | Path) -> Path:
 def weight_files(source: str | Path) -> list[Path]:
     """The files that a classifier is read from: its checkpoint, and the trunk that is not in it."""
     own = find_checkpoint(source)
-    return [own, own.with_name(TRUNK)] if source == "inception" else [own]
+    return [own, asset(TRUNK)] if source == "inception" else [own]
 
 
 def read_any(path: Path) -> dict[str, Any]:

@@ -105,7 +105,8 @@ def build(model: str) -> tuple[Any, dict[str, Any]]:
                     label="Picture", type="filepath", sources=["upload", "webcam", "clipboard"],
                     image_mode=None, height=320, alt_text="The picture that is asked about",
                 )  # fmt: skip
-                picture.preprocess = _as_it_is  # Gradio would decode it, and fail with a traceback
+                # Gradio would decode it, and fail with a traceback.
+                picture.preprocess = _as_it_is  # type: ignore[method-assign]
                 choice = gradio.Radio(list(networks), value=model, label="Classifier")
                 gradio.Examples([[str(box / name)] for name in EXAMPLES], [picture])
             with gradio.Column(min_width=300):

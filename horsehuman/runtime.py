@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+from importlib import resources
 from pathlib import Path
 
 import platformdirs
+
+#: The pretrained trunk in the package.
+TRUNK = "inception_v3_trunk.safetensors"
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -72,6 +76,11 @@ def lacks_bf16() -> bool:
     """Whether the CPU is known to have no bf16 instructions; torch then emulates them."""
     flags = cpu_flags()
     return bool(flags) and not flags & {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def asset(name: str) -> Path:
+    """A file that the package carries; see ``assets/ASSETS.md``."""
+    return Path(str(resources.files("horsehuman") / "assets" / name))
 
 
 def cache_dir() -> Path:

@@ -86,8 +86,12 @@ def throughput(model: str, count: int) -> dict[str, float]:
         for path in paths:
             classifier.answer([classifier.read(read_picture(path))])
 
-    calls = {"decode": decode, "network": look, "predict": lambda: list(predict(classifier, paths))}
-    calls["loop"] = loop
+    calls: dict[str, Callable[[], object]] = {
+        "decode": decode,
+        "network": look,
+        "predict": lambda: list(predict(classifier, paths)),
+        "loop": loop,
+    }
     found: dict[str, float] = {}
     for name, call in calls.items():
         seconds = []

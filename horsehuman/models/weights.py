@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import safetensors.torch
@@ -13,8 +12,8 @@ import timm
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from horsehuman.checkpoint import TRUNK
 from horsehuman.errors import HorseHumanError, closest, shown
+from horsehuman.runtime import TRUNK, asset
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ class Trunk:
 
 def box_trunk() -> Path:
     """The trunk in the package (see ``assets/ASSETS.md``)."""
-    return Path(str(resources.files("horsehuman") / "assets" / TRUNK))
+    return asset(TRUNK)
 
 
 def read_trunk(source: str) -> Trunk:
