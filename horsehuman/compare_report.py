@@ -161,7 +161,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def draw(folder: Path, found: Sequence[Contender], comparison: dict[str, Any]) -> None:
     """Write ``compare.png``, and ``disagreements.png`` where there are any."""
-    from horsehuman import plots  # matplotlib, for pictures alone
+    from horsehuman import drawings, plots  # matplotlib, for pictures alone
 
     models = comparison["models"]
     plots.save(
@@ -183,7 +183,7 @@ def draw(folder: Path, found: Sequence[Contender], comparison: dict[str, Any]) -
         f"{names[int(second.said[index])]}"
         for index in chosen
     ]
-    sheet = plots.contact_sheet(
+    sheet = drawings.contact_sheet(
         [read_again(first.records[index].path) for index in chosen],
         captions,
         [not bool(second.right[index]) for index in chosen],

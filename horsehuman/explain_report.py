@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from horsehuman import plots
+from horsehuman import drawings, plots
 from horsehuman.checkpoint import load_classifier
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.explain import activations, explain, find_layer, short, stages
@@ -72,7 +72,7 @@ def draw(model: str, sources: Sequence[str], layer: str | None, out: Path, *, fo
     if len(pictures) == 1:
         figure = _layers(network, pictures[0], drawn[0], captions[0], title)
     else:
-        figure = plots.contact_sheet(drawn, captions, [False] * len(drawn), title)
+        figure = drawings.contact_sheet(drawn, captions, [False] * len(drawn), title)
     plots.save(figure, out)
     print(shown(out))
     return not errors
@@ -123,4 +123,4 @@ def _layers(
         title_of_row = f"{short(name)}\n{channels} x {height} x {width}"
         rows.append((title_of_row, own[chosen].numpy()))
     plain = picture.permute(1, 2, 0).numpy()
-    return plots.layers(plain, drawn, caption, rows, title)
+    return drawings.layers(plain, drawn, caption, rows, title)

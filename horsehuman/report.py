@@ -114,7 +114,7 @@ def span(bounds: Sequence[float | None]) -> str:
 
 def draw(folder: Path, answers: Answers, title: str) -> None:
     """Write ``report.png``, six panels, and ``pictures.png``, the worst and least certain ones."""
-    from horsehuman import plots  # matplotlib, for pictures alone
+    from horsehuman import drawings, plots  # matplotlib, for pictures alone
 
     names = answers.pictures.class_names
     figure = plots.report(
@@ -122,7 +122,7 @@ def draw(folder: Path, answers: Answers, title: str) -> None:
     )
     plots.save(figure, folder / "report.png")
     chosen = worst(answers, 24)
-    figure = plots.contact_sheet(
+    figure = drawings.contact_sheet(
         [read_again(answers.records[index].path) for index in chosen],
         [
             f"{shown(answers.records[index].path.stem)[-22:]}\n{names[answers.labels[index]]} "

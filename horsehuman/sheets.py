@@ -140,7 +140,7 @@ def _spread(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def _draw(path: Path, rows: Sequence[Row], title: str, augmented: bool) -> None:
-    from horsehuman import plots  # matplotlib, once there is something to draw
+    from horsehuman import drawings, plots  # matplotlib, once there is something to draw
 
     size = rows[0][1][0].shape[1]
     sheet: NDArray[np.uint8] = np.full(
@@ -151,7 +151,7 @@ def _draw(path: Path, rows: Sequence[Row], title: str, augmented: bool) -> None:
             top, left = y * (size + 2), x * (size + 2)
             sheet[top : top + size, left : left + size] = picture.permute(1, 2, 0).numpy()
     what = "the picture, and how training sees it" if augmented else "a row a group"
-    plots.save(plots.sheet(sheet, [label for label, _ in rows], f"{title}; {what}"), path)
+    plots.save(drawings.sheet(sheet, [label for label, _ in rows], f"{title}; {what}"), path)
 
 
 def _free(path: Path, taken: set[Path]) -> Path:

@@ -10,11 +10,10 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from horsehuman.errors import HorseHumanError, shown
-from horsehuman.runtime import cache_dir
+from horsehuman.runtime import asset, cache_dir
 from horsehuman.terminal import track
 
 log = logging.getLogger(__name__)
@@ -82,8 +81,7 @@ def find_pictures(
 
 def box_archives() -> dict[str, Path]:
     """The archives in the package: the complete set as WebP (see ``assets/ASSETS.md``)."""
-    assets = Path(str(resources.files("horsehuman") / "assets"))
-    return {split: assets / archive.name for split, archive in ARCHIVES.items()}
+    return {split: asset(archive.name) for split, archive in ARCHIVES.items()}
 
 
 def local_archives(folder: Path) -> dict[str, Path]:
