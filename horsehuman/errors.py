@@ -23,6 +23,11 @@ def one_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1].removeprefix("horsehuman.pictures.PictureError: ")
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def shown(path: object) -> str:
     """Write a name on one line: control characters and broken encodings are escaped."""
     text = str(path)

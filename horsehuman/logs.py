@@ -73,10 +73,10 @@ def log_held_out(
 
 
 def log_hyperparameters(
-    logger: TensorBoardLogger, config: Mapping[str, Any], metrics: Mapping[str, Any]
+    logger: TensorBoardLogger, config: Any, metrics: Mapping[str, Any], step: int
 ) -> None:
-    """Fill the hparams tab: the config beside the final figures; and close the log."""
+    """Fill the hparams tab: the config beside the figures of the last step; and close the log."""
     final = {f"final/{name}": float(value) for name, value in metrics.items() if "/" in name}
-    logger.log_hyperparams(dict(config), final)
+    logger.log_hyperparams(config, final, step)
     logger.finalize("success")
     Path(logger.log_dir, "hparams.yaml").unlink(missing_ok=True)  # config.yaml holds more

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from importlib import resources
 from pathlib import Path
 
@@ -70,6 +71,16 @@ def cpu_flags() -> frozenset[str]:
     lines = (line.partition(":") for line in text.splitlines())
     found = (value for name, _, value in lines if name.strip().lower() in ("flags", "features"))
     return frozenset(next(found, "").split())
+
+
+def cpu_name() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def lacks_bf16() -> bool:

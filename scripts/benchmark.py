@@ -26,7 +26,7 @@ from benchmark_rows import ROWS, Bench, Row
 from rich.console import Console
 from rich.table import Table
 
-from horsehuman.runtime import cpu_flags
+from horsehuman.runtime import cpu_flags, cpu_name
 from horsehuman.terminal import track
 
 #: Extensions that decide how fast float32 and bf16 are.
@@ -35,15 +35,8 @@ _FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 def machine() -> dict[str, object]:
     """The machine that the figures are of."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        names = [
-            line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line
-        ]
-    except OSError:
-        names = []
     return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "instruction sets": [flag for flag in _FLAGS if flag in cpu_flags()],
         "torch": torch.__version__,

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import train as script
 from config_errors import CONFIGS
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from horsehuman import load_classifier, logs
+from horsehuman import load_classifier, logs, training
 from horsehuman.data.archives import box_archives, unpack
 from horsehuman.pictures import read_picture
 from horsehuman.prediction import predict
@@ -49,7 +48,7 @@ def logging(way: str, steps: int) -> dict[str, float]:
         config = hydra.compose("train", ["model=inception", *small])
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        script.train(config, Path(folder) / "run")
+        training.train(config, Path(folder) / "run")
     return {"seconds": time.perf_counter() - start, "seconds_logging": spent}
 
 

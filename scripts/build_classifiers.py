@@ -19,10 +19,10 @@ from pathlib import Path
 
 import hydra
 import torch
-import train as script
 from calibrate import calibrate
 from config_errors import CONFIGS
 
+from horsehuman import training
 from horsehuman.checkpoint import IN_THE_BOX, find_checkpoint, load_classifier
 from horsehuman.errors import HorseHumanError, check_choice, one_line
 from horsehuman.runs import write_whole
@@ -63,7 +63,7 @@ def build(
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("train", [f"model={name}", *OVERRIDES, *overrides])
     with tempfile.TemporaryDirectory() as folder:
-        script.train(config, Path(folder) / "run")
+        training.train(config, Path(folder) / "run")
         if calibrated:
             calibrate(Path(folder) / "run", config)
         final = Path(folder) / "run" / "checkpoints" / "final.ckpt"

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import train as script
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
+from horsehuman import training
 from horsehuman.calibration import ERROR_RATE, choose_certain_from, fit_reach, fit_temperature
 from horsehuman.checkpoint import find_checkpoint, load_classifier, read_checkpoint
 from horsehuman.data.folders import Record
@@ -121,7 +121,7 @@ def held_out_logits(config: DictConfig) -> tuple[list[Record], Floats]:
         assert isinstance(own, DictConfig)
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
-            script.train(own, run)
+            training.train(own, run)
             found = answer(load_classifier(run), set_of_run(run).split("validation"))
         records += found.records
         logits.append(found.logits)

@@ -20,12 +20,11 @@ from pathlib import Path
 
 import hydra
 import numpy as np
-import train as script
 from config_errors import CONFIGS, explain
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from horsehuman import load_classifier
+from horsehuman import load_classifier, training
 from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.models.network import Network
 from horsehuman.prediction import predict
@@ -77,8 +76,8 @@ def answer_fold(cutouts: Path, run: Path, overrides: Sequence[str]) -> dict[str,
     """Train without one fold and ask about its figures, plain and cut out."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("train", [*overrides, "test=false"])
-    script.train(config, run)
-    data = script.build("data", config, image_size=config.model.image_size, seed=config.seed)
+    training.train(config, run)
+    data = training.build("data", config, image_size=config.model.image_size, seed=config.seed)
     data.prepare_data()
     with (run / "splits.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]

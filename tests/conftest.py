@@ -53,3 +53,7 @@ def originals() -> Path:
     if not given:
         pytest.skip("HORSEHUMAN_ORIGINALS names no folder with the official archives")
     return Path(given)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=1, help="kills of each run in test_resume.py")

@@ -10,7 +10,7 @@ import torch
 import train
 from omegaconf import OmegaConf
 
-from horsehuman import HorseHumanError, InceptionClassifier, load_classifier, read_picture
+from horsehuman import HorseHumanError, InceptionClassifier, load_classifier, read_picture, training
 from horsehuman.calibration import (
     SLACK,
     choose_certain_from,
@@ -82,7 +82,7 @@ def test_a_run_is_calibrated_and_stays_loadable(tree: Path, tmp_path: Path) -> N
     with hydra.initialize_config_dir(str(train.CONFIGS), version_base="1.3"):
         config = hydra.compose("train", overrides)
     run = tmp_path / "run"
-    train.train(config, run)
+    training.train(config, run)
     before = load_classifier(run)
     with pytest.raises(HorseHumanError, match="4 groups of horses to train on are fewer than 5"):
         script.calibrate(run, config)

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.stats import binom
 from typer.testing import CliRunner
 
-from horsehuman import HorseHumanError, metrics
+from horsehuman import HorseHumanError, metrics, training
 from horsehuman.checkpoint import load_classifier
 from horsehuman.cli import app
 from horsehuman.compare import common, contend, read_curves
@@ -31,7 +31,7 @@ def runs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         overrides += ["data=folder", f"data.root={tree}", "data.batch_size=4"]
         overrides += [f'data.group_pattern="{FIGURE}"', f"trainer.max_epochs={epochs}"]
         with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
-            script.train(hydra.compose("train", overrides), folder)
+            training.train(hydra.compose("train", overrides), folder)
         folders.append(folder)
     return folders
 

@@ -13,7 +13,7 @@ import train as script
 from PIL import Image
 from typer.testing import CliRunner
 
-from horsehuman import HorseHumanError
+from horsehuman import HorseHumanError, training
 from horsehuman.checkpoint import load_classifier
 from horsehuman.cli import app
 from horsehuman.data.folders import FIGURE
@@ -31,7 +31,7 @@ def run(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides += [f'data.group_pattern="{FIGURE}"', "trainer.log_every_n_steps=1"]
     with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
         config = hydra.compose("train", overrides)
-    script.train(config, folder)
+    training.train(config, folder)
     return folder
 
 
@@ -169,7 +169,7 @@ def test_training_on_such_names(odd: Path, tmp_path: Path) -> None:
     overrides += ["data=folder", f'data.root="{odd}"', "data.batch_size=4"]
     with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
         config = hydra.compose("train", overrides)
-    assert script.train(config, tmp_path / "run")["test/pictures"] > 0
+    assert training.train(config, tmp_path / "run")["test/pictures"] > 0
     assert evaluate("--model", str(tmp_path / "run"), "--split", "validation")[0] == 0
 
 

@@ -9,7 +9,7 @@ import train as script
 from PIL import Image
 from typer.testing import CliRunner
 
-from horsehuman import load_classifier
+from horsehuman import load_classifier, training
 from horsehuman.cli import app
 from horsehuman.data.folders import FIGURE
 from horsehuman.data.loading import decode
@@ -156,7 +156,7 @@ def test_training_on_cached_features_is_explained_like_training_on_pictures(
         run = tmp_path / cached
         with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
             config = hydra.compose("train", [*overrides, f"model.cache_features={cached}"])
-        script.train(config, run)
+        training.train(config, run)
         heat.append(explain(load_classifier(run), picture)[0].heat)
     torch.testing.assert_close(heat[0], heat[1], rtol=1e-3, atol=1e-6)
 

@@ -98,8 +98,12 @@ class BinaryClassifier(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Log loss and accuracy; stop when they are no numbers any more, before it is saved."""
         loss = self.train_loss.compute()
-        self.log("train/loss", loss)
-        self.log("train/acc", self.train_accuracy.compute())
+        figures = {"train/loss": loss, "train/acc": self.train_accuracy.compute()}
+        self.log_dict(figures, logger=False)
+        if self.logger:  # now and not after the checkpoint, which stands for all that is logged
+            figures["epoch"] = torch.tensor(float(self.current_epoch))
+            values = {name: float(value) for name, value in figures.items()}
+            self.logger.log_metrics(values, step=self.global_step - 1)
         numbers = [loss, self.trainer.callback_metrics.get("val/loss", loss)]
         numbers += [p.detach().sum() for p in self.parameters() if p.requires_grad]
         if not all(bool(torch.isfinite(number)) for number in numbers):

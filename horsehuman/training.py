@@ -1,0 +1,328 @@
+"""A run from its config to its report; ``scripts/train.py`` is the command."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import re
+import shlex
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+
+from horsehuman import runs
+from horsehuman.callbacks import AverageWeights, SeedEpochs, TerminalProgress, print_summary
+from horsehuman.data.datamodule import HorseHumanDataModule
+from horsehuman.data.embedding import check_views
+from horsehuman.errors import HorseHumanError, check_flag, check_number, first_line
+from horsehuman.logs import Histograms, log_held_out, log_hyperparameters, log_start
+from horsehuman.picture_set import read_config
+from horsehuman.resuming import (
+    KeepFigures,
+    WholeFiles,
+    check_record,
+    make_record,
+    steps_done,
+    write_record,
+)
+from horsehuman.runtime import PeakMemory, lacks_bf16
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    config: DictConfig, folder: Path, *, resume: bool = False, allow_changes: bool = False
+) -> dict[str, Any]:
+    """Train into a run's folder, test its final checkpoint, and print what came out.
+
+    Args:
+        config: What ``configs/`` describe.
+        folder: Of the run.
+        resume: The folder holds a run that was killed: go on after its last whole epoch.
+        allow_changes: Go on although its pictures have changed.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        HorseHumanError: An option or the data do not work, or the run has ended already.
+    """
+    started, memory = time.monotonic(), PeakMemory()
+    if resume and (folder / "metrics.json").exists():
+        raise HorseHumanError(
+            f"resume={folder}: this run has ended; there is nothing to go on with"
+        )
+    check_options(config)
+    quiet()
+    model, data = build_parts(config)
+    last = folder / "checkpoints" / "last.ckpt"
+    trainer: Any = build_trainer(config, folder, data, purge=steps_done(last) if resume else None)
+    begin(config, folder, data, resume, allow_changes)
+    if not last.is_file():
+        show_start(trainer.logger, config, folder, model, data)
+    print_summary(model)
+    fit(trainer, model, data, last if last.is_file() else None)
+    final = keep_checkpoints(folder / "checkpoints")
+    metrics: dict[str, Any] = {
+        "epochs": trainer.current_epoch,
+        **figures_of(trainer),
+        "seed": config.seed,
+        "seconds_training": round(time.monotonic() - started, 1),
+        "peak_memory_gb": memory.gigabytes(),
+    }
+    logger, steps, kind = trainer.logger, trainer.global_step, type(model)
+    log_held_out(logger, model, data, steps)
+    data.trainer = None
+    del model, trainer  # their memory is the test's
+    gc.collect()
+    if config.test:
+        tested = kind.load_from_checkpoint(final, map_location="cpu")
+        metrics |= test(tested, data, config.trainer.accelerator)
+    metrics["seconds"] = round(time.monotonic() - started, 1)
+    log_hyperparameters(logger, OmegaConf.to_container(config, resolve=True), metrics, steps)
+    runs.write_metrics(folder, metrics)
+    runs.point_latest(folder)
+    report(folder, metrics, data)
+    return metrics
+
+
+def resume_run(folder: Path, *, allow_changes: bool = False) -> dict[str, Any]:
+    """Go on with a run that was killed, with its own config, in its own folder.
+
+    Raises:
+        HorseHumanError: It is no run, has ended, or its pictures have changed.
+    """
+    read_config(folder)
+    config = OmegaConf.load(folder / "config.yaml")
+    config = OmegaConf.merge({"histograms": False}, config)  # runs of before there was such
+    assert isinstance(config, DictConfig)
+    return train(config, folder, resume=True, allow_changes=allow_changes)
+
+
+def build_parts(config: DictConfig) -> tuple[Any, HorseHumanDataModule]:
+    """The seeded model, and the data, set up."""
+    for name in ("root", "archives_dir"):  # the run is come back to from other folders
+        if config.data.get(name):
+            config.data[name] = str(Path(str(config.data[name])).expanduser().absolute())
+    L.seed_everything(config.seed, verbose=False)
+    model = build("model", config)
+    data: HorseHumanDataModule
+    data = build("data", config, image_size=model.image_size, seed=config.seed)
+    if model.hparams.get("cache_features"):
+        check_views(model.hparams["views"], data.augment)
+    data.prepare_data()
+    data.setup()
+    return model, data
+
+
+def begin(
+    config: DictConfig, folder: Path, data: HorseHumanDataModule, resume: bool, allow: bool
+) -> None:
+    """Write what is known before training; of a run that goes on, check that it is the same."""
+    record = make_record(OmegaConf.to_yaml(config, resolve=True), data)
+    if resume:
+        check_record(folder, record, allow_changes=allow)
+        return
+    assert data.root is not None
+    runs.claim(folder)
+    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    runs.write_splits(folder, data.root, data.records, data.class_names)
+    write_record(folder, record)
+    if data.skipped:
+        runs.write_skipped(folder, data.skipped)
+
+
+def show_start(
+    logger: Any, config: DictConfig, folder: Path, model: Any, data: HorseHumanDataModule
+) -> None:
+    """Show some pictures as the model gets them, and the config in the log."""
+    sheet = runs.write_samples(folder, data.samples(model.hparams.get("views", 1)))
+    log_start(logger, OmegaConf.to_yaml(config, resolve=True), sheet)
+
+
+def figures_of(trainer: Any) -> dict[str, float]:
+    """The last epoch's figures; of a run that was killed after its last epoch, the kept ones."""
+    found = {name: float(v) for name, v in trainer.callback_metrics.items() if "/" in name}
+    kept = next(c for c in trainer.callbacks if isinstance(c, KeepFigures))
+    return found or kept.figures
+
+
+def fit(
+    trainer: L.Trainer, model: L.LightningModule, data: HorseHumanDataModule, last: Path | None
+) -> None:
+    """Train, after the checkpoint ``last`` if there is one; what Lightning refuses is one line."""
+    precision = str(trainer.precision)
+    if "bf16" in precision and trainer.strategy.root_device.type == "cpu" and lacks_bf16():
+        log.warning(
+            "trainer.precision=%s: this CPU has no bf16 instructions, training will be over 20 "
+            "times slower than with 32-true",
+            precision,
+        )
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+    except MisconfigurationException as error:
+        raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
+
+
+def check_options(config: DictConfig) -> None:
+    """Check the options that neither the model nor the data checks."""
+    check_number("seed", config.seed, int, at_least=0, below=2**32)
+    check_flag("test", config.test)
+    check_flag("histograms", config.histograms)
+    options = config.trainer
+    check_number("trainer.max_epochs", options.max_epochs, int, at_least=1)
+    check_number(
+        "trainer.accumulate_grad_batches", options.accumulate_grad_batches, int, at_least=1
+    )
+    check_number("trainer.limit_train_batches", options.limit_train_batches, float, above=0)
+    check_number("trainer.log_every_n_steps", options.log_every_n_steps, int, at_least=1)
+    if options.devices != 1:
+        raise HorseHumanError(f"trainer.devices={options.devices} does not work: use 1")
+    if not config.test and config.data.validation == "test":
+        raise HorseHumanError("test=false does not go with data.validation=test: drop one of them")
+    if config.early_stopping is not None:
+        check_number("early_stopping", config.early_stopping, int, at_least=1)
+    if config.ema is not None:
+        check_number("ema", config.ema, float, above=0, below=1)
+
+
+def build(part: str, config: DictConfig, **given: Any) -> Any:
+    """Build what ``config[part]`` names; plain values only reach it."""
+    arguments: dict[str, Any] = OmegaConf.to_container(config[part], resolve=True)  # type: ignore[assignment]
+    try:
+        kind = hydra.utils.get_class(arguments.pop("_target_"))
+        return kind(**arguments, **given)
+    except ImportError as error:
+        raise HorseHumanError(f"{part}._target_: {first_line(error)}") from error
+    except TypeError as error:
+        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if found is None:
+            raise HorseHumanError(f"{part} does not take this: {first_line(error)}") from error
+        raise HorseHumanError(f"{part}.{found[1]} is not an option of {kind.__name__}") from error
+
+
+def build_trainer(
+    config: DictConfig, folder: Path, data: HorseHumanDataModule, purge: int | None = None
+) -> L.Trainer:
+    """Lightning's trainer with the callbacks and the log of a run.
+
+    Args:
+        config: What ``configs/`` describe.
+        folder: Of the run.
+        data: After ``setup``.
+        purge: Step from which on what the log holds does not count, where a run goes on.
+    """
+    common: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
+    callbacks: list[L.Callback] = [
+        SeedEpochs(config.seed),
+        TerminalProgress(),
+        KeepFigures(),
+        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common),
+    ]
+    held_out = bool(data.val_dataloader())
+    if held_out:
+        callbacks.append(ModelCheckpoint(filename="best", monitor="val/loss", **common))
+    if config.early_stopping:
+        if not held_out:
+            raise HorseHumanError(
+                f"early_stopping={config.early_stopping} needs held-out pictures: set "
+                "data.val_fraction above 0, or drop it"
+            )
+        callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
+    if config.ema:
+        callbacks.append(AverageWeights(config.ema))
+    if config.histograms:
+        callbacks.append(Histograms())
+    options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    try:
+        return L.Trainer(
+            **options,
+            callbacks=callbacks,
+            logger=TensorBoardLogger(
+                folder, name="", version="", default_hp_metric=False, purge_step=purge
+            ),
+            plugins=[WholeFiles()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+    except Exception as error:  # Lightning's options fail in many ways
+        raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
+
+
+def keep_checkpoints(folder: Path) -> Path:
+    """Turn the last and the best full checkpoint into slim ones; returns the final one."""
+    final, best = folder / "final.ckpt", folder / "best.ckpt"
+    if not (folder / "last.ckpt").is_file():
+        raise HorseHumanError(
+            "no epoch was trained: look at trainer.limit_train_batches and what you added to it"
+        )
+    runs.slim(folder / "last.ckpt", final)
+    if best.is_file():
+        runs.slim(best, best)
+    return final
+
+
+def test(model: L.LightningModule, data: HorseHumanDataModule, accelerator: str) -> dict[str, Any]:
+    """Test what was read back from a checkpoint, on real pictures from end to end."""
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        callbacks=TerminalProgress(),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    found = trainer.test(model, datamodule=data, verbose=False)[0]
+    if not all(math.isfinite(value) for value in found.values()):
+        raise HorseHumanError("the test's figures are not finite: lower model.optimizer.lr")
+    pictures = len(data.test_dataloader().dataset)  # type: ignore[arg-type]
+    return {
+        **found,
+        "test/pictures": pictures,
+        "test/right": round(found["test/acc"] * pictures),
+    }
+
+
+def report(folder: Path, metrics: dict[str, Any], data: HorseHumanDataModule) -> None:
+    """Print the accuracy and what to do with the run."""
+    lines = []
+    if "val/acc" in metrics:
+        what = "test set, after every epoch" if data.validation == "test" else "held-out groups"
+        lines.append(("validation", f"{metrics['val/acc']:.2%} ({what})"))
+    if "test/acc" in metrics:
+        count = f"{metrics['test/right']} of {metrics['test/pictures']} test pictures"
+        lines.append(("test", f"{metrics['test/acc']:.2%} ({count} right, last epoch)"))
+    name = shlex.quote(str(folder))
+    lines += [
+        ("time", f"{metrics['seconds']:.0f} s"),
+        ("checkpoint", f"{folder / 'checkpoints' / 'final.ckpt'}"),
+        ("metrics", f"{folder / 'metrics.json'}"),
+        ("log", f"{folder}"),
+        ("pictures", f"{folder / 'samples.png'} (some, as the model gets them)"),
+        ("predict", f"horsehuman predict PICTURE --model {name}"),
+        ("look at it", f"tensorboard --logdir {name}"),
+    ]
+    print("\n".join(f"{title:<12}{text}" for title, text in lines))
+
+
+def quiet() -> None:
+    """Keep what Lightning says about itself off the terminal; what a user can act on stays."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("hydra").setLevel(logging.CRITICAL)  # explain() and build() tell it
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own affair
+    warnings.filterwarnings("ignore", message=".*across ranks is zero.*")  # nothing held out

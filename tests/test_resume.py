@@ -1,0 +1,198 @@
+"""Runs that are killed at moments chosen by seed end as if nothing had happened.
+
+The campaign of all kinds of runs, twenty kills: pytest -m slow tests/test_resume.py --kills 5
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+import train as script
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from horsehuman import HorseHumanError, training
+from horsehuman.data.folders import FIGURE
+from horsehuman.resuming import WholeFiles
+
+SMALL = ["data.batch_size=4", "trainer.max_epochs=40", "trainer.log_every_n_steps=3"]
+CNN = ["model=cnn", "model.image_size=48", "model.channels=[4,8]"]
+INCEPTION = ["model=inception", "model.image_size=96", "model.scales=[80]"]
+KINDS = {
+    "cnn": CNN,
+    "inception, cached": INCEPTION,
+    "cnn, two workers": [*CNN, "data.memory_limit=0", "data.num_workers=2", "trainer.max_epochs=6"],
+    "inception, not cached": [*INCEPTION, "model.cache_features=false", "trainer.max_epochs=6"],
+}
+
+#: What differs between any two runs.
+CLOCK = ("seconds", "seconds_training", "peak_memory_gb")
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, script.__file__, *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    log = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    times = {f"final/{name}" for name in CLOCK}
+    return {
+        tag: [(event.step, event.value) for event in log.Scalars(tag)]
+        for tag in log.Tags()["scalars"]
+        if tag not in times
+    }
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two checkpoints hold the same, to the bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_runs_end_to_the_bit_as_they_would_have(
+    kind: str, tree: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    kills = request.config.getoption("--kills")
+    if kills < 2 and kind not in ("cnn", "inception, cached"):
+        pytest.skip("part of the campaign: --kills 5")
+    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
+    options = [*SMALL, *data, *KINDS[kind]]
+    began = time.monotonic()
+    whole = start(tmp_path, *options, "hydra.run.dir=whole")
+    assert whole.wait(300) == 0, whole.stdout and whole.stdout.read()
+    length = time.monotonic() - began
+    generator = random.Random(kind)
+    process = start(tmp_path, *options, "hydra.run.dir=run")
+    for _ in range(kills):
+        moment = generator.uniform(0.5, 1) * length
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if not (tmp_path / "run" / "config.yaml").exists():  # it had not begun
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+            process = start(tmp_path, *options, "hydra.run.dir=run")
+        elif (tmp_path / "run" / "metrics.json").exists():
+            break
+        else:
+            process = start(tmp_path, "resume=run")
+    code = process.wait(300)
+    printed = process.stdout.read() if process.stdout else ""
+    ended = (tmp_path / "run" / "metrics.json").exists()
+    assert code == 0 or ended, printed
+    first, second = (
+        json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("whole", "run")
+    )
+    assert first | dict.fromkeys(CLOCK) == second | dict.fromkeys(CLOCK)
+    for name in ("last", "final", "best"):
+        both = [
+            torch.load(tmp_path / run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+            for run in ("whole", "run")
+        ]
+        for key in ("state_dict", "optimizer_states", "lr_schedulers", "averaging_state"):
+            if key in both[0]:
+                assert same(both[0][key], both[1][key]), (name, key)
+    assert scalars(tmp_path / "whole") == scalars(tmp_path / "run")
+    assert not (tmp_path / "outputs").exists()  # no second folder
+
+
+def run(folder: Path, tree: Path, *overrides: str) -> dict[str, Any]:
+    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"', "test=false"]
+    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
+        config = hydra.compose("train", [*CNN, *data, "trainer.max_epochs=2", *overrides])
+    return training.train(config, folder)
+
+
+def unfinished(folder: Path, tree: Path) -> Path:
+    """A run that was killed while it ended."""
+    run(folder, tree)
+    (folder / "metrics.json").unlink()
+    return folder
+
+
+def test_what_has_changed_is_named(
+    tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = shutil.copytree(tree, tmp_path / "set")
+    folder = unfinished(tmp_path / "run", copy)
+    record = json.loads((folder / "run.json").read_text())
+    assert {"torch", "lightning", "data", "cpu", "commit"} <= set(record)
+    (folder / "run.json").write_text(json.dumps({**record, "torch": "1.0"}))
+    picture = next((copy / "train" / "horses").iterdir())
+    shutil.copy(next((copy / "test" / "horses").iterdir()), picture)
+    with pytest.raises(HorseHumanError, match="allow_changes=true"):
+        training.resume_run(folder)
+    assert training.resume_run(folder, allow_changes=True)["epochs"] == 2
+    assert "torch has changed since this run began (1.0, now" in caplog.text
+    with pytest.raises(HorseHumanError, match="has ended"):
+        training.resume_run(folder)
+
+
+def test_a_run_that_was_killed_before_its_first_epoch_begins_again(
+    tree: Path, tmp_path: Path
+) -> None:
+    folder = unfinished(tmp_path / "run", tree)
+    for path in (folder / "checkpoints").iterdir():
+        path.unlink()
+    expected = run(tmp_path / "whole", tree)
+    found = training.resume_run(folder)
+    assert found | dict.fromkeys(CLOCK) == expected | dict.fromkeys(CLOCK)
+    assert scalars(folder) == scalars(tmp_path / "whole")
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    last = tmp_path / "last.ckpt"
+    WholeFiles().save_checkpoint({"epoch": 1}, last)
+    before = last.read_bytes()
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))  # a disk with 64 KiB left
+    try:
+        WholeFiles().save_checkpoint({"weights": torch.zeros(10**6)}, last)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert last.read_bytes() == before
+    assert "is not saved" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["resume=nowhere"], "config.yaml"),
+        (["resume=nowhere", "seed=1"], "drop seed=1"),
+        (["resume=nowhere", "-m"], "drop -m"),
+        (["resume=nowhere", "allow_changes=perhaps"], "give true or false"),
+    ],
+)
+def test_wrong_use_is_one_line(arguments: list[str], text: str, tmp_path: Path) -> None:
+    process = start(tmp_path, *arguments)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert printed.startswith("error: ")
+    assert len(printed.splitlines()) == 1
+    assert text in printed
+    assert not list(tmp_path.iterdir())
