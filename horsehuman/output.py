@@ -119,6 +119,8 @@ class Writer:
     def _told(self) -> Iterator[None]:
         try:
             yield
+        except BrokenPipeError:  # whoever read it has seen enough
+            raise
         except OSError as error:
             if self._aside:
                 self._aside.unlink(missing_ok=True)

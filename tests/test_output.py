@@ -164,3 +164,15 @@ def test_ctrl_c_keeps_what_was_answered(tree: Path, tmp_path: Path) -> None:
     lines = out.read_text().splitlines()
     assert len(lines) > 0
     assert all(json.loads(line)["class"] == "horses" for line in lines)
+
+
+def test_a_reader_that_has_seen_enough(tree: Path) -> None:
+    command = f"{sys.executable} -m horsehuman predict - --model cnn | head -n 1"
+    name = str(tree / "test" / "horses" / "horse1-000.webp")
+    done = subprocess.run(
+        command, shell=True, input=f"{name}\n" * 3000, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.count("\n") == 1
+    assert "error" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
