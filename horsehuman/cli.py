@@ -274,6 +274,24 @@ def demo(
     serve(model, port, browser=browser)
 
 
+@app.command(epilog="Example: horsehuman audit --data DIR --fail-on error")
+def audit(
+    data: Annotated[str, typer.Option(metavar="box|RUN|FOLDER", help="Which pictures.")] = "box",
+    group_pattern: GroupPattern = None,
+    out: ReportFolder = None,
+    fail_on: Annotated[
+        str, typer.Option(metavar="never|error|warning", help="Exit 1 where such is found.")
+    ] = "never",
+    force: Force = False,
+) -> None:
+    """Say what is wrong with pictures, before anyone trains on them."""
+    _begin()
+    from horsehuman.audit_report import audit_and_report
+
+    if not audit_and_report(data, group_pattern, out, fail_on, force=force):
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: horsehuman cache --clear")
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept.")] = False,

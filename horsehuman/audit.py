@@ -1,0 +1,415 @@
+"""What is wrong with a set of pictures, before anyone trains on it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import imagehash
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from horsehuman.data.folders import Record
+from horsehuman.metrics import Floats
+from horsehuman.models.features import FeatureCache
+from horsehuman.models.inception import Inception
+from horsehuman.picture_set import PictureSet, digest
+from horsehuman.pictures import PictureError, read_picture
+from horsehuman.resize import resize
+from horsehuman.terminal import track
+
+Severity = Literal["error", "warning", "note"]
+
+#: Bits of 64 by which perceptual hashes of near-duplicates differ at most, and how alike (cosine)
+#: their features are at least. Chosen on the figures of the training set; see docs/audit.md.
+HASH_BITS, ALIKE = 6, 0.96
+
+#: Pixels that the trunk sees pictures at.
+SIDE = 150
+
+#: Probability of its own label below which a picture's label is doubted.
+DOUBTED = 0.05
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a file is, before anybody asks what it shows.
+
+    Attributes:
+        record: The picture.
+        digest: Of its bytes.
+        kind: Pillow's name of its format; empty where it cannot be read.
+        mode: Of its pixels.
+        size: Width and height.
+        brightness: Mean, 0 to 1.
+        white_edge: Share of the edge that is white.
+        bits: Perceptual hash, 64 of 0 or 1.
+        error: Why it cannot be read.
+    """
+
+    record: Record
+    digest: bytes
+    kind: str = ""
+    mode: str = ""
+    size: tuple[int, int] = (0, 0)
+    brightness: float = 0.0
+    white_edge: float = 0.0
+    bits: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(64, bool))
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, or worth knowing.
+
+    Attributes:
+        severity: An error makes figures wrong, a warning may; a note is for the reader.
+        what: In one line.
+        remedy: What to do; empty for a note.
+        pictures: Which ones, in rows of those that belong together.
+    """
+
+    severity: Severity
+    what: str
+    remedy: str = ""
+    pictures: list[list[Record]] = field(default_factory=list)
+
+
+def look_at(record: Record) -> tuple[Look, Tensor | None]:
+    """Read a file; what it is, and the picture as the trunk sees it, uint8 ``(3, S, S)``."""
+    own = digest(record.path)
+    try:
+        pixels = read_picture(record.path)
+        with Image.open(record.path) as image:
+            kind, mode, size = image.format or "", image.mode, image.size
+    except (PictureError, OSError) as error:
+        return Look(record, own, error=str(error)), None
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    look = Look(
+        record,
+        own,
+        kind,
+        mode,
+        size,
+        float(pixels.mean()) / 255,
+        float((edge >= 245).all(1).mean()),
+        imagehash.phash(Image.fromarray(pixels)).hash.ravel(),
+    )
+    return look, resize(torch.from_numpy(pixels).permute(2, 0, 1), SIDE)
+
+
+def look_at_all(records: Sequence[Record]) -> tuple[list[Look], Tensor]:
+    """Look at all files; and features of those that can be read, ``(N, F)``, of length 1."""
+    network = Inception(image_size=SIDE, scales=[SIDE]).eval()
+    cache = FeatureCache(network.embed, network.width, network.feature_file())
+    looks: list[Look] = []
+    features: list[Tensor] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool, torch.inference_mode():
+        for start in track(range(0, len(records), 64), "looking", -(-len(records) // 64)):
+            found = list(pool.map(look_at, records[start : start + 64]))
+            looks += [look for look, _ in found]
+            if pictures := [picture for _, picture in found if picture is not None]:
+                features.append(cache(torch.stack(pictures)))
+    return looks, functional.normalize(torch.cat(features), dim=1) if features else torch.empty(0)
+
+
+def audit(pictures: PictureSet) -> list[Finding]:
+    """All findings about a set, the gravest first."""
+    looks, features = look_at_all(pictures.records)
+    found = files(looks)
+    good = [look for look in looks if not look.error]
+    found += exact(good, pictures.class_names)
+    found += balance(good, pictures.class_names)
+    found += kinds(good) + background(good)
+    if len(good) > 1:
+        cluster = clusters(good, features)
+        found += near(good, cluster)
+        found += grouping(pictures, good, cluster)
+        groups = [look.record.group for look in good] if pictures.grouped else cluster
+        found += flattery(good, features, groups)
+        found += labels(good, features, groups, pictures.class_names)
+    order = ("error", "warning", "note")
+    return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def files(looks: Sequence[Look]) -> list[Finding]:
+    """Files that cannot be read, or are something else than their names say."""
+    found = []
+    if bad := [look for look in looks if look.error]:
+        what = f"{len(bad)} files cannot be read ({bad[0].error})"
+        found.append(Finding("error", what, "mend or remove them", [[b.record for b in bad]]))
+    endings = Image.registered_extensions()
+    odd = [
+        look
+        for look in looks
+        if look.kind and endings.get(look.record.path.suffix.lower(), look.kind) != look.kind
+    ]
+    if odd:
+        first = odd[0]
+        what = f"{len(odd)} files are not what their names say ({first.record.path.name} is "
+        what += f"{first.kind})"
+        remedy = "rename them: other programs may refuse them"
+        found.append(Finding("warning", what, remedy, [[look.record for look in odd]]))
+    return found
+
+
+def exact(looks: Sequence[Look], class_names: Sequence[str]) -> list[Finding]:
+    """Files that are the same to the byte."""
+    same: dict[bytes, list[Record]] = defaultdict(list)
+    for look in looks:
+        same[look.digest].append(look.record)
+    copies = [records for records in same.values() if len(records) > 1]
+    torn = [c for c in copies if len({record.label for record in c}) > 1]
+    across = [c for c in copies if len({record.split for record in c}) > 1]
+    within = [c for c in copies if c not in torn and c not in across]
+    found = []
+    if torn:
+        what = f"{len(torn)} pictures are {class_names[0]} and {class_names[1]} at once, as copies"
+        found.append(Finding("error", what, "keep the one that is right", torn))
+    if across:
+        what = f"{len(across)} pictures stand in two splits, as copies"
+        found.append(Finding("error", what, "remove them from one: they flatter the test", across))
+    if within:
+        what = f"{len(within)} pictures are there more than once"
+        found.append(Finding("warning", what, "remove the copies", within))
+    return found
+
+
+def balance(looks: Sequence[Look], class_names: Sequence[str]) -> list[Finding]:
+    """How many there are of each class."""
+    counts = [sum(look.record.label == label for look in looks) for label in (0, 1)]
+    text = " and ".join(f"{n:,} {name}" for n, name in zip(counts, class_names, strict=True))
+    if max(counts) > 1.5 * min(counts):
+        remedy = "add some, and read balanced accuracy instead of accuracy"
+        return [Finding("warning", f"the classes are not balanced: {text}", remedy)]
+    return [Finding("note", text)]
+
+
+def kinds(looks: Sequence[Look]) -> list[Finding]:
+    """Formats, modes, sizes and brightness."""
+    if not looks:
+        return []
+    formats = ", ".join(f"{n:,} {kind}" for kind, n in Counter(x.kind for x in looks).most_common())
+    modes = ", ".join(f"{n:,} {mode}" for mode, n in Counter(x.mode for x in looks).most_common())
+    sides = [min(look.size) for look in looks]
+    small = [look.record for look in looks if min(look.size) < 64]
+    found = [
+        Finding(
+            "note",
+            f"{formats}; {modes}; shorter side {min(sides)} to {max(sides)} pixels; brightness "
+            f"{np.mean([look.brightness for look in looks]):.2f} on average",
+        )
+    ]
+    if small:
+        what = f"{len(small)} pictures are smaller than 64 pixels on a side"
+        found.append(Finding("warning", what, "find larger ones", [small]))
+    return found
+
+
+def background(looks: Sequence[Look]) -> list[Finding]:
+    """Whether splits, or classes, differ in what stands around the figures."""
+    found = []
+    for what, key in (
+        ("splits", lambda look: look.record.split),
+        ("classes", lambda look: str(look.record.label)),
+    ):
+        parts: dict[str, list[Look]] = defaultdict(list)
+        for look in looks:
+            parts[key(look)].append(look)
+        for name, of in (("white edges", "white_edge"), ("brightness", "brightness")):
+            means = {k: float(np.mean([getattr(look, of) for look in v])) for k, v in parts.items()}
+            if len(means) > 1 and max(means.values()) - min(means.values()) > 0.25:
+                text = ", ".join(f"{k or 'none'} {mean:.2f}" for k, mean in means.items())
+                remedy = (
+                    "augment with the background of the other split, and expect the test to be "
+                    "harder than validation"
+                    if what == "splits"
+                    else "a network can tell the classes without the figure: mix backgrounds"
+                )
+                found.append(Finding("warning", f"{what} differ in {name}: {text}", remedy))
+    return found
+
+
+def similar(features: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Cosines of all pictures to all, some rows at a time: first row, ``(rows, N)``."""
+    for start in range(0, len(features), _CHUNK):
+        yield start, features[start : start + _CHUNK] @ features.T
+
+
+def clusters(looks: Sequence[Look], features: Tensor) -> list[str]:
+    """Which pictures are near-duplicates, of each other or by way of others: a name for each."""
+    bits = torch.from_numpy(np.stack([look.bits for look in looks])).float() * 2 - 1
+    parent = list(range(len(looks)))
+
+    def top(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    for start, cosine in similar(features):
+        apart = (64 - bits[start : start + len(cosine)] @ bits.T) / 2
+        near = ((apart <= HASH_BITS) | (cosine >= ALIKE)).nonzero()
+        for row, column in near[near[:, 0] + start < near[:, 1]].tolist():
+            parent[top(row + start)] = top(column)
+    return [f"cluster {top(index)}" for index in range(len(looks))]
+
+
+def near(looks: Sequence[Look], cluster: Sequence[str]) -> list[Finding]:
+    """Near-duplicates on two sides of a split that is there already."""
+    parts: dict[str, list[Record]] = defaultdict(list)
+    for look, name in zip(looks, cluster, strict=True):
+        parts[name].append(look.record)
+    torn = [p for p in parts.values() if len({record.split for record in p}) > 1]
+    if not torn:
+        return []
+    count = sum(map(len, torn))
+    what = f"{count} pictures have near-duplicates on the other side of a split"
+    remedy = "put what shows the same thing on one side, or split anew with data.group_pattern"
+    return [Finding("error", what, remedy, sorted(torn, key=len, reverse=True))]
+
+
+def grouping(pictures: PictureSet, looks: Sequence[Look], cluster: Sequence[str]) -> list[Finding]:
+    """Whether groups are missing: near-duplicates that nobody says belong together."""
+    sizes = Counter(cluster)
+    alike = sum(count for count in sizes.values() if count > 1)
+    text = (
+        f"{alike:,} of {len(looks):,} pictures have near-duplicates; {len(sizes):,} are different"
+    )
+    if pictures.grouped or alike < 0.1 * len(looks):
+        return [Finding("note", text)]
+    pattern = suggest_pattern(looks, cluster)
+    hint = (
+        f": data.group_pattern='{pattern}' fits the names" if pattern else " (data.group_pattern)"
+    )
+    rows: dict[str, list[Record]] = defaultdict(list)
+    for look, name in zip(looks, cluster, strict=True):
+        rows[name].append(look.record)
+    largest = sorted(rows.values(), key=len, reverse=True)[:8]
+    return [
+        Finding(
+            "error", f"{text}, and no groups are named", f"set data.group_pattern{hint}", largest
+        )
+    ]
+
+
+def suggest_pattern(looks: Sequence[Look], cluster: Sequence[str]) -> str | None:
+    """A pattern of file names that keeps near-duplicates together, if a simple one does."""
+    best, best_count = None, 0
+    for pattern in (r"([^/]+)-[^-/]*$", r"([^/]+)_[^_/]*$", r"([^/]*?)[0-9]+\.[^.]*$"):
+        names = [re.search(pattern, look.record.path.name) for look in looks]
+        if not all(names):
+            continue
+        groups = [f"{x.record.label} {m[1]}" for x, m in zip(looks, names, strict=True) if m]
+        by_cluster: dict[str, Counter[str]] = defaultdict(Counter)
+        for name, group in zip(cluster, groups, strict=True):
+            by_cluster[name][group] += 1
+        together = sum(counts.most_common(1)[0][1] for counts in by_cluster.values())
+        count = len(set(groups))
+        if together >= 0.9 * len(looks) and best_count < count < len(looks) / 2:
+            best, best_count = pattern, count
+    return best
+
+
+def flattery(looks: Sequence[Look], features: Tensor, groups: Sequence[str]) -> list[Finding]:
+    """How much better a random split looks than one by group: nearest neighbours."""
+    labels = torch.tensor([look.record.label for look in looks])
+    group = torch.from_numpy(np.unique(groups, return_inverse=True)[1])
+    if len(set(groups)) == len(looks):
+        return []
+    right = torch.zeros(2)
+    for start, cosine in similar(features):
+        rows = torch.arange(start, start + len(cosine))
+        cosine[torch.arange(len(cosine)), rows] = -1
+        right[0] += (labels[cosine.argmax(1)] == labels[rows]).sum()
+        cosine[group[rows, None] == group] = -1
+        right[1] += (labels[cosine.argmax(1)] == labels[rows]).sum()
+    shares = (right / len(looks)).tolist()
+    what = (
+        f"the nearest other picture is of the same class for {shares[0]:.1%}, the nearest of "
+        f"another group for {shares[1]:.1%}: so much a random split flatters"
+    )
+    if shares[0] - shares[1] > 0.01:
+        return [Finding("warning", what, "split by group, never at random")]
+    return [Finding("note", what)]
+
+
+def labels(
+    looks: Sequence[Look], features: Tensor, groups: Sequence[str], class_names: Sequence[str]
+) -> list[Finding]:
+    """Labels that a classifier of other groups does not believe."""
+    own = np.array([look.record.label for look in looks])
+    probability = out_of_group(features, own, groups)
+    if probability is None:
+        return []
+    mine = np.where(own == 1, probability, 1 - probability)
+    doubted = [int(index) for index in np.argsort(mine) if mine[index] < DOUBTED]
+    if not doubted:
+        return [Finding("note", "no label is doubted by classifiers of other groups")]
+    records = [looks[index].record for index in doubted]
+    first = records[0]
+    what = f"{len(doubted)} labels are doubted: {first.path.name} as {class_names[first.label]}"
+    return [Finding("warning", what, "look at them; some may be wrong", [records])]
+
+
+def out_of_group(
+    features: Tensor, own: NDArray[np.int64], groups: Sequence[str], folds: int = 5
+) -> Floats | None:
+    """Probability of class 1 for each picture by a linear classifier of other groups, ``(N,)``.
+
+    ``None`` where a class has fewer groups than there are folds.
+    """
+    part = np.zeros(len(own), int)
+    generator = np.random.default_rng(0)
+    for label in (0, 1):
+        names, index = np.unique(np.array(groups)[own == label], return_inverse=True)
+        if len(names) < folds:
+            return None
+        part[own == label] = generator.permutation(len(names))[index] % folds
+    found = np.zeros(len(own))
+    target = torch.from_numpy(own).float()
+    for fold in range(folds):
+        train, out = torch.from_numpy(part != fold), torch.from_numpy(part == fold)
+        found[part == fold] = _fit(features[train], target[train], features[out])
+    return found
+
+
+def _fit(features: Tensor, target: Tensor, others: Tensor) -> Floats:
+    """Probabilities of others by ridge-penalised logistic regression on standardised features."""
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    x = (features - mean) / std
+    weight = torch.zeros(x.shape[1] + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = x @ weight[1:] + weight[0]
+        value = functional.binary_cross_entropy_with_logits(logits, target)
+        value = value + 0.01 * weight[1:].square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+    logits = ((others - mean) / std) @ weight[1:].detach() + weight[0].detach()
+    found: Floats = logits.sigmoid().double().numpy()
+    return found
+
+
+def names_of(root: Path, finding: Finding) -> list[list[str]]:
+    """The pictures of a finding by their names below the set's folder."""
+    return [
+        [record.path.relative_to(root).as_posix() for record in row] for row in finding.pictures
+    ]

@@ -1,0 +1,113 @@
+"""An audit as a person sees it: a table, JSON, and a page with the pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+from rich.table import Table
+
+from horsehuman.audit import Finding, audit, names_of
+from horsehuman.data.folders import Record
+from horsehuman.errors import check_choice, shown
+from horsehuman.evaluate import report_folder
+from horsehuman.picture_set import find_set
+from horsehuman.pictures import PictureError, read_picture
+from horsehuman.runs import write_whole
+from horsehuman.terminal import console
+
+#: What ``--fail-on`` takes, and the severities that it means.
+FAIL_ON = {"never": (), "error": ("error",), "warning": ("error", "warning")}
+
+#: The files of an audit.
+REPORT = ("audit.json", "audit.html")
+
+#: Rows of pictures of a finding on the page, pictures in a row, and their side in pixels.
+ROWS, COLUMNS, SIDE = 12, 10, 96
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Audit</title>
+<meta name="viewport" content="width=device-width">
+<style>body{{font:16px system-ui,sans-serif;margin:2rem;max-width:70rem}}
+section{{border-left:.4rem solid;padding:.2rem 1rem;margin:1rem 0}}
+.error{{border-color:#D55E00}}.warning{{border-color:#E69F00}}.note{{border-color:#999}}
+img{{width:96px;height:96px}}figure{{display:inline-block;margin:.2rem;width:96px;font-size:.7rem;
+overflow-wrap:anywhere}}</style>
+<h1>{title}</h1>{sections}</html>
+"""
+
+
+def audit_and_report(
+    data: str, group_pattern: str | None, out: Path | None, fail_on: str, *, force: bool
+) -> bool:
+    """What ``horsehuman audit`` does; returns whether nothing was found that is to fail it."""
+    check_choice("--fail-on", fail_on, list(FAIL_ON))
+    pictures = find_set(data, group_pattern)
+    folder = report_folder(out, Path("outputs/audit"), force=force, report=REPORT)
+    found = audit(pictures)
+    title = f"{shown(pictures.root)}: {len(pictures.records):,} pictures"
+    content = [
+        {
+            "severity": each.severity,
+            "what": each.what,
+            "remedy": each.remedy,
+            "pictures": names_of(pictures.root, each),
+        }
+        for each in found
+    ]
+    text = json.dumps({"data": str(pictures.root), "findings": content}, indent=2) + "\n"
+    write_whole(folder / "audit.json", lambda file: file.write(text.encode()))
+    drawn = page(title, found, pictures.root)
+    write_whole(folder / "audit.html", lambda file: file.write(drawn.encode(errors="replace")))
+    out_console = console(stderr=False)
+    out_console.print(table(found))
+    out_console.print(f"page        {shown(folder / 'audit.html')}")
+    return not any(each.severity in FAIL_ON[fail_on] for each in found)
+
+
+def table(found: Sequence[Finding]) -> Table:
+    """A line for each finding."""
+    lines = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("", "finding", "remedy"):
+        lines.add_column(name)
+    for each in found:
+        lines.add_row(each.severity, shown(each.what), shown(each.remedy))
+    return lines
+
+
+def page(title: str, found: Sequence[Finding], root: Path) -> str:
+    """The page, with all pictures in it."""
+    sections = []
+    for each in found:
+        remedy = f"<p>{html.escape(shown(each.remedy))}</p>" if each.remedy else ""
+        sections.append(
+            f'<section class="{each.severity}"><h2>{each.severity}: '
+            f"{html.escape(shown(each.what))}</h2>{remedy}{_rows(each, root)}</section>"
+        )
+    return _PAGE.format(title=html.escape(title), sections="".join(sections))
+
+
+def _rows(finding: Finding, root: Path) -> str:
+    rows = [
+        "<div>" + "".join(_figure(record, root) for record in row[:COLUMNS]) + "</div>"
+        for row in finding.pictures[:ROWS]
+    ]
+    left = len(finding.pictures) - ROWS
+    return "".join(rows) + (f"<p>and {left} more rows, in audit.json</p>" if left > 0 else "")
+
+
+def _figure(record: Record, root: Path) -> str:
+    name = html.escape(shown(record.path.relative_to(root).as_posix()))
+    try:
+        image = Image.fromarray(read_picture(record.path)).resize((SIDE, SIDE))
+    except PictureError:
+        return f"<figure>{name}</figure>"
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=80)
+    data = base64.b64encode(content.getvalue()).decode()
+    source = f"data:image/jpeg;base64,{data}"
+    return f'<figure><img alt="{name}" src="{source}"><figcaption>{name}</figcaption></figure>'
