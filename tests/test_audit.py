@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from horsehuman import HorseHumanError
+from horsehuman.audit import Finding, audit, clusters, labels, look_at_all
+from horsehuman.cli import app
+from horsehuman.data.folders import FIGURE
+from horsehuman.picture_set import PictureSet, find_set
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["audit", *arguments])
+    if isinstance(result.exception, HorseHumanError):
+        return 1, f"error: {result.exception}"
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def said(found: list[Finding], text: str) -> Finding:
+    fitting = [finding for finding in found if text in finding.what]
+    assert len(fitting) == 1, [finding.what for finding in found]
+    return fitting[0]
+
+
+def test_what_is_wrong_is_found(tree: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(tree, tmp_path / "set")
+    train = root / "train"
+    first = train / "horses" / "horse01-0.webp"
+    shutil.copy(first, train / "horses" / "copy.webp")
+    shutil.copy(train / "horses" / "horse02-0.webp", train / "humans" / "torn.webp")
+    shutil.copy(train / "humans" / "human01-00.webp", root / "test" / "humans" / "leak.webp")
+    (train / "humans" / "broken.png").write_bytes(b"no picture")
+    Image.open(first).convert("RGB").save(train / "horses" / "wrong.png", "JPEG", quality=90)
+    Image.new("RGB", (20, 20), "red").save(train / "horses" / "small.png")
+    found = audit(find_set(str(root)))
+    assert said(found, "cannot be read").severity == "error"
+    assert said(found, "not what their names say").pictures[0][0].path.name == "wrong.png"
+    assert said(found, "at once, as copies").severity == "error"
+    assert said(found, "in two splits, as copies").severity == "error"
+    assert said(found, "more than once").severity == "warning"
+    assert said(found, "smaller than 64").pictures[0][0].path.name == "small.png"
+    assert said(found, "on the other side of a split").severity == "error"
+    assert said(found, "splits differ in white edges").severity == "warning"
+    order = [finding.severity for finding in found]
+    assert order == sorted(order, key=["error", "warning", "note"].index)
+
+
+def test_report_and_exit_codes(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--data", str(tree), "--group-pattern", FIGURE]
+    code, printed = command(*arguments, "--out", str(out), "--fail-on", "error")
+    assert code == 0, printed
+    assert command(*arguments, "--out", str(tmp_path / "w"), "--fail-on", "warning")[0] == 1
+    found = json.loads((out / "audit.json").read_text())["findings"]
+    assert any("white edges" in finding["what"] for finding in found)
+    page = (out / "audit.html").read_text()
+    assert page.count("<section") == len(found)
+    assert "http" not in page.replace("http-equiv", "")
+    code, printed = command(*arguments, "--out", str(out))
+    assert (code, "holds a report already" in printed) == (1, True)
+    assert "use never | error" in command("--fail-on", "always")[1]
+    assert "nowhere is no folder" in command("--data", "nowhere")[1]
+
+
+@pytest.fixture(scope="module")
+def box() -> PictureSet:
+    return find_set("box")
+
+
+@pytest.mark.slow
+def test_frames_of_a_figure_are_found_to_belong_together(box: PictureSet) -> None:
+    looks, features = look_at_all(box.records)
+    cluster = clusters(looks, features)
+    figures: dict[str, set[str]] = defaultdict(set)
+    owners: dict[str, set[str]] = defaultdict(set)
+    for record, name in zip(box.records, cluster, strict=True):
+        figure = f"{record.split}/{record.group}"
+        figures[figure].add(name)
+        owners[name].add(figure)
+    assert len(figures) == 78
+    whole = [f for f, names in figures.items() if len(names) == 1]
+    alone = [f for f in whole if len(owners[next(iter(figures[f]))]) == 1]
+    print(f"{len(whole)} of 78 figures in one piece, {len(alone)} of them with no other figure")
+    assert len(alone) >= 30
+    found = audit(dataclasses.replace(box, grouped=False))
+    missing = said(found, "no groups are named")
+    assert missing.severity == "error"
+    assert FIGURE in missing.remedy
+
+
+@pytest.mark.slow
+def test_planted_wrong_labels_are_doubted(box: PictureSet) -> None:
+    records = box.split("train").records
+    looks, features = look_at_all(records)
+    chosen = set(np.random.default_rng(0).choice(len(records), len(records) // 50, False).tolist())
+    wrong = [
+        dataclasses.replace(
+            look, record=dataclasses.replace(look.record, label=1 - look.record.label)
+        )
+        if index in chosen
+        else look
+        for index, look in enumerate(looks)
+    ]
+    groups = [look.record.group for look in looks]
+    (finding,) = labels(wrong, features, groups, box.class_names)
+    paths = {records[index].path for index in chosen}
+    doubted = {record.path for record in finding.pictures[0]}
+    print(f"{len(doubted & paths)} of {len(paths)} planted, {len(doubted - paths)} others")
+    assert len(doubted & paths) >= 0.9 * len(paths)
+    assert len(doubted - paths) <= 0.01 * len(records)
