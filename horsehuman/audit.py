@@ -32,7 +32,7 @@ Severity = Literal["error", "warning", "note"]
 
 #: Bits of 64 by which perceptual hashes of near-duplicates differ at most, and how alike (cosine)
 #: their features are at least. Chosen on the figures of the training set; see docs/audit.md.
-HASH_BITS, ALIKE = 6, 0.96
+HASH_BITS, ALIKE = 6, 0.94
 
 #: Pixels that the trunk sees pictures at.
 SIDE = 150
@@ -136,7 +136,7 @@ def audit(pictures: PictureSet) -> list[Finding]:
     if len(good) > 1:
         cluster = clusters(good, features)
         found += near(good, cluster)
-        found += grouping(pictures, good, cluster)
+        found += grouping(pictures, good, cluster, features)
         groups = [look.record.group for look in good] if pictures.grouped else cluster
         found += flattery(good, features, groups)
         found += labels(good, features, groups, pictures.class_names)
@@ -281,46 +281,53 @@ def near(looks: Sequence[Look], cluster: Sequence[str]) -> list[Finding]:
     return [Finding("error", what, remedy, sorted(torn, key=len, reverse=True))]
 
 
-def grouping(pictures: PictureSet, looks: Sequence[Look], cluster: Sequence[str]) -> list[Finding]:
-    """Whether groups are missing: near-duplicates that nobody says belong together."""
+def grouping(
+    pictures: PictureSet, looks: Sequence[Look], cluster: Sequence[str], features: Tensor
+) -> list[Finding]:
+    """Whether groups are missing: what looks alike, and nobody says that it belongs together."""
     sizes = Counter(cluster)
     alike = sum(count for count in sizes.values() if count > 1)
-    text = (
-        f"{alike:,} of {len(looks):,} pictures have near-duplicates; {len(sizes):,} are different"
-    )
-    if pictures.grouped or alike < 0.1 * len(looks):
+    text = f"{alike:,} of {len(looks):,} pictures have near-duplicates"
+    pattern, share = (None, 0.0) if pictures.grouped else suggest_pattern(looks, features)
+    if pictures.grouped or (pattern is None and alike < 0.1 * len(looks)):
         return [Finding("note", text)]
-    pattern = suggest_pattern(looks, cluster)
-    hint = (
-        f": data.group_pattern='{pattern}' fits the names" if pattern else " (data.group_pattern)"
-    )
+    remedy = "name what belongs together with data.group_pattern"
+    if pattern:
+        text += f", the nearest other picture of {share:.0%} has the same name up to its number"
+        remedy += f": '{pattern}' fits the file names"
     rows: dict[str, list[Record]] = defaultdict(list)
     for look, name in zip(looks, cluster, strict=True):
         rows[name].append(look.record)
     largest = sorted(rows.values(), key=len, reverse=True)[:8]
-    return [
-        Finding(
-            "error", f"{text}, and no groups are named", f"set data.group_pattern{hint}", largest
-        )
-    ]
+    return [Finding("error", f"{text}, and no groups are named", remedy, largest)]
 
 
-def suggest_pattern(looks: Sequence[Look], cluster: Sequence[str]) -> str | None:
-    """A pattern of file names that keeps near-duplicates together, if a simple one does."""
-    best, best_count = None, 0
+def suggest_pattern(looks: Sequence[Look], features: Tensor) -> tuple[str | None, float]:
+    """A pattern of file names by which neighbours are of one group far more than by chance.
+
+    Returns:
+        The pattern, if there is one, and the share of pictures whose nearest other one is of the
+        same group.
+    """
+    nearest = torch.cat([_without_itself(*part).argmax(1) for part in similar(features)]).numpy()
     for pattern in (r"([^/]+)-[^-/]*$", r"([^/]+)_[^_/]*$", r"([^/]*?)[0-9]+\.[^.]*$"):
         names = [re.search(pattern, look.record.path.name) for look in looks]
         if not all(names):
             continue
-        groups = [f"{x.record.label} {m[1]}" for x, m in zip(looks, names, strict=True) if m]
-        by_cluster: dict[str, Counter[str]] = defaultdict(Counter)
-        for name, group in zip(cluster, groups, strict=True):
-            by_cluster[name][group] += 1
-        together = sum(counts.most_common(1)[0][1] for counts in by_cluster.values())
-        count = len(set(groups))
-        if together >= 0.9 * len(looks) and best_count < count < len(looks) / 2:
-            best, best_count = pattern, count
-    return best
+        keys = [f"{x.record.label} {m[1]}" for x, m in zip(looks, names, strict=True) if m]
+        _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        chance = float((counts / len(looks)) @ (counts / len(looks)))
+        share = float((group[nearest] == group).mean())
+        if share >= 0.5 and chance < 0.2:
+            return pattern, share
+    return None, 0.0
+
+
+def _without_itself(start: int, cosine: Tensor) -> Tensor:
+    """Rows of cosines of :func:`similar`; a picture is not its own neighbour."""
+    rows = torch.arange(len(cosine))
+    cosine[rows, rows + start] = -1
+    return cosine
 
 
 def flattery(looks: Sequence[Look], features: Tensor, groups: Sequence[str]) -> list[Finding]:
@@ -332,7 +339,7 @@ def flattery(looks: Sequence[Look], features: Tensor, groups: Sequence[str]) -> 
     right = torch.zeros(2)
     for start, cosine in similar(features):
         rows = torch.arange(start, start + len(cosine))
-        cosine[torch.arange(len(cosine)), rows] = -1
+        cosine = _without_itself(start, cosine)
         right[0] += (labels[cosine.argmax(1)] == labels[rows]).sum()
         cosine[group[rows, None] == group] = -1
         right[1] += (labels[cosine.argmax(1)] == labels[rows]).sum()
