@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import imagehash
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,54 +17,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from horsehuman.data.folders import Record
+from horsehuman.likeness import Look, clusters, look_at_all, similar, without_itself
 from horsehuman.metrics import Floats
-from horsehuman.models.features import FeatureCache
-from horsehuman.models.inception import Inception
-from horsehuman.picture_set import PictureSet, digest
-from horsehuman.pictures import PictureError, read_picture
-from horsehuman.resize import resize
-from horsehuman.terminal import track
+from horsehuman.picture_set import PictureSet
 
 Severity = Literal["error", "warning", "note"]
 
-#: Bits of 64 by which perceptual hashes of near-duplicates differ at most, and how alike (cosine)
-#: their features are at least. Chosen on the figures of the training set; see docs/audit.md.
-HASH_BITS, ALIKE = 6, 0.94
-
-#: Pixels that the trunk sees pictures at.
-SIDE = 150
-
 #: Probability of its own label below which a picture's label is doubted.
 DOUBTED = 0.05
-
-_CHUNK = 1024
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a file is, before anybody asks what it shows.
-
-    Attributes:
-        record: The picture.
-        digest: Of its bytes.
-        kind: Pillow's name of its format; empty where it cannot be read.
-        mode: Of its pixels.
-        size: Width and height.
-        brightness: Mean, 0 to 1.
-        white_edge: Share of the edge that is white.
-        bits: Perceptual hash, 64 of 0 or 1.
-        error: Why it cannot be read.
-    """
-
-    record: Record
-    digest: bytes
-    kind: str = ""
-    mode: str = ""
-    size: tuple[int, int] = (0, 0)
-    brightness: float = 0.0
-    white_edge: float = 0.0
-    bits: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(64, bool))
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,47 +44,9 @@ class Finding:
     pictures: list[list[Record]] = field(default_factory=list)
 
 
-def look_at(record: Record) -> tuple[Look, Tensor | None]:
-    """Read a file; what it is, and the picture as the trunk sees it, uint8 ``(3, S, S)``."""
-    own = digest(record.path)
-    try:
-        pixels = read_picture(record.path)
-        with Image.open(record.path) as image:
-            kind, mode, size = image.format or "", image.mode, image.size
-    except (PictureError, OSError) as error:
-        return Look(record, own, error=str(error)), None
-    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    look = Look(
-        record,
-        own,
-        kind,
-        mode,
-        size,
-        float(pixels.mean()) / 255,
-        float((edge >= 245).all(1).mean()),
-        imagehash.phash(Image.fromarray(pixels)).hash.ravel(),
-    )
-    return look, resize(torch.from_numpy(pixels).permute(2, 0, 1), SIDE)
-
-
-def look_at_all(records: Sequence[Record]) -> tuple[list[Look], Tensor]:
-    """Look at all files; and features of those that can be read, ``(N, F)``, of length 1."""
-    network = Inception(image_size=SIDE, scales=[SIDE]).eval()
-    cache = FeatureCache(network.embed, network.width, network.feature_file())
-    looks: list[Look] = []
-    features: list[Tensor] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool, torch.inference_mode():
-        for start in track(range(0, len(records), 64), "looking", -(-len(records) // 64)):
-            found = list(pool.map(look_at, records[start : start + 64]))
-            looks += [look for look, _ in found]
-            if pictures := [picture for _, picture in found if picture is not None]:
-                features.append(cache(torch.stack(pictures)))
-    return looks, functional.normalize(torch.cat(features), dim=1) if features else torch.empty(0)
-
-
 def audit(pictures: PictureSet) -> list[Finding]:
     """All findings about a set, the gravest first."""
-    looks, features = look_at_all(pictures.records)
+    looks, features, pixels = look_at_all(pictures.records)
     found = files(looks)
     good = [look for look in looks if not look.error]
     found += exact(good, pictures.class_names)
@@ -138,7 +57,7 @@ def audit(pictures: PictureSet) -> list[Finding]:
         found += near(good, cluster)
         found += grouping(pictures, good, cluster, features)
         groups = [look.record.group for look in good] if pictures.grouped else cluster
-        found += flattery(good, features, groups)
+        found += flattery(good, pixels, groups)
         found += labels(good, features, groups, pictures.class_names)
     order = ("error", "warning", "note")
     return sorted(found, key=lambda finding: order.index(finding.severity))
@@ -242,31 +161,6 @@ def background(looks: Sequence[Look]) -> list[Finding]:
     return found
 
 
-def similar(features: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Cosines of all pictures to all, some rows at a time: first row, ``(rows, N)``."""
-    for start in range(0, len(features), _CHUNK):
-        yield start, features[start : start + _CHUNK] @ features.T
-
-
-def clusters(looks: Sequence[Look], features: Tensor) -> list[str]:
-    """Which pictures are near-duplicates, of each other or by way of others: a name for each."""
-    bits = torch.from_numpy(np.stack([look.bits for look in looks])).float() * 2 - 1
-    parent = list(range(len(looks)))
-
-    def top(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    for start, cosine in similar(features):
-        apart = (64 - bits[start : start + len(cosine)] @ bits.T) / 2
-        near = ((apart <= HASH_BITS) | (cosine >= ALIKE)).nonzero()
-        for row, column in near[near[:, 0] + start < near[:, 1]].tolist():
-            parent[top(row + start)] = top(column)
-    return [f"cluster {top(index)}" for index in range(len(looks))]
-
-
 def near(looks: Sequence[Look], cluster: Sequence[str]) -> list[Finding]:
     """Near-duplicates on two sides of a split that is there already."""
     parts: dict[str, list[Record]] = defaultdict(list)
@@ -309,7 +203,7 @@ def suggest_pattern(looks: Sequence[Look], features: Tensor) -> tuple[str | None
         The pattern, if there is one, and the share of pictures whose nearest other one is of the
         same group.
     """
-    nearest = torch.cat([_without_itself(*part).argmax(1) for part in similar(features)]).numpy()
+    nearest = torch.cat([without_itself(*part).argmax(1) for part in similar(features)]).numpy()
     for pattern in (r"([^/]+)-[^-/]*$", r"([^/]+)_[^_/]*$", r"([^/]*?)[0-9]+\.[^.]*$"):
         names = [re.search(pattern, look.record.path.name) for look in looks]
         if not all(names):
@@ -323,30 +217,23 @@ def suggest_pattern(looks: Sequence[Look], features: Tensor) -> tuple[str | None
     return None, 0.0
 
 
-def _without_itself(start: int, cosine: Tensor) -> Tensor:
-    """Rows of cosines of :func:`similar`; a picture is not its own neighbour."""
-    rows = torch.arange(len(cosine))
-    cosine[rows, rows + start] = -1
-    return cosine
-
-
-def flattery(looks: Sequence[Look], features: Tensor, groups: Sequence[str]) -> list[Finding]:
-    """How much better a random split looks than one by group: nearest neighbours."""
+def flattery(looks: Sequence[Look], pixels: Tensor, groups: Sequence[str]) -> list[Finding]:
+    """How much better a random split looks than one by group: nearest neighbours among pixels."""
     labels = torch.tensor([look.record.label for look in looks])
     group = torch.from_numpy(np.unique(groups, return_inverse=True)[1])
     if len(set(groups)) == len(looks):
         return []
     right = torch.zeros(2)
-    for start, cosine in similar(features):
+    for start, cosine in similar(pixels):
         rows = torch.arange(start, start + len(cosine))
-        cosine = _without_itself(start, cosine)
+        cosine = without_itself(start, cosine)
         right[0] += (labels[cosine.argmax(1)] == labels[rows]).sum()
         cosine[group[rows, None] == group] = -1
         right[1] += (labels[cosine.argmax(1)] == labels[rows]).sum()
     shares = (right / len(looks)).tolist()
     what = (
-        f"the nearest other picture is of the same class for {shares[0]:.1%}, the nearest of "
-        f"another group for {shares[1]:.1%}: so much a random split flatters"
+        f"among 32 x 32 pixels the nearest other picture is of the same class for {shares[0]:.1%}, "
+        f"the nearest of another group for {shares[1]:.1%}: so much a random split flatters"
     )
     if shares[0] - shares[1] > 0.01:
         return [Finding("warning", what, "split by group, never at random")]

@@ -28,7 +28,7 @@ FAIL_ON = {"never": (), "error": ("error",), "warning": ("error", "warning")}
 REPORT = ("audit.json", "audit.html")
 
 #: Rows of pictures of a finding on the page, pictures in a row, and their side in pixels.
-ROWS, COLUMNS, SIDE = 12, 10, 96
+ROWS, COLUMNS, SIDE = 12, 9, 96
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Audit</title>
 <meta name="viewport" content="width=device-width">

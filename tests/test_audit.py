@@ -12,9 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from horsehuman import HorseHumanError
-from horsehuman.audit import Finding, audit, clusters, labels, look_at_all
+from horsehuman.audit import Finding, audit, labels
 from horsehuman.cli import app
 from horsehuman.data.folders import FIGURE
+from horsehuman.likeness import clusters, look_at_all
 from horsehuman.picture_set import PictureSet, find_set
 
 
@@ -79,7 +80,7 @@ def box() -> PictureSet:
 
 @pytest.mark.slow
 def test_frames_of_a_figure_are_found_to_belong_together(box: PictureSet) -> None:
-    looks, features = look_at_all(box.records)
+    looks, features, _ = look_at_all(box.records)
     figure = np.array([f"{record.split}/{record.group}" for record in box.records])
     cosine = features @ features.T
     cosine.fill_diagonal_(-1)
@@ -100,7 +101,7 @@ def test_frames_of_a_figure_are_found_to_belong_together(box: PictureSet) -> Non
 @pytest.mark.slow
 def test_planted_wrong_labels_are_doubted(box: PictureSet) -> None:
     records = box.split("train").records
-    looks, features = look_at_all(records)
+    looks, features, _ = look_at_all(records)
     chosen = set(np.random.default_rng(0).choice(len(records), len(records) // 50, False).tolist())
     wrong = [
         dataclasses.replace(
