@@ -27,6 +27,7 @@ from horsehuman.models.inception import Inception
 from horsehuman.models.network import FORMAT, Network
 from horsehuman.picture_set import PictureSet, find_set, read_config, run_of
 from horsehuman.runs import write_whole
+from horsehuman.seal import seal
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,11 @@ def write_folder(model: str, folder: Path, text: str, *, force: bool) -> None:
         )
     network = load_classifier(model)
     origin = read_any(find_checkpoint(model))["horsehuman"]
-    config = {"horsehuman": origin, "hyper_parameters": network.settings}
     tensors = {f"network.{k}": v.contiguous() for k, v in network.state_dict().items()}
+    config: dict[str, Any] = {"hyper_parameters": network.settings, "horsehuman": origin}
+    whole = {**config, "state_dict": dict(sorted(tensors.items()))}
+    seal(whole)
+    config["horsehuman"] = whole["horsehuman"]
     content = {
         "README.md": text.encode(),
         CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode(),

@@ -18,6 +18,7 @@ from torch import Tensor
 from horsehuman.errors import HorseHumanError, closest, shown
 from horsehuman.models.network import Network, check_origin
 from horsehuman.runtime import TRUNK, asset
+from horsehuman.seal import is_whole
 
 #: Of a folder for a model hub.
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -128,12 +129,20 @@ def read_any(path: Path) -> dict[str, Any]:
         return read_checkpoint(path)
     try:
         config = json.loads((path.parent / CONFIG_FILE).read_text(encoding="utf-8"))
-        return {**config, "state_dict": safetensors.torch.load_file(path)}
+        tensors = safetensors.torch.load_file(path)
+        whole = {
+            "hyper_parameters": config["hyper_parameters"],
+            "horsehuman": config["horsehuman"],
+            "state_dict": dict(sorted(tensors.items())),
+        }
+        if not is_whole(whole):
+            raise ValueError("its checksum is another")
+        return whole
     except OSError as error:
         raise HorseHumanError(
             f"cannot read {shown(error.filename or path)}: {error.strerror or error}"
         ) from error
-    except (ValueError, TypeError, SafetensorError) as error:
+    except (ValueError, TypeError, KeyError, SafetensorError) as error:
         raise HorseHumanError(
             f"{shown(path)}, or {CONFIG_FILE} beside it, is damaged: copy both again"
         ) from error
@@ -164,6 +173,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict):
         raise HorseHumanError(f"{shown(path)}: this checkpoint was not written by horsehuman")
+    if not is_whole(checkpoint):
+        raise HorseHumanError(f"{shown(path)} has been damaged: copy or train it again")
     return checkpoint
 
 

@@ -19,7 +19,7 @@ from horsehuman.checkpoint import load_classifier
 from horsehuman.data.archives import find_pictures
 from horsehuman.errors import HorseHumanError, check_choice, shown
 from horsehuman.models.network import Network
-from horsehuman.onnx_model import FORMAT, INPUT, OUTPUTS, OnnxClassifier
+from horsehuman.onnx_model import DIGEST, FORMAT, INPUT, OUTPUTS, OnnxClassifier, digest_of
 from horsehuman.pictures import read_picture
 from horsehuman.runs import write_whole
 
@@ -148,8 +148,10 @@ def _to_onnx(module: Exported, path: Path) -> Run:
             dynamic_shapes=dynamic,
         )
     assert program is not None
-    program.model.metadata_props.update(metadata(module.network))
+    program.model.metadata_props.update({**metadata(module.network), DIGEST: "0" * 64})
     program.save(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"0" * 64, digest_of(content, "0" * 64).encode(), 1))
     classifier = OnnxClassifier(path)
     return lambda pictures: classifier.run(pictures.numpy())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,15 @@ FORMAT = 1
 
 #: Names in the file.
 INPUT, OUTPUTS = "pictures", ("logit", "probability", "strangeness")
+
+
+#: Under which name a file says its own digest.
+DIGEST = "horsehuman_digest"
+
+
+def digest_of(content: bytes, found: str) -> str:
+    """SHA-256, in hex, of a file in which its own digest stands, that being taken for zeros."""
+    return hashlib.sha256(content.replace(found.encode(), b"0" * 64, 1)).hexdigest()
 
 
 class OnnxClassifier:
@@ -51,7 +61,14 @@ class OnnxClassifier:
             raise HorseHumanError(
                 f"{shown(path)} is damaged, or no ONNX file: export it again"
             ) from error
+        self._check(path, content)
         self._read_metadata(path, self._session.get_modelmeta().custom_metadata_map)
+
+    def _check(self, path: Path, content: bytes) -> None:
+        """Refuse a file that is not as it was written, whatever was changed in it."""
+        found = self._session.get_modelmeta().custom_metadata_map.get(DIGEST, "")
+        if found and (len(found) != 64 or digest_of(content, found) != found):
+            raise HorseHumanError(f"{shown(path)} has been damaged: copy or export it again")
 
     def _read_metadata(self, path: Path, found: dict[str, str]) -> None:
         if found.get("horsehuman_format") != str(FORMAT):

@@ -19,7 +19,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.picture_set import digest
-from horsehuman.runs import write_whole
+from horsehuman.runs import write_checkpoint, write_whole
 from horsehuman.runtime import cpu_name
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class WholeFiles(TorchCheckpointIO):
         """Write it, or say why not."""
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_whole(Path(path), lambda file: torch.save(checkpoint, file))
+            write_checkpoint(Path(path), checkpoint)
         except OSError as error:
             log.warning(
                 "%s is not saved (%s): the run goes on, with the one before, if any",

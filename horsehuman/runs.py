@@ -17,6 +17,7 @@ from torch import Tensor
 
 from horsehuman.data.folders import Record
 from horsehuman.errors import HorseHumanError, shown
+from horsehuman.seal import seal
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint with its checksum, whole or not at all."""
+    seal(checkpoint)
+    write_whole(path, lambda file: torch.save(checkpoint, file))
+
+
 def slim(source: Path, target: Path) -> None:
     """Keep of a full checkpoint what inference needs.
 
@@ -80,7 +87,7 @@ def slim(source: Path, target: Path) -> None:
     """
     full = torch.load(source, map_location="cpu", weights_only=True)
     kept = {key: full[key] for key in _SLIM if key in full}
-    write_whole(target, lambda file: torch.save(kept, file))
+    write_checkpoint(target, kept)
 
 
 def write_splits(

@@ -25,7 +25,7 @@ from config_errors import CONFIGS
 from horsehuman import training
 from horsehuman.checkpoint import IN_THE_BOX, find_checkpoint, load_classifier
 from horsehuman.errors import HorseHumanError, check_choice, one_line
-from horsehuman.runs import write_whole
+from horsehuman.runs import write_checkpoint
 from horsehuman.runtime import keep_freed_memory
 from horsehuman.terminal import show_notes
 
@@ -72,7 +72,7 @@ def build(
         state = checkpoint["state_dict"]
         kept = {key: value for key, value in state.items() if ".backbone." not in key}
         checkpoint["state_dict"] = kept
-    write_whole(target, lambda file: torch.save(checkpoint, file))
+    write_checkpoint(target, checkpoint)
     load_classifier(target)
 
 

@@ -34,7 +34,7 @@ from horsehuman.metrics import Floats, point_metrics, share_of_groups
 from horsehuman.models.features import FeatureCache
 from horsehuman.models.inception import Inception
 from horsehuman.picture_set import read_config, set_of_run
-from horsehuman.runs import write_whole
+from horsehuman.runs import write_checkpoint
 from horsehuman.runtime import keep_freed_memory
 from horsehuman.terminal import show_notes, track
 
@@ -99,7 +99,7 @@ def calibrate(run: Path, config: DictConfig) -> dict[str, Any]:
         settings["far_from"] = found["distance from which a picture is neither"] = reach
     checkpoint["hyper_parameters"].update(settings)
     checkpoint["horsehuman"]["calibration"] = found
-    write_whole(path, lambda file: torch.save(checkpoint, file))
+    write_checkpoint(path, checkpoint)
     return found
 
 

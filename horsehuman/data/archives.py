@@ -8,6 +8,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -234,12 +235,15 @@ def _extract(path: Path, members: list[zipfile.ZipInfo], folder: Path) -> None:
 
 
 def _is_complete(target: Path, members: dict[str, list[zipfile.ZipInfo]]) -> bool:
-    return all(
-        (file := target / split / member.filename).is_file()
-        and file.stat().st_size == member.file_size
-        for split, listed in members.items()
-        for member in listed
-    )
+    """Whether all that was unpacked is there, with the content that the archive says."""
+    try:
+        return all(
+            zlib.crc32((target / split / member.filename).read_bytes()) == member.CRC
+            for split, listed in members.items()
+            for member in listed
+        )
+    except OSError:
+        return False
 
 
 def _sha256(path: Path) -> str:

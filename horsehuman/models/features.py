@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sqlite3
+import zlib
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 Embed = Callable[[Tensor], Tensor]
 
-_VERSION = 1
+_VERSION = 2
 
 # One statement: another process cannot make the table in between.
 _STATE = """
@@ -62,7 +63,7 @@ class FeatureCache:
         features = torch.empty(len(pictures), self.width)
         if new:
             features[new] = self.embed(pictures[new])
-            rows = [(digests[index], features[index].numpy().tobytes()) for index in new]
+            rows = [(digests[index], _packed(digests[index], features[index])) for index in new]
             self._try(self._write, rows)
         for index, digest in enumerate(digests):
             if digest in known:
@@ -74,11 +75,8 @@ class FeatureCache:
         query = f"SELECT picture, feature FROM features WHERE picture IN ({marks})"
         with closing(self._connect()) as connection:
             rows = connection.execute(query, digests).fetchall()
-        return {
-            digest: torch.from_numpy(np.frombuffer(value, np.float32).copy())
-            for digest, value in rows
-            if len(value) == 4 * self.width
-        }
+        found = {digest: _unpacked(digest, value, self.width) for digest, value in rows}
+        return {digest: feature for digest, feature in found.items() if feature is not None}
 
     def _write(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
         with closing(self._connect()) as connection, connection:
@@ -116,6 +114,21 @@ class FeatureCache:
             except OSError:  # a folder that cannot be written: done without
                 self._given_up |= {"_read", "_write"}
         return None
+
+
+def _packed(digest: bytes, feature: Tensor) -> bytes:
+    """A feature with a checksum that is of its picture, too."""
+    content = feature.numpy().tobytes()
+    return zlib.crc32(digest + content).to_bytes(4, "big") + content
+
+
+def _unpacked(digest: bytes, value: object, width: int) -> Tensor | None:
+    """The feature ``(F,)``; ``None`` where it was damaged."""
+    if not isinstance(value, bytes) or len(value) != 4 + 4 * width:
+        return None
+    if zlib.crc32(digest + value[4:]) != int.from_bytes(value[:4], "big"):
+        return None
+    return torch.from_numpy(np.frombuffer(value, np.float32, offset=4).copy())
 
 
 def cache_key(backbone: torch.nn.Module, settings: object) -> str:
