@@ -77,6 +77,11 @@ def _rebuild(
     whole = any(key.startswith(_BACKBONE) for key in tensors)
     if "weights" in known:  # whatever the file says: nothing else is read
         given["weights"] = "checkpoint" if whole else "box"
+    if "weights" not in known:
+        with torch.device("meta"):  # nothing is allocated for what does not fit
+            shapes = {key: tensor.shape for key, tensor in kind(**given).state_dict().items()}
+        if shapes != {key: tensor.shape for key, tensor in tensors.items()}:
+            raise HorseHumanError("its weights do not fit its settings: train it again")
     network = kind(**given)
     if "weights" in known and not whole:
         own = network.state_dict()

@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+#: Longest list of layers, and widest layer, that a config or a checkpoint may ask for.
+MAX_LAYERS, MAX_WIDTH = 64, 16_384
+
 
 class HorseHumanError(Exception):
     """An error that a user can cause and mend.
@@ -81,8 +84,10 @@ def check_widths(name: str, value: Any, *, at_least: int = 0) -> None:
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) < at_least:
         few = f" of at least {at_least}" if at_least else ""
         raise HorseHumanError(f"{name}={value!r} does not work: give a list{few}, such as [32, 64]")
+    if len(value) > MAX_LAYERS:
+        raise HorseHumanError(f"{name} has {len(value)} entries: give at most {MAX_LAYERS}")
     for width in value:
-        check_number(name, width, int, at_least=1)
+        check_number(name, width, int, at_least=1, at_most=MAX_WIDTH)
 
 
 def check_flag(name: str, value: Any) -> None:

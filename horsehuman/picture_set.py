@@ -122,7 +122,7 @@ def read_config(run: Path) -> dict[str, Any]:
             return config
     except OSError as error:
         raise HorseHumanError(f"cannot read {shown(path)}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise HorseHumanError(f"{shown(path)} is damaged: name pictures with --data") from error
     raise HorseHumanError(f"{shown(path)} is no run's config: name pictures with --data")
 

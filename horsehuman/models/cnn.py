@@ -70,7 +70,7 @@ class CNN(Network):
         self.preprocess = Preprocess(image_size, mean, std)
         check_widths("model.channels", channels, at_least=1)
         check_widths("model.hidden", hidden)
-        check_number("model.convolutions", convolutions, int, at_least=1)
+        check_number("model.convolutions", convolutions, int, at_least=1, at_most=64)
         check_number("model.stem_kernel", stem_kernel, int, at_least=1, at_most=image_size)
         check_number("model.stem_stride", stem_stride, int, at_least=1)
         check_flag("model.padding", padding)
