@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import shutil
 import sys
@@ -14,6 +13,7 @@ import typer
 
 import horsehuman
 from horsehuman.errors import HorseHumanError, one_line, shown
+from horsehuman.options import Data, Force, GroupPattern, Model, Plot, ReportFolder, Split
 from horsehuman.terminal import Interrupted, raise_on_signals, show_notes
 
 #: What is ours in the cache folder; nothing else in it is counted or removed.
@@ -22,37 +22,6 @@ CACHED = {
     f"features/{'[0-9a-f]' * 32}.sqlite": "what the frozen backbone saw",
     "archives/*horse-or-human.zip": "downloaded zips",
 }
-
-#: Which classifier a command uses.
-Model = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME|RUN|FILE",
-        help="inception or cnn (in the box), a run's folder, or a checkpoint.",
-    ),
-]
-
-#: Which pictures it is asked about.
-Data = Annotated[
-    str | None,
-    typer.Option(metavar="box|RUN|FOLDER", help="Pictures [the model's own run, or the box]."),
-]
-Split = Annotated[
-    str | None, typer.Option(help="train, validation, test or all [test, if there is one].")
-]
-GroupPattern = Annotated[
-    str | None,
-    typer.Option(help="Of a folder: regular expression with one (...) that names the group."),
-]
-
-#: Where a report goes, and whether over an earlier one.
-ReportFolder = Annotated[
-    Path | None, typer.Option(help="Folder for the report [in the run, or below outputs].")
-]
-Force = Annotated[bool, typer.Option("--force", help="Write over what --out holds.")]
-Plot = Annotated[bool, typer.Option(help="Draw the pictures of the report.")]
-
-log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="horsehuman",
