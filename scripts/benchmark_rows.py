@@ -190,7 +190,7 @@ def predict(bench: Bench) -> list[Row]:
     ours, bare, other = [], [], []
     model = "cnn" if bench.short else "inception"
     bench.command("-m", "horsehuman", "export", "--model", model, "--out", "box.onnx")
-    for _ in range(bench.repeats + 1):
+    for _ in range(bench.repeats):
         ours.append(bench.command("-m", "horsehuman", "predict", picture)[0])
         bare.append(bench.command("-c", "import torch")[0])
         other.append(

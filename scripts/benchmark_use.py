@@ -54,20 +54,21 @@ def logging(way: str, steps: int) -> dict[str, float]:
 
 def throughput_cnn(way: str, steps: int) -> dict[str, float]:
     """Pictures a second; see :func:`throughput`."""
-    return throughput("cnn", 64 * steps)
+    return throughput("cnn", 64 * steps, steps)
 
 
 def throughput_inception(way: str, steps: int) -> dict[str, float]:
     """Pictures a second; see :func:`throughput`."""
-    return throughput("inception", 32 * steps)
+    return throughput("inception", 8 if steps == 1 else 32 * steps, steps)
 
 
-def throughput(model: str, count: int) -> dict[str, float]:
+def throughput(model: str, count: int, steps: int) -> dict[str, float]:
     """Pictures a second: predicted, decoded alone, seen by the network alone, and in a plain loop.
 
     Args:
         model: Of the box.
         count: Pictures; training pictures of the box.
+        steps: With one alone each piece runs once, otherwise three times.
     """
     classifier = load_classifier(model)
     paths = sorted((unpack(box_archives()) / "train").rglob("*.webp"))[:count]
@@ -94,7 +95,7 @@ def throughput(model: str, count: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, call in calls.items():
         seconds = []
-        for _ in range(3):
+        for _ in range(1 if steps == 1 else 3):
             start = time.perf_counter()
             call()
             seconds.append(time.perf_counter() - start)

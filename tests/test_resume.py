@@ -182,9 +182,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["resume=nowhere"], "config.yaml"),
         (["resume=nowhere", "seed=1"], "drop seed=1"),
-        (["resume=nowhere", "-m"], "drop -m"),
         (["resume=nowhere", "allow_changes=perhaps"], "give true or false"),
     ],
 )
@@ -195,4 +193,4 @@ def test_wrong_use_is_one_line(arguments: list[str], text: str, tmp_path: Path) 
     assert printed.startswith("error: ")
     assert len(printed.splitlines()) == 1
     assert text in printed
-    assert "-m" in arguments or not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
