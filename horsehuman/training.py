@@ -21,9 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from horsehuman import runs
 from horsehuman.callbacks import AverageWeights, SeedEpochs, TerminalProgress, print_summary
+from horsehuman.config import check_options
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.embedding import check_views
-from horsehuman.errors import HorseHumanError, check_flag, check_number, first_line
+from horsehuman.errors import HorseHumanError, first_line
 from horsehuman.logs import Histograms, log_held_out, log_hyperparameters, log_start
 from horsehuman.picture_set import read_config
 from horsehuman.resuming import (
@@ -171,28 +172,6 @@ def fit(
         trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
     except MisconfigurationException as error:
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
-
-
-def check_options(config: DictConfig) -> None:
-    """Check the options that neither the model nor the data checks."""
-    check_number("seed", config.seed, int, at_least=0, below=2**32)
-    check_flag("test", config.test)
-    check_flag("histograms", config.histograms)
-    options = config.trainer
-    check_number("trainer.max_epochs", options.max_epochs, int, at_least=1)
-    check_number(
-        "trainer.accumulate_grad_batches", options.accumulate_grad_batches, int, at_least=1
-    )
-    check_number("trainer.limit_train_batches", options.limit_train_batches, float, above=0)
-    check_number("trainer.log_every_n_steps", options.log_every_n_steps, int, at_least=1)
-    if options.devices != 1:
-        raise HorseHumanError(f"trainer.devices={options.devices} does not work: use 1")
-    if not config.test and config.data.validation == "test":
-        raise HorseHumanError("test=false does not go with data.validation=test: drop one of them")
-    if config.early_stopping is not None:
-        check_number("early_stopping", config.early_stopping, int, at_least=1)
-    if config.ema is not None:
-        check_number("ema", config.ema, float, above=0, below=1)
 
 
 def build(part: str, config: DictConfig, **given: Any) -> Any:

@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from horsehuman.config import check_options
 from horsehuman.errors import HorseHumanError, check_flag, first_line, one_line
 from horsehuman.runtime import keep_freed_memory
 from horsehuman.terminal import Interrupted, raise_on_signals, show_notes
@@ -39,6 +40,7 @@ def main(config: DictConfig) -> None:
         folder = min(Path(os.path.relpath(folder)), folder, key=lambda path: len(str(path)))
     try:
         if config.resume is None:
+            check_options(config)  # before what takes seconds to import
             from horsehuman.training import train
 
             train(config, folder)
@@ -62,8 +64,6 @@ def main(config: DictConfig) -> None:
 
 def go_on(config: DictConfig, folder: Path) -> None:
     """Resume a run, with its own options alone."""
-    from horsehuman.training import resume_run
-
     here = HydraConfig.get()
     given = [o for o in here.overrides.task if o.split("=")[0] not in ("resume", "allow_changes")]
     if given or here.mode == RunMode.MULTIRUN:
@@ -72,6 +72,8 @@ def go_on(config: DictConfig, folder: Path) -> None:
             f"resume={config.resume} goes on with the options that the run began with: drop {what}"
         )
     check_flag("allow_changes", config.allow_changes)
+    from horsehuman.training import resume_run
+
     resume_run(folder, allow_changes=config.allow_changes)
 
 
