@@ -43,7 +43,7 @@ def logging(way: str, steps: int) -> dict[str, float]:
         setattr(logs, name, timed(getattr(logs, name)))
     TensorBoardLogger.log_metrics = timed(TensorBoardLogger.log_metrics)  # type: ignore[method-assign]
     TensorBoardLogger.save = timed(TensorBoardLogger.save)  # type: ignore[method-assign]
-    small = ["trainer.max_epochs=1", "model.scales=[75]"] if steps == 1 else []
+    small = ["trainer.max_epochs=1", "model.scales=[75]", "test=false"] if steps == 1 else []
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("train", ["model=inception", *small])
     start = time.perf_counter()

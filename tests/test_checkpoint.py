@@ -132,8 +132,14 @@ def test_checkpoints_of_others(cnn: tuple[CNNClassifier, Path], tmp_path: Path) 
         ({"horsehuman": None}, "not written by horsehuman"),
         ({"horsehuman": {"format": 99, "classifier": "CNNClassifier"}}, "has format 99"),
         ({"horsehuman": {"format": 1, "classifier": "CNNClassifier"}}, "train it again"),
-        ({"horsehuman": {"format": 2, "classifier": "Other"}}, "does not hold what|do not fit its settings"),
-        ({"hyper_parameters": {**TINY_CNN, "channels": [4, 9]}}, "does not hold what|do not fit its settings"),
+        (
+            {"horsehuman": {"format": 2, "classifier": "Other"}},
+            "does not hold what|do not fit its settings",
+        ),
+        (
+            {"hyper_parameters": {**TINY_CNN, "channels": [4, 9]}},
+            "does not hold what|do not fit its settings",
+        ),
         ({"hyper_parameters": {**TINY_CNN, "image_size": 0}}, "image_size"),
         ({"state_dict": {}}, "does not hold what|do not fit its settings"),
     ):
