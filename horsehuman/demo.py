@@ -149,11 +149,10 @@ def respond(
         picture = network.read(read_picture(Path(path), "This file"))
     except PictureError as error:
         return _said(f"{error}.".replace(":", "", 1)), None
-    (answer,) = network.answer([picture])
-    seconds = time.perf_counter() - start
-    said = prediction_of(network, path, answer)
-    label = int(answer.probability >= network.threshold)
     (found,) = explain(network, picture[None])
+    seconds = time.perf_counter() - start
+    said = prediction_of(network, path, found.answer)
+    label = int(found.answer.probability >= network.threshold)
     drawn = overlay(picture, found.for_answer(label))
     return _said(sentence(said), f"{1000 * seconds:.0f} ms, {shown(name)}"), drawn
 

@@ -14,8 +14,9 @@ from torch.nn import functional
 from horsehuman.data.folders import Record
 from horsehuman.data.loading import decode
 from horsehuman.errors import HorseHumanError, closest, shown
-from horsehuman.models.network import Network
+from horsehuman.models.network import Network, answers_of
 from horsehuman.pictures import PictureError
+from horsehuman.prediction import Answer
 
 #: From this value on in all channels a pixel is white.
 WHITE = 245
@@ -32,13 +33,11 @@ class Explanation:
         heat: ``(S, S)``, float32: positive where a place speaks for class 1, negative where it
             speaks for class 0. With a linear head its sum is the logit less the bias, but for the
             blur of scaling it up.
-        logit: Calibrated.
-        probability: Of class 1.
+        answer: What the network says of the picture.
     """
 
     heat: Tensor
-    logit: float
-    probability: float
+    answer: Answer
 
     def for_answer(self, label: int) -> Tensor:
         """Heat that speaks for a class, ``(S, S)``, at least 0."""
@@ -63,8 +62,8 @@ def explain(network: Network, pictures: Tensor, layer: str | None = None) -> lis
     network.eval()
     size = network.image_size
     with torch.enable_grad(), _leaves(network, layer or network.heat_layer) as maps:
-        logits = network.calibrate(network(pictures))
-        gradients = torch.autograd.grad(logits.sum(), maps)
+        found = network.judge(network.pooled(network.maps(pictures)))
+        gradients = torch.autograd.grad(found[0].sum(), maps)
     heat = torch.zeros(len(pictures), size, size)
     for index, (own, gradient) in enumerate(zip(maps, gradients, strict=True)):
         small = (own * gradient).sum(1, keepdim=True).detach()
@@ -74,10 +73,7 @@ def explain(network: Network, pictures: Tensor, layer: str | None = None) -> lis
         small *= small.shape[2] * small.shape[3] / size**2
         large = functional.interpolate(small, (size, size), mode="bilinear", align_corners=False)
         heat += large[:, 0].cpu()
-    return [
-        Explanation(h, float(z), float(p))
-        for h, z, p in zip(heat, logits.detach(), logits.detach().sigmoid(), strict=True)
-    ]
+    return [Explanation(*each) for each in zip(heat, answers_of(found), strict=True)]
 
 
 @contextlib.contextmanager
@@ -193,7 +189,7 @@ def heat_on_figures(
     for start in range(0, len(pictures), CHUNK):
         said = explain(network, torch.stack(pictures[start : start + CHUNK]))
         for own, figure in zip(said, figures[start:], strict=False):
-            heat = own.for_answer(int(own.probability >= network.threshold))
+            heat = own.for_answer(int(own.answer.probability >= network.threshold))
             if heat.any():
                 found.append((float(heat[figure].sum() / heat.sum()), float(figure.float().mean())))
     if not found:

@@ -18,7 +18,7 @@ from horsehuman.errors import HorseHumanError, shown
 from horsehuman.explain import activations, explain, find_layer, short, stages
 from horsehuman.models.network import Network
 from horsehuman.pictures import PictureError
-from horsehuman.prediction import Answer, prediction_of
+from horsehuman.prediction import prediction_of
 from horsehuman.sources import expand, open_picture
 from horsehuman.terminal import track
 
@@ -83,8 +83,7 @@ def _explained(
 ) -> tuple[Tensor, str]:
     """Heat ``(S, S)`` for the answer, and the answer in words."""
     (found,) = explain(network, picture[None], layer)
-    answer = Answer(found.logit, found.probability)
-    said = prediction_of(network, name, answer, always_answer=True)
+    said = prediction_of(network, name, found.answer, always_answer=True)
     heat = found.for_answer(network.class_names.index(said.class_name))
     caption = f"{said.class_name} {said.probability:.0%}"
     if not heat.any():

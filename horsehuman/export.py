@@ -51,9 +51,7 @@ class Exported(nn.Module):
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 ``(N, 3, H, W)`` to logits, probabilities of class 1 and strangeness, ``(N,)``."""
-        features = self.network.pooled(self.network.maps(pictures))
-        logits = self.network.calibrate(self.network.classify(features))
-        return logits, logits.sigmoid(), self.network.strangeness(features)
+        return self.network.judge(self.network.pooled(self.network.maps(pictures)))
 
 
 def export(model: str, form: str, out: Path, *, force: bool) -> float:

@@ -27,9 +27,9 @@ def test_heat_adds_up_to_the_logit(name: str, tree: Path) -> None:
     picture = decode(path, network.image_size)[None]
     (found,) = explain(network, picture)
     assert found.heat.shape == (network.image_size, network.image_size)
-    assert found.logit == pytest.approx(float(network.logits(picture)), rel=1e-4)
+    assert found.answer.logit == pytest.approx(float(network.logits(picture)), rel=1e-4)
     bias = float(network.head[-1].bias.detach())
-    assert float(found.heat.sum()) == pytest.approx(found.logit - bias, rel=0.05)
+    assert float(found.heat.sum()) == pytest.approx(found.answer.logit - bias, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["cnn", "inception"])
@@ -43,7 +43,7 @@ def test_heat_lies_in_the_half_that_the_figure_fills(name: str, tree: Path) -> N
         start = side * (size // 2)
         picture[:, :, start : start + size // 2] = small.round().to(torch.uint8)
         (found,) = explain(network, picture[None])
-        heat = found.for_answer(int(found.logit > 0))
+        heat = found.for_answer(int(found.answer.logit > 0))
         half = heat[:, start : start + size // 2].sum() / heat.sum()
         assert half > 0.6
 
@@ -84,7 +84,7 @@ def test_heat_of_an_earlier_layer_depends_on_that_layer(tree: Path) -> None:
     last, early = (
         explain(network, picture, find_layer(network, name))[0] for name in ("Mixed_6e", "Mixed_5d")
     )
-    assert last.logit == early.logit
+    assert last.answer == early.answer
     torch.testing.assert_close(last.heat, explain(network, picture)[0].heat)
     assert float((early.heat - last.heat).abs().max()) > 0
     assert early.heat.any()
@@ -159,6 +159,14 @@ def test_training_on_cached_features_is_explained_like_training_on_pictures(
         training.train(config, run)
         heat.append(explain(load_classifier(run), picture)[0].heat)
     torch.testing.assert_close(heat[0], heat[1], rtol=1e-3, atol=1e-6)
+
+
+def test_more_pictures_than_the_backbone_takes_at_a_time() -> None:
+    torch.manual_seed(0)
+    network = Inception(scales=[75], weights="random", image_size=80)
+    pictures = torch.randint(0, 256, (11, 3, 80, 80), dtype=torch.uint8)
+    found = explain(network, pictures)
+    torch.testing.assert_close(found[-1].heat, explain(network, pictures[-1:])[0].heat)
 
 
 def test_command(tree: Path, tmp_path: Path) -> None:

@@ -131,6 +131,14 @@ class Network(nn.Module, ABC):
         """Probability of class 1, float32 ``(N,)``, 0 to 1; see :meth:`logits`."""
         return self.logits(images).sigmoid()
 
+    def judge(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Calibrated logits, probabilities of class 1 and strangeness, ``(N,)`` each, of features.
+
+        See :class:`~horsehuman.prediction.Answer` for what they mean.
+        """
+        logits = self.calibrate(self.classify(features))
+        return logits, logits.sigmoid(), self.strangeness(features)
+
     def strangeness(self, features: Tensor) -> Tensor:
         """How far features ``(N, F)`` are from all training pictures, ``(N,)``; 1 is too far.
 
@@ -146,9 +154,12 @@ class Network(nn.Module, ABC):
     def answer(self, pictures: Sequence[Tensor]) -> list[Answer]:
         """Answer a batch of what :meth:`read` gives, in eval mode."""
         features = self.eval().embed(torch.stack(list(pictures)).to(self.device))
-        logits = self.calibrate(self.classify(features))
-        found = logits, logits.sigmoid(), self.strangeness(features)
-        return [Answer(*each) for each in zip(*(t.tolist() for t in found), strict=True)]
+        return answers_of(self.judge(features))
+
+
+def answers_of(found: Sequence[Tensor]) -> list[Answer]:
+    """What :meth:`Network.judge` gives, picture by picture."""
+    return [Answer(*each) for each in zip(*(t.tolist() for t in found), strict=True)]
 
 
 def plain(value: Any) -> Any:
