@@ -6,7 +6,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -300,10 +299,3 @@ def _fit(features: Tensor, target: Tensor, others: Tensor) -> Floats:
     logits = ((others - mean) / std) @ weight[1:].detach() + weight[0].detach()
     found: Floats = logits.sigmoid().double().numpy()
     return found
-
-
-def names_of(root: Path, finding: Finding) -> list[list[str]]:
-    """The pictures of a finding by their names below the set's folder."""
-    return [
-        [record.path.relative_to(root).as_posix() for record in row] for row in finding.pictures
-    ]

@@ -5,20 +5,19 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 from rich.table import Table
 
-from horsehuman.audit import Finding, audit, names_of
+from horsehuman.audit import Finding, audit
 from horsehuman.data.folders import Record
 from horsehuman.errors import check_choice, shown
 from horsehuman.evaluate import report_folder
-from horsehuman.picture_set import find_set
+from horsehuman.picture_set import PictureSet, find_set
 from horsehuman.pictures import PictureError, read_picture
-from horsehuman.runs import write_whole
+from horsehuman.runs import write_bytes, write_json
 from horsehuman.terminal import console
 
 #: What ``--fail-on`` takes, and the severities that it means.
@@ -55,14 +54,13 @@ def audit_and_report(
             "severity": each.severity,
             "what": each.what,
             "remedy": each.remedy,
-            "pictures": names_of(pictures.root, each),
+            "pictures": [[pictures.name(record) for record in row] for row in each.pictures],
         }
         for each in found
     ]
-    text = json.dumps({"data": str(pictures.root), "findings": content}, indent=2) + "\n"
-    write_whole(folder / "audit.json", lambda file: file.write(text.encode()))
-    drawn = page(title, found, pictures.root)
-    write_whole(folder / "audit.html", lambda file: file.write(drawn.encode(errors="replace")))
+    write_json(folder / "audit.json", {"data": str(pictures.root), "findings": content})
+    drawn = page(title, found, pictures)
+    write_bytes(folder / "audit.html", drawn.encode(errors="replace"))
     out_console = console(stderr=False)
     out_console.print(table(found))
     out_console.print(f"page        {shown(folder / 'audit.html')}")
@@ -79,29 +77,29 @@ def table(found: Sequence[Finding]) -> Table:
     return lines
 
 
-def page(title: str, found: Sequence[Finding], root: Path) -> str:
+def page(title: str, found: Sequence[Finding], pictures: PictureSet) -> str:
     """The page, with all pictures in it."""
     sections = []
     for each in found:
         remedy = f"<p>{html.escape(shown(each.remedy))}</p>" if each.remedy else ""
         sections.append(
             f'<section class="{each.severity}"><h2>{each.severity}: '
-            f"{html.escape(shown(each.what))}</h2>{remedy}{_rows(each, root)}</section>"
+            f"{html.escape(shown(each.what))}</h2>{remedy}{_rows(each, pictures)}</section>"
         )
     return _PAGE.format(title=html.escape(title), sections="".join(sections))
 
 
-def _rows(finding: Finding, root: Path) -> str:
+def _rows(finding: Finding, pictures: PictureSet) -> str:
     rows = [
-        "<div>" + "".join(_figure(record, root) for record in row[:COLUMNS]) + "</div>"
+        "<div>" + "".join(_figure(record, pictures) for record in row[:COLUMNS]) + "</div>"
         for row in finding.pictures[:ROWS]
     ]
     left = len(finding.pictures) - ROWS
     return "".join(rows) + (f"<p>and {left} more rows, in audit.json</p>" if left > 0 else "")
 
 
-def _figure(record: Record, root: Path) -> str:
-    name = html.escape(shown(record.path.relative_to(root).as_posix()))
+def _figure(record: Record, pictures: PictureSet) -> str:
+    name = html.escape(shown(pictures.name(record)))
     try:
         image = Image.fromarray(read_picture(record.path)).resize((SIDE, SIDE))
     except PictureError:

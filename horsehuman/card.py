@@ -6,9 +6,8 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import yaml
@@ -26,7 +25,8 @@ from horsehuman.errors import HorseHumanError, shown
 from horsehuman.models.inception import Inception
 from horsehuman.models.network import FORMAT, Network
 from horsehuman.picture_set import PictureSet, find_set, read_config, run_of
-from horsehuman.runs import write_whole
+from horsehuman.report import number, span
+from horsehuman.runs import read_json, write_bytes
 from horsehuman.seal import seal
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,10 @@ def card(model: str, report: Path | None = None) -> str:
     network = load_classifier(model)
     origin = read_any(find_checkpoint(model))["horsehuman"]
     run = run_of(model)
-    found = _read(_report_folder(model, run, report) / "metrics.json", needed=report is not None)
+    place = _report_folder(model, run, report) / "metrics.json"
+    found = read_json(place)
+    if not found and report:
+        raise HorseHumanError(f"{shown(place)} is no report of horsehuman evaluate")
     if not found:
         log.warning("no report of %s is found: run horsehuman evaluate first", shown(model))
     pictures = find_set(str(run)) if run else find_set("box") if model in IN_THE_BOX else None
@@ -57,7 +60,7 @@ def card(model: str, report: Path | None = None) -> str:
         _metadata(model, network, found, official),
         f"# {_title(network)}\n",
         _what(network),
-        _training(pictures, official, _read(run / "metrics.json") if run else {}),
+        _training(pictures, official, read_json(run / "metrics.json") if run else {}),
         _accuracy(found),
         _calibration(origin.get("calibration", {}), network),
         _cost(network),
@@ -94,30 +97,15 @@ def write_folder(model: str, folder: Path, text: str, *, force: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in content.items():
-            write_whole(folder / name, partial(_put, data))
+            write_bytes(folder / name, data)
     except OSError as error:
         raise HorseHumanError(f"cannot write --folder {shown(folder)}: {error.strerror}") from error
-
-
-def _put(data: bytes, file: BinaryIO) -> None:
-    file.write(data)
 
 
 def _report_folder(model: str, run: Path | None, report: Path | None) -> Path:
     if report:
         return report
     return run / "evaluate-test" if run else Path("outputs/evaluate") / Path(model).name
-
-
-def _read(path: Path, *, needed: bool = False) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-    except (OSError, ValueError) as error:
-        if needed:
-            raise HorseHumanError(f"{shown(path)} is no report of horsehuman evaluate") from error
-    return {}
 
 
 def _title(network: Network) -> str:
@@ -215,12 +203,8 @@ def _accuracy(found: Mapping[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for name, own in found["metrics"].items():
-        value = "undefined" if own["value"] is None else f"{own['value']:.4f}"
-        spans = (
-            "" if None in own[key] else "{:.4f} - {:.4f}".format(*own[key])
-            for key in ("by group", "by picture")
-        )
-        lines.append(f"| {name} | {value} | {' | '.join(spans)} |")
+        values = number(own["value"]), span(own["by group"]), span(own["by picture"])
+        lines.append(f"| {name} | {' | '.join(values)} |")
     lines.append("\nPictures of a group are right or wrong together: trust the intervals by group.")
     if found["unsure"] or found["neither"]:
         lines.append(

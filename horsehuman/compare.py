@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from horsehuman.metrics import estimate_mean, log_losses, mcnemar
 from horsehuman.models.network import Network
 from horsehuman.picture_set import PictureSet, choose_set, digest, run_of
 from horsehuman.pictures import PictureError, read_picture
+from horsehuman.runs import read_json
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def contend(model: str, classifier: Network, pictures: PictureSet) -> Contender:
     seconds = time.perf_counter() - started
     run = run_of(model)
     parameters = list(classifier.parameters())
-    recorded = _recorded(run) if run else {}
+    recorded = read_json(run / "metrics.json") if run else {}
     cost: dict[str, float | None] = {
         "parameters": sum(p.numel() for p in parameters),
         "trained parameters": sum(p.numel() for p in parameters if p.requires_grad),
@@ -94,15 +94,6 @@ def contend(model: str, classifier: Network, pictures: PictureSet) -> Contender:
     }
     curves = read_curves(run, recorded.get("epochs")) if run else {}
     return Contender(model, answers, curves, cost)
-
-
-def _recorded(run: Path) -> dict[str, float]:
-    """The figures of a run that has ended; of another, none."""
-    try:
-        found = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def read_curves(run: Path, epochs: float | None = None) -> dict[str, list[float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from horsehuman.compare import (
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.evaluate import check_classes, report_folder, summarise
 from horsehuman.report import FEW_GROUPS, number, read_again, span, tell_if_seen
-from horsehuman.runs import write_whole
+from horsehuman.runs import write_json
 from horsehuman.terminal import console
 
 #: Figures of each classifier that the table shows, of all that ``compare.json`` holds.
@@ -59,8 +58,7 @@ def compare_and_report(
     whole = not any(each.answers.errors for each in found)
     found = common(found)
     comparison = summary(found)
-    text = json.dumps(comparison, indent=2, allow_nan=False) + "\n"
-    write_whole(folder / "compare.json", lambda file: file.write(text.encode()))
+    write_json(folder / "compare.json", comparison)
     show(comparison, grouped=pictures.grouped)
     for drawing in REPORT[1:]:  # of an earlier report
         (folder / drawing).unlink(missing_ok=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Sequence, Set
@@ -22,7 +20,7 @@ from horsehuman.metrics import Estimate, Floats, estimate, share_of_groups
 from horsehuman.models.network import Network
 from horsehuman.picture_set import PictureSet
 from horsehuman.prediction import predict
-from horsehuman.runs import write_whole
+from horsehuman.runs import write_bytes, write_csv
 from horsehuman.terminal import track
 
 log = logging.getLogger(__name__)
@@ -222,25 +220,18 @@ def plain(found: Estimate) -> dict[str, Any]:
 def write_predictions(folder: Path, answers: Answers) -> None:
     """Write ``predictions.csv``; ``probability`` and ``logit`` are of class 1."""
     names = answers.pictures.class_names
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(
-        ("picture", "label", "group", "answer", "status", "probability", "logit", "right")
-    )
-    for record, said, status, p, logit, right in zip(
-        answers.records,
-        answers.said,
+    header = ("picture", "label", "group", "answer", "status", "probability", "logit", "right")
+    columns = (
+        [answers.pictures.name(record) for record in answers.records],
+        [names[record.label] for record in answers.records],
+        answers.groups,
+        [names[int(said)] for said in answers.said],
         answers.doubts,
         answers.probabilities,
         answers.logits,
-        answers.right,
-        strict=True,
-    ):
-        name, label = answers.pictures.name(record), names[record.label]
-        answer = names[int(said)]
-        writer.writerow((name, label, record.group, answer, status, p, logit, int(right)))
-    data = text.getvalue().encode(errors="surrogateescape")
-    write_whole(folder / "predictions.csv", lambda file: file.write(data))
+        answers.right.astype(int),
+    )
+    write_csv(folder / "predictions.csv", header, zip(*columns, strict=True))
 
 
 def report_folder(given: Path | None, default: Path, *, force: bool, report: Sequence[str]) -> Path:
@@ -266,7 +257,7 @@ def report_folder(given: Path | None, default: Path, *, force: bool, report: Seq
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / ".writable", lambda file: None)
+        write_bytes(folder / ".writable", b"")
         (folder / ".writable").unlink()
     except OSError as error:
         raise HorseHumanError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from horsehuman import drawings, plots
 from horsehuman.checkpoint import load_classifier
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.errors import HorseHumanError, check_free, shown
 from horsehuman.explain import activations, explain, find_layer, short, stages
 from horsehuman.models.network import Network
 from horsehuman.pictures import PictureError
@@ -40,8 +40,7 @@ def draw(model: str, sources: Sequence[str], layer: str | None, out: Path, *, fo
         HorseHumanError: ``out`` is there already, there is no such layer, or no picture can be
             read.
     """
-    if out.exists() and not force:
-        raise HorseHumanError(f"--out {shown(out)} is there already: name another, or add --force")
+    check_free(out, force=force)
     if out.suffix.lower() != ".png":
         raise HorseHumanError(f"--out {shown(out)}: the drawing is PNG; let the name end so")
     if out.is_dir() or not out.parent.is_dir():

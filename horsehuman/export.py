@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from horsehuman.checkpoint import load_classifier
 from horsehuman.data.archives import find_pictures
-from horsehuman.errors import HorseHumanError, check_choice, shown
+from horsehuman.errors import HorseHumanError, check_choice, check_free, shown
 from horsehuman.models.network import Network
 from horsehuman.onnx_model import DIGEST, FORMAT, INPUT, OUTPUTS, OnnxClassifier, digest_of
 from horsehuman.pictures import read_picture
-from horsehuman.runs import write_whole
+from horsehuman.runs import write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +75,7 @@ def export(model: str, form: str, out: Path, *, force: bool) -> float:
         raise HorseHumanError(
             f"--format {form} needs {', '.join(missing)}: pip install 'horsehuman[export]'"
         )
-    if out.exists() and not force:
-        raise HorseHumanError(f"--out {shown(out)} is there already: name another, or add --force")
+    check_free(out, force=force)
     if not out.parent.is_dir():
         raise HorseHumanError(f"--out {shown(out)}: there is no folder {shown(out.parent)}")
     network = load_classifier(model)
@@ -92,7 +91,7 @@ def export(model: str, form: str, out: Path, *, force: bool) -> float:
             )
         data = path.read_bytes()
     try:
-        write_whole(out, lambda file: file.write(data))
+        write_bytes(out, data)
     except OSError as error:
         raise HorseHumanError(f"cannot write --out {shown(out)}: {error.strerror}") from error
     return found

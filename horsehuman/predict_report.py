@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.errors import HorseHumanError, check_free, shown
 from horsehuman.output import Sorter, Writer
 from horsehuman.prediction import Classifier, predict
 from horsehuman.sources import expand, is_url
@@ -36,8 +36,8 @@ def predict_and_report(
         HorseHumanError: There is no such model, a source stands for nothing, or what is to be
             written cannot be.
     """
-    if out and out.exists() and not force:
-        raise HorseHumanError(f"--out {shown(out)} is there already: name another, or add --force")
+    if out:
+        check_free(out, force=force)
     if sort_into and any(map(is_url, sources)):
         raise HorseHumanError("--sort-into copies files: drop it, or the addresses")
     classifier = load(model)

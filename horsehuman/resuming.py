@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import logging
 import platform
 import subprocess
@@ -19,7 +18,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.picture_set import digest
-from horsehuman.runs import write_checkpoint, write_whole
+from horsehuman.runs import read_json, write_checkpoint, write_json
 from horsehuman.runtime import cpu_name
 
 log = logging.getLogger(__name__)
@@ -67,9 +66,7 @@ class KeepFigures(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the figures, and write what the log has waiting."""
-        self.figures = {
-            name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name
-        }
+        self.figures = figures_of(trainer)
         checkpoint[_FIGURES] = self.figures
         logger: Any = trainer.logger
         logger.experiment.flush()
@@ -79,6 +76,11 @@ class KeepFigures(L.Callback):
     ) -> None:
         """Take them back."""
         self.figures = dict(checkpoint.get(_FIGURES, {}))
+
+
+def figures_of(trainer: L.Trainer) -> dict[str, float]:
+    """The last epoch's figures by name; none where this process has trained no epoch."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
 
 
 def steps_done(last: Path) -> int:
@@ -118,8 +120,7 @@ def make_record(config: str, data: HorseHumanDataModule) -> dict[str, Any]:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write ``run.json``."""
-    text = json.dumps(record, indent=2) + "\n"
-    write_whole(folder / RECORD, lambda file: file.write(text.encode()))
+    write_json(folder / RECORD, record)
 
 
 def check_record(folder: Path, record: Mapping[str, Any], *, allow_changes: bool) -> None:
@@ -128,12 +129,11 @@ def check_record(folder: Path, record: Mapping[str, Any], *, allow_changes: bool
     Raises:
         HorseHumanError: The data are others, and that is not allowed.
     """
-    try:
-        before = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        changed = [name for name in record if record[name] != before.get(name)]
-    except (OSError, ValueError, AttributeError):
+    before = read_json(folder / RECORD)
+    if not before:
         log.warning("%s has no whole %s: nobody knows what has changed", shown(folder), RECORD)
         return
+    changed = [name for name in record if record[name] != before.get(name)]
     if "data" in changed and not allow_changes:
         raise HorseHumanError(
             f"{shown(folder)}: its pictures or their splits have changed: bring the old ones back, "

@@ -70,6 +70,35 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file with this content, whole or not at all."""
+    write_whole(path, lambda file: file.write(content))
+
+
+def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
+    """Write plain values as JSON, whole or not at all; there is no NaN in JSON."""
+    text = json.dumps(value, indent=2, sort_keys=sort_keys, allow_nan=False) + "\n"
+    write_bytes(path, text.encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of JSON says; nothing where it is not there, or not whole."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table, whole or not at all; names that are no text stay what they are."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
+
+
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint with its checksum, whole or not at all."""
     seal(checkpoint)
@@ -98,7 +127,7 @@ def write_splits(
         (os.path.relpath(r.path, root).replace(os.sep, "/"), class_names[r.label], r.group, r.split)
         for r in records
     )
-    _write_csv(folder / "splits.csv", ("picture", "label", "group", "split"), rows)
+    write_csv(folder / "splits.csv", ("picture", "label", "group", "split"), rows)
 
 
 def write_samples(folder: Path, pictures: Tensor, columns: int = 8) -> Tensor:
@@ -112,13 +141,12 @@ def write_samples(folder: Path, pictures: Tensor, columns: int = 8) -> Tensor:
 
 def write_skipped(folder: Path, skipped: Mapping[str, str]) -> None:
     """Write ``skipped.csv``: files that were left out and why."""
-    _write_csv(folder / "skipped.csv", ("picture", "reason"), skipped.items())
+    write_csv(folder / "skipped.csv", ("picture", "reason"), skipped.items())
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
     """Write ``metrics.json`` and return its path."""
-    text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    write_whole(folder / "metrics.json", lambda file: file.write(text.encode()))
+    write_json(folder / "metrics.json", metrics, sort_keys=True)
     return folder / "metrics.json"
 
 
@@ -132,12 +160,3 @@ def point_latest(folder: Path) -> None:
     except OSError as error:  # Windows without the right to link; a folder of that name
         aside.unlink(missing_ok=True)
         log.info("%s is not updated: %s", shown(link), error.strerror)
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(header)
-    writer.writerows(rows)
-    data = text.getvalue().encode(errors="surrogateescape")
-    write_whole(path, lambda file: file.write(data))

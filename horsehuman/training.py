@@ -31,6 +31,7 @@ from horsehuman.resuming import (
     KeepFigures,
     WholeFiles,
     check_record,
+    figures_of,
     make_record,
     steps_done,
     write_record,
@@ -75,7 +76,7 @@ def train(
     final = keep_checkpoints(folder / "checkpoints")
     metrics: dict[str, Any] = {
         "epochs": trainer.current_epoch,
-        **figures_of(trainer),
+        **last_figures(trainer),
         "seed": config.seed,
         "seconds_training": round(time.monotonic() - started, 1),
         "peak_memory_gb": memory.gigabytes(),
@@ -150,11 +151,10 @@ def show_start(
     log_start(logger, OmegaConf.to_yaml(config, resolve=True), sheet)
 
 
-def figures_of(trainer: Any) -> dict[str, float]:
+def last_figures(trainer: Any) -> dict[str, float]:
     """The last epoch's figures; of a run that was killed after its last epoch, the kept ones."""
-    found = {name: float(v) for name, v in trainer.callback_metrics.items() if "/" in name}
     kept = next(c for c in trainer.callbacks if isinstance(c, KeepFigures))
-    return found or kept.figures
+    return figures_of(trainer) or kept.figures
 
 
 def fit(
