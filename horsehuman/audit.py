@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from horsehuman.data.folders import Record
+from horsehuman.data.splits import fewest_groups, parts_by_group
 from horsehuman.likeness import Look, clusters, look_at_all, similar, without_itself
 from horsehuman.metrics import Floats
 from horsehuman.picture_set import PictureSet
@@ -160,18 +161,23 @@ def background(looks: Sequence[Look]) -> list[Finding]:
     return found
 
 
+def by_cluster(looks: Sequence[Look], cluster: Sequence[str]) -> list[list[Record]]:
+    """The records of each cluster, the largest first."""
+    rows: dict[str, list[Record]] = defaultdict(list)
+    for look, name in zip(looks, cluster, strict=True):
+        rows[name].append(look.record)
+    return sorted(rows.values(), key=len, reverse=True)
+
+
 def near(looks: Sequence[Look], cluster: Sequence[str]) -> list[Finding]:
     """Near-duplicates on two sides of a split that is there already."""
-    parts: dict[str, list[Record]] = defaultdict(list)
-    for look, name in zip(looks, cluster, strict=True):
-        parts[name].append(look.record)
-    torn = [p for p in parts.values() if len({record.split for record in p}) > 1]
+    torn = [row for row in by_cluster(looks, cluster) if len({r.split for r in row}) > 1]
     if not torn:
         return []
     count = sum(map(len, torn))
     what = f"{count} pictures have near-duplicates on the other side of a split"
     remedy = "put what shows the same thing on one side, or split anew with data.group_pattern"
-    return [Finding("error", what, remedy, sorted(torn, key=len, reverse=True))]
+    return [Finding("error", what, remedy, torn)]
 
 
 def grouping(
@@ -188,10 +194,7 @@ def grouping(
     if pattern:
         text += f", the nearest other picture of {share:.0%} has the same name up to its number"
         remedy += f": '{pattern}' fits the file names"
-    rows: dict[str, list[Record]] = defaultdict(list)
-    for look, name in zip(looks, cluster, strict=True):
-        rows[name].append(look.record)
-    largest = sorted(rows.values(), key=len, reverse=True)[:8]
+    largest = by_cluster(looks, cluster)[:8]
     return [Finding("error", f"{text}, and no groups are named", remedy, largest)]
 
 
@@ -264,13 +267,9 @@ def out_of_group(
 
     ``None`` where a class has fewer groups than there are folds.
     """
-    part = np.zeros(len(own), int)
-    generator = np.random.default_rng(0)
-    for label in (0, 1):
-        names, index = np.unique(np.array(groups)[own == label], return_inverse=True)
-        if len(names) < folds:
-            return None
-        part[own == label] = generator.permutation(len(names))[index] % folds
+    if fewest_groups(own, groups) < folds:
+        return None
+    part = parts_by_group(own, groups, folds)
     found = np.zeros(len(own))
     target = torch.from_numpy(own).float()
     for fold in range(folds):

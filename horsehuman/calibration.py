@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from horsehuman.data.splits import parts_by_group
 from horsehuman.metrics import Floats
 from horsehuman.models.inception import class_means, distance
 
@@ -98,12 +99,7 @@ def fit_reach(
     Returns:
         ``(2, F)``, and the distance.
     """
-    part = torch.empty(len(groups), dtype=torch.long)
-    generator = np.random.default_rng(seed)
-    for label in (0, 1):
-        own = labels == label
-        names, index = np.unique(np.array(groups)[own.numpy()], return_inverse=True)
-        part[own] = torch.from_numpy(generator.permutation(len(names))[index] % folds)
+    part = torch.from_numpy(parts_by_group(labels.numpy(), groups, folds, seed))
     found = torch.empty(len(features))
     for fold in range(folds):
         out = part == fold

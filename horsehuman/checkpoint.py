@@ -75,15 +75,16 @@ def _rebuild(
     given = {name: value for name, value in settings.items() if name in known}
     tensors = {key.removeprefix(_NETWORK): tensor for key, tensor in state.items()}
     whole = any(key.startswith(_BACKBONE) for key in tensors)
-    if "weights" in known:  # whatever the file says: nothing else is read
+    has_trunk = "weights" in known
+    if has_trunk:  # whatever the file says: nothing else is read
         given["weights"] = "checkpoint" if whole else "box"
-    if "weights" not in known:
+    else:
         with torch.device("meta"):  # nothing is allocated for what does not fit
             shapes = {key: tensor.shape for key, tensor in kind(**given).state_dict().items()}
         if shapes != {key: tensor.shape for key, tensor in tensors.items()}:
             raise HorseHumanError("its weights do not fit its settings: train it again")
     network = kind(**given)
-    if "weights" in known and not whole:
+    if has_trunk and not whole:
         own = network.state_dict()
         tensors |= {key: own[key] for key in own if key.startswith(_BACKBONE)}
     network.load_state_dict(tensors)

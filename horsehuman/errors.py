@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 #: Longest list of layers, and widest layer, that a config or a checkpoint may ask for.
@@ -30,12 +29,6 @@ def one_line(error: Exception) -> str:
 def first_line(error: Exception) -> str:
     """The first line of an error's text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def check_free(path: Path, *, force: bool) -> None:
-    """Raise :class:`HorseHumanError` where ``--out`` is there already and must not be replaced."""
-    if path.exists() and not force:
-        raise HorseHumanError(f"--out {shown(path)} is there already: name another, or add --force")
 
 
 def shown(path: object) -> str:

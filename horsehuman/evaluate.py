@@ -18,7 +18,8 @@ from horsehuman.data.folders import Record
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.metrics import Estimate, Floats, estimate, share_of_groups
 from horsehuman.models.network import Network
-from horsehuman.picture_set import PictureSet
+from horsehuman.picture_set import PictureSet, is_run
+from horsehuman.places import free_path
 from horsehuman.prediction import predict
 from horsehuman.runs import write_bytes, write_csv
 from horsehuman.terminal import track
@@ -246,10 +247,8 @@ def report_folder(given: Path | None, default: Path, *, force: bool, report: Seq
     Raises:
         HorseHumanError: The folder holds a report, or cannot be written.
     """
-    folder, number = given or default, 2
-    while given is None and folder.exists():
-        folder, number = default.with_name(f"{default.name}-{number}"), number + 1
-    if (folder / "splits.csv").exists():
+    folder = given or free_path(default, Path.exists, is_folder=True)
+    if is_run(folder):
         raise HorseHumanError(f"--out {shown(folder)} is a run: name another folder")
     if not force and any(any(folder.glob(pattern)) for pattern in report):
         raise HorseHumanError(

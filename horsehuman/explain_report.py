@@ -14,10 +14,12 @@ from torch import Tensor
 
 from horsehuman import drawings, plots
 from horsehuman.checkpoint import load_classifier
-from horsehuman.errors import HorseHumanError, check_free, shown
+from horsehuman.data.folders import spread
+from horsehuman.errors import HorseHumanError, shown
 from horsehuman.explain import activations, explain, find_layer, short, stages
 from horsehuman.models.network import Network
 from horsehuman.pictures import PictureError
+from horsehuman.places import check_free
 from horsehuman.prediction import prediction_of
 from horsehuman.sources import expand, open_picture
 from horsehuman.terminal import track
@@ -50,7 +52,7 @@ def draw(model: str, sources: Sequence[str], layer: str | None, out: Path, *, fo
     names = list(expand(sources, recursive=True))
     if len(names) > LIMIT:
         log.warning("%d of %d pictures are drawn, evenly spread", LIMIT, len(names))
-        names = [names[k * len(names) // LIMIT] for k in range(LIMIT)]
+        names = spread(names, LIMIT)
     pictures, drawn, captions, errors = [], [], [], []
     for name in track(names, "explaining", len(names)):
         try:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from horsehuman.checkpoint import load_classifier
 from horsehuman.data.archives import find_pictures
-from horsehuman.errors import HorseHumanError, check_choice, check_free, shown
+from horsehuman.errors import HorseHumanError, check_choice, shown
 from horsehuman.models.network import Network
 from horsehuman.onnx_model import DIGEST, FORMAT, INPUT, OUTPUTS, OnnxClassifier, digest_of
 from horsehuman.pictures import read_picture
+from horsehuman.places import check_free
 from horsehuman.runs import write_bytes
 
 log = logging.getLogger(__name__)

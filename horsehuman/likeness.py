@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from horsehuman.data.folders import Record
-from horsehuman.models.features import FeatureCache
+from horsehuman.explain import WHITE
 from horsehuman.models.inception import Inception
 from horsehuman.picture_set import digest
 from horsehuman.pictures import PictureError, read_picture
@@ -77,7 +77,7 @@ def look_at(record: Record) -> tuple[Look, Tensor | None]:
         mode,
         size,
         float(pixels.mean()) / 255,
-        float((edge >= 245).all(1).mean()),
+        float((edge >= WHITE).all(1).mean()),
         imagehash.phash(Image.fromarray(pixels)).hash.ravel(),
     )
     return look, resize(torch.from_numpy(pixels).permute(2, 0, 1), SIDE)
@@ -91,7 +91,7 @@ def look_at_all(records: Sequence[Record]) -> tuple[list[Look], Tensor, Tensor]:
         32 x 32 pictures less their mean, both of length 1.
     """
     network = Inception(image_size=SIDE, scales=[SIDE]).eval()
-    cache = FeatureCache(network.embed, network.width, network.feature_file())
+    cache = network.feature_cache()
     looks: list[Look] = []
     features: list[Tensor] = []
     pixels: list[Tensor] = []

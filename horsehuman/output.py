@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from horsehuman.errors import HorseHumanError, check_choice, shown
+from horsehuman.places import free_path
 from horsehuman.prediction import Prediction, describe
 from horsehuman.sources import is_url
 
@@ -148,11 +149,7 @@ class Sorter:
         target = self.folder / name / source.name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            number = 2
-            while target.exists():
-                target = target.with_name(f"{source.stem}-{number}{source.suffix}")
-                number += 1
-            shutil.copy2(source, target)
+            shutil.copy2(source, free_path(target, Path.exists))
         except OSError as error:
             raise HorseHumanError(
                 f"cannot copy {shown(source)} to {shown(target)}: {error.strerror}"

@@ -62,7 +62,7 @@ def find_set(data: str, group_pattern: str | None = None) -> PictureSet:
     Raises:
         HorseHumanError: There are none.
     """
-    in_folder = data != "box" and not (Path(data).expanduser() / "splits.csv").is_file()
+    in_folder = data != "box" and not is_run(Path(data).expanduser())
     if group_pattern is not None and not in_folder:
         raise HorseHumanError(
             f"--group-pattern={group_pattern!r} goes with a folder of pictures, and {shown(data)} "
@@ -110,7 +110,12 @@ def run_of(model: str) -> Path | None:
         return None
     path = Path(model).expanduser()
     folders = [path] if path.is_dir() else [path.parent.parent]
-    return next((folder for folder in folders if (folder / "splits.csv").is_file()), None)
+    return next(filter(is_run, folders), None)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run."""
+    return (folder / "splits.csv").is_file()
 
 
 def read_config(run: Path) -> dict[str, Any]:

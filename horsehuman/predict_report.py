@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from horsehuman.errors import HorseHumanError, check_free, shown
+from horsehuman.errors import HorseHumanError, shown
 from horsehuman.output import Sorter, Writer
+from horsehuman.places import check_free
 from horsehuman.prediction import Classifier, predict
 from horsehuman.sources import expand, is_url
 from horsehuman.terminal import track

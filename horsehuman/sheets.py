@@ -15,12 +15,13 @@ from rich.table import Table
 from torch import Tensor
 
 from horsehuman.data.augment import Augment, make_augment
-from horsehuman.data.folders import Record
+from horsehuman.data.folders import Record, spread
 from horsehuman.data.loading import decode
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.evaluate import report_folder
-from horsehuman.picture_set import SPLITS, PictureSet, find_set, read_config
+from horsehuman.picture_set import SPLITS, PictureSet, find_set, is_run, read_config
 from horsehuman.pictures import PictureError
+from horsehuman.places import free_path
 from horsehuman.terminal import console, track
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def show_set(
             log.warning("error: %s", error)
         whole = whole and not errors
         if rows:
-            path = _free(folder / f"{_file_name(name)}.png", drawn)
+            path = free_path(folder / f"{_file_name(name)}.png", drawn.__contains__)
+            drawn.add(path)
             _draw(path, rows, title, recipe is not None)
     print(f"sheets      {shown(folder)}")
     return whole
@@ -75,7 +77,7 @@ def training_recipe(data: str) -> tuple[int, Augment]:
         HorseHumanError: The run augments nothing, or there is neither a run nor a clone.
     """
     path = Path(__file__).parents[1] / "configs" / "model" / "cnn.yaml"
-    if (Path(data).expanduser() / "splits.csv").is_file():
+    if is_run(Path(data).expanduser()):
         config: Mapping[str, Any] = read_config(Path(data).expanduser())
     elif path.is_file():
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -110,10 +112,10 @@ def _rows(
         groups.setdefault(name, []).append(record)
     rows: list[Row] = []
     errors: list[str] = []
-    for name in _spread(list(groups), ROWS):
+    for name in spread(list(groups), ROWS):
         own = groups[name]
         label = f"{shown(name)[-24:]} ({len(own)})" if grouped else ""
-        chosen = _spread(own, 1 if recipe else COLUMNS)
+        chosen = spread(own, 1 if recipe else COLUMNS)
         found = list(_decoded(chosen, recipe[0] if recipe else SIDE, errors))
         if found and recipe:
             with torch.random.fork_rng():
@@ -133,12 +135,6 @@ def _decoded(records: Sequence[Record], size: int, errors: list[str]) -> Iterato
             errors.append(str(error))
 
 
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of them, evenly spread."""
-    count = min(most, len(items))
-    return [items[k * len(items) // count] for k in range(count)]
-
-
 def _draw(path: Path, rows: Sequence[Row], title: str, augmented: bool) -> None:
     from horsehuman import drawings, plots  # matplotlib, once there is something to draw
 
@@ -152,15 +148,6 @@ def _draw(path: Path, rows: Sequence[Row], title: str, augmented: bool) -> None:
             sheet[top : top + size, left : left + size] = picture.permute(1, 2, 0).numpy()
     what = "the picture, and how training sees it" if augmented else "a row a group"
     plots.save(drawings.sheet(sheet, [label for label, _ in rows], f"{title}; {what}"), path)
-
-
-def _free(path: Path, taken: set[Path]) -> Path:
-    """The path, with a number where another class has it already; it is taken then."""
-    found, number = path, 2
-    while found in taken:
-        found, number = path.with_name(f"{path.stem}-{number}.png"), number + 1
-    taken.add(found)
-    return found
 
 
 def _file_name(name: str) -> str:

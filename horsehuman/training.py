@@ -103,11 +103,20 @@ def resume_run(folder: Path, *, allow_changes: bool = False) -> dict[str, Any]:
     Raises:
         HorseHumanError: It is no run, has ended, or its pictures have changed.
     """
+    return train(load_config(folder), folder, resume=True, allow_changes=allow_changes)
+
+
+def load_config(folder: Path) -> DictConfig:
+    """The config that a run began with.
+
+    Raises:
+        HorseHumanError: There is none, or it is damaged.
+    """
     read_config(folder)
     config = OmegaConf.load(folder / "config.yaml")
     config = OmegaConf.merge({"histograms": False}, config)  # runs of before there was such
     assert isinstance(config, DictConfig)
-    return train(config, folder, resume=True, allow_changes=allow_changes)
+    return config
 
 
 def build_parts(config: DictConfig) -> tuple[Any, HorseHumanDataModule]:

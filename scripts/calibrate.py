@@ -31,9 +31,8 @@ from horsehuman.data.loading import decode
 from horsehuman.errors import HorseHumanError, one_line, shown
 from horsehuman.evaluate import answer
 from horsehuman.metrics import Floats, point_metrics, share_of_groups
-from horsehuman.models.features import FeatureCache
 from horsehuman.models.inception import Inception
-from horsehuman.picture_set import read_config, set_of_run
+from horsehuman.picture_set import set_of_run
 from horsehuman.runs import write_checkpoint
 from horsehuman.runtime import keep_freed_memory
 from horsehuman.terminal import show_notes, track
@@ -51,10 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show_notes()
     keep_freed_memory()
     try:
-        read_config(given.run)
-        config = OmegaConf.load(given.run / "config.yaml")
-        assert isinstance(config, DictConfig)
-        found = calibrate(given.run, config)
+        found = calibrate(given.run, training.load_config(given.run))
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
@@ -130,7 +126,7 @@ def held_out_logits(config: DictConfig) -> tuple[list[Record], Floats]:
 
 def features_of(network: Inception, records: Sequence[Record]) -> torch.Tensor:
     """Features of pictures, ``(N, F)``; out of the cache where they are known."""
-    cache = FeatureCache(network.embed, network.width, network.feature_file())
+    cache = network.feature_cache()
     found = []
     with torch.inference_mode():
         for start in track(range(0, len(records), 32), "features", -(-len(records) // 32)):

@@ -8,8 +8,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from horsehuman.errors import HorseHumanError, shown
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,12 @@ def scan(
     ]
     _refuse_torn_groups(root, records)
     return class_names, records
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of them, evenly spread."""
+    count = min(most, len(items))
+    return [items[k * len(items) // count] for k in range(count)]
 
 
 def describe(records: Sequence[Record]) -> str:

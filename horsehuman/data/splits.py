@@ -6,6 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from horsehuman.data.folders import Record
 from horsehuman.errors import HorseHumanError, shown
 
@@ -56,6 +59,31 @@ def assign_splits(
     if "validation" in found or validation == "test" or val_fraction == 0:
         return records
     return _cut(records, val_fraction, seed, "validation", "data.val_fraction")
+
+
+def parts_by_group(
+    labels: NDArray[np.int64], groups: Sequence[str], parts: int, seed: int = 0
+) -> NDArray[np.int64]:
+    """A part, 0 to ``parts - 1``, for each picture; groups are whole, shared out class by class.
+
+    Args:
+        labels: 0 or 1, ``(N,)``.
+        groups: Which pictures belong together.
+        parts: How many; each class should have as many groups.
+        seed: Of the drawing.
+    """
+    found = np.zeros(len(labels), np.int64)
+    generator = np.random.default_rng(seed)
+    for label in (0, 1):
+        own = labels == label
+        names, index = np.unique(np.array(groups)[own], return_inverse=True)
+        found[own] = generator.permutation(len(names))[index] % parts
+    return found
+
+
+def fewest_groups(labels: NDArray[np.int64], groups: Sequence[str]) -> int:
+    """Groups of the class that has fewer."""
+    return min(len({g for g, own in zip(groups, labels, strict=True) if own == k}) for k in (0, 1))
 
 
 def _cut(

@@ -17,7 +17,6 @@ from torchmetrics.classification import BinaryAccuracy
 
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, closest
 from horsehuman.models.cnn import CNN
-from horsehuman.models.features import FeatureCache
 from horsehuman.models.inception import Inception
 from horsehuman.models.network import FORMAT, Network, check_origin, plain
 from horsehuman.models.optimization import (
@@ -241,14 +240,8 @@ class InceptionClassifier(BinaryClassifier):
         if stage == "fit" and self.hparams["cache_features"] and replace:
             self.network.to(self.trainer.strategy.root_device)
             keep = self.hparams["pool"] != "flatten"  # nearly 1 MB for each picture
-            replace(self.feature_cache() if keep else self._embed, self.hparams["views"])
-
-    def feature_cache(self) -> FeatureCache:
-        """:meth:`Inception.embed` that remembers, in the user's cache, what it has computed."""
-        return FeatureCache(self._embed, self.network.width, self.network.feature_file())
-
-    def _embed(self, images: Tensor) -> Tensor:
-        return self.network.embed(images.to(self.network.device)).cpu()
+            cache = self.network.feature_cache()
+            replace(cache if keep else cache.embed, self.hparams["views"])
 
 
 def _build(kind: type[Network], arguments: Mapping[str, Any]) -> Network:

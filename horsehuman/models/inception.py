@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from horsehuman.errors import HorseHumanError, check_choice, check_number, check_widths
-from horsehuman.models.features import cache_key
+from horsehuman.models.features import FeatureCache, cache_key
 from horsehuman.models.layers import Pool, dense_layers, initialise
 from horsehuman.models.network import Network, plain
 from horsehuman.models.preprocess import Preprocess
@@ -196,6 +196,14 @@ class Inception(Network):
         if self.settings["far_from"] is None:
             return super().strangeness(features)
         return distance(features, self.class_means) / float(self.settings["far_from"])
+
+    def feature_cache(self) -> FeatureCache:
+        """:meth:`embed`, on the model's device and back on the CPU, that remembers in the cache."""
+
+        def embed(images: Tensor) -> Tensor:
+            return self.embed(images.to(self.device)).cpu()
+
+        return FeatureCache(embed, self.width, self.feature_file())
 
     def feature_file(self) -> Path:
         """Where features of this backbone, seen through this preprocessing, are kept."""

@@ -203,10 +203,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 @pytest.mark.slow
 def test_the_cache_of_a_model_on_another_device_is_made_without_computing() -> None:
     model = InceptionClassifier(image_size=96, weights="random")
-    path = model.feature_cache().path
+    path = model.network.feature_cache().path
     model.network.preprocess.to("meta")
-    assert model.feature_cache().width == model.network.width == 768
-    assert model.feature_cache().path == path
+    assert model.network.feature_cache().width == model.network.width == 768
+    assert model.network.feature_cache().path == path
 
 
 @pytest.mark.slow
