@@ -18,7 +18,7 @@ from horsehuman.evaluate import report_folder
 from horsehuman.picture_set import PictureSet, find_set
 from horsehuman.pictures import PictureError, read_picture
 from horsehuman.runs import write_bytes, write_json
-from horsehuman.terminal import console
+from horsehuman.terminal import console, table
 
 #: What ``--fail-on`` takes, and the severities that it means.
 FAIL_ON = {"never": (), "error": ("error",), "warning": ("error", "warning")}
@@ -62,16 +62,14 @@ def audit_and_report(
     drawn = page(title, found, pictures)
     write_bytes(folder / "audit.html", drawn.encode(errors="replace"))
     out_console = console(stderr=False)
-    out_console.print(table(found))
+    out_console.print(lines_of(found))
     out_console.print(f"page        {shown(folder / 'audit.html')}")
     return not any(each.severity in FAIL_ON[fail_on] for each in found)
 
 
-def table(found: Sequence[Finding]) -> Table:
+def lines_of(found: Sequence[Finding]) -> Table:
     """A line for each finding."""
-    lines = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("", "finding", "remedy"):
-        lines.add_column(name)
+    lines = table("", "finding", "remedy", left=3)
     for each in found:
         lines.add_row(each.severity, shown(each.what), shown(each.remedy))
     return lines

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from horsehuman.checkpoint import load_classifier
 from horsehuman.compare import (
@@ -22,7 +21,7 @@ from horsehuman.errors import HorseHumanError, shown
 from horsehuman.evaluate import check_classes, report_folder, summarise
 from horsehuman.report import FEW_GROUPS, number, read_again, span, tell_if_seen
 from horsehuman.runs import write_json
-from horsehuman.terminal import console
+from horsehuman.terminal import console, table
 
 #: Figures of each classifier that the table shows, of all that ``compare.json`` holds.
 FIGURES = ("accuracy", "balanced accuracy", "ROC-AUC", "Brier score", "log loss")
@@ -95,7 +94,7 @@ def show(comparison: dict[str, Any], *, grouped: bool) -> None:
     models = comparison["models"]
     count, groups = comparison["pictures"], comparison["groups"]
     title = f"{count} pictures" + (f", {groups} groups" if grouped else "")
-    figures = _table(title, "", *short_names([model["model"] for model in models]))
+    figures = table("", *short_names([model["model"] for model in models]), title=title)
     figures.add_row("right", *(str(model["right"]) for model in models))
     for name in FIGURES:
         figures.add_row(name, *(number(model["metrics"][name]["value"]) for model in models))
@@ -135,10 +134,11 @@ def _cost(value: float | None) -> str:
 def _show_pair(out: Console, pair: dict[str, Any], grouped: bool) -> None:
     first, second = short_names([pair["first"], pair["second"]])
     title = f"\n{second} less {first}"
-    table = _table(title, "", "difference", "95 % by group, paired", "95 % by picture, paired")
+    columns = ("", "difference", "95 % by group, paired", "95 % by picture, paired")
+    lines = table(*columns, title=title)
     for name, own in pair["second less first"].items():
-        table.add_row(name, number(own["value"]), span(own["by group"]), span(own["by picture"]))
-    out.print(table)
+        lines.add_row(name, number(own["value"]), span(own["by group"]), span(own["by picture"]))
+    out.print(lines)
     only = pair["right in the first only"], pair["right in the second only"]
     p = pair["p of McNemar's exact test, frames taken for independent"]
     doubt = ", too small: it takes pictures of one group for independent" if grouped else ""
@@ -148,13 +148,6 @@ def _show_pair(out: Console, pair: dict[str, Any], grouped: bool) -> None:
     names = ", ".join(map(shown, apart[:3])) + (", ..." if len(apart) > 3 else "")
     out.print(f"pictures with two answers: {len(apart)}" + (f" ({names})" if apart else ""))
     out.print()
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
-    for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index else "left")
-    return table
 
 
 def draw(folder: Path, found: Sequence[Contender], comparison: dict[str, Any]) -> None:

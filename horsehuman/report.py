@@ -27,7 +27,7 @@ from horsehuman.explain import heat_on_figures
 from horsehuman.picture_set import PictureSet, choose_set, run_of, seen_in_training
 from horsehuman.pictures import PictureError, read_picture
 from horsehuman.runs import write_metrics
-from horsehuman.terminal import console
+from horsehuman.terminal import console, table
 
 log = logging.getLogger(__name__)
 
@@ -40,19 +40,12 @@ REPORT = ("metrics.json", "predictions.csv", "report.png", "pictures.png")
 
 def tables(summary: dict[str, Any], title: str) -> list[Table]:
     """The tables that a person reads: figures with intervals, and the groups by trouble."""
-    figures = Table(
-        title=title, box=None, header_style="bold", pad_edge=False, title_justify="left"
-    )
-    figures.add_column("")
-    for name in ("value", "95 % by group", "95 % by picture"):
-        figures.add_column(name, justify="right")
+    figures = table("", "value", "95 % by group", "95 % by picture", title=title)
     for name, found in summary["metrics"].items():
         figures.add_row(
             name, number(found["value"]), *map(span, (found["by group"], found["by picture"]))
         )
-    groups = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("group", "class", "right", "mean probability of its class"):
-        groups.add_column(name, justify="left" if name in ("group", "class") else "right")
+    groups = table("group", "class", "right", "mean probability of its class", left=2)
     for row in summary["by group"][:20]:
         groups.add_row(
             shown(row["group"]),
@@ -197,8 +190,8 @@ def evaluate_and_report(
 def show(summary: dict[str, Any], title: str, *, grouped: bool) -> None:
     """Print the tables and what a reader must know."""
     out = console(stderr=False)
-    for table in tables(summary, title):
-        out.print(table)
+    for each in tables(summary, title):
+        out.print(each)
         out.print()
     for line in caveats(summary, grouped=grouped):
         out.print(line)

@@ -22,7 +22,7 @@ from horsehuman.evaluate import report_folder
 from horsehuman.picture_set import SPLITS, PictureSet, find_set, is_run, read_config
 from horsehuman.pictures import PictureError
 from horsehuman.places import free_path
-from horsehuman.terminal import console, track
+from horsehuman.terminal import console, table, track
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +61,11 @@ def show_set(
 
 def counts(pictures: PictureSet) -> Table:
     """Pictures and groups of each class in each split."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("split", "class", "pictures", "groups"):
-        table.add_column(column, justify="left" if column in ("split", "class") else "right")
+    lines = table("split", "class", "pictures", "groups", left=2)
     for (split, class_name), records in _parts(pictures).items():
         groups = str(len({record.group for record in records})) if pictures.grouped else "unknown"
-        table.add_row(split or "none yet", shown(class_name), str(len(records)), groups)
-    return table
+        lines.add_row(split or "none yet", shown(class_name), str(len(records)), groups)
+    return lines
 
 
 def training_recipe(data: str) -> tuple[int, Augment]:

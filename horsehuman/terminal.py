@@ -19,6 +19,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 T = TypeVar("T")
@@ -51,6 +52,14 @@ def raise_on_signals() -> None:
 def console(*, stderr: bool = True) -> Console:
     """A console on the present stderr or stdout that takes names as they are."""
     return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False)
+
+
+def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
+    """A table without lines; the first ``left`` columns are text, the others figures."""
+    found = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
+    for index, name in enumerate(columns):
+        found.add_column(name, justify="left" if index < left else "right")
+    return found
 
 
 def show_notes() -> None:

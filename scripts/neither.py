@@ -18,7 +18,6 @@ import numpy as np
 import skimage.data
 import sklearn.datasets
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from rich.table import Table
 
 from horsehuman import plots
 from horsehuman.checkpoint import load_classifier
@@ -27,7 +26,7 @@ from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.picture_set import find_set
 from horsehuman.prediction import predict
 from horsehuman.runtime import keep_freed_memory
-from horsehuman.terminal import console, show_notes, track
+from horsehuman.terminal import console, show_notes, table, track
 
 #: Pictures of each kind that is made.
 COUNT = 40
@@ -159,9 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         classifier = load_classifier(given.model)
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for title in ("", "pictures", "neither", "unsure", *classifier.class_names):
-            table.add_column(title, justify="right" if title else "left")
+        lines = table("", "pictures", "neither", "unsure", *classifier.class_names)
         records = find_set("box").split("train").records
         kinds = {**made(records), **photographs()}
         for kind, pictures in track(kinds.items(), "asking", len(kinds)):
@@ -171,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sum(p.status == "ok" and p.class_name == name for p in found)
                 for name in classifier.class_names
             ]
-            table.add_row(kind, str(len(found)), *map(str, counts))
+            lines.add_row(kind, str(len(found)), *map(str, counts))
             if given.out:
                 (given.out / kind).mkdir(parents=True, exist_ok=True)
                 for index, picture in enumerate(pictures):
@@ -179,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    console(stderr=False).print(table)
+    console(stderr=False).print(lines)
     return 0
 
 

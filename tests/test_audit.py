@@ -4,27 +4,21 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from horsehuman import HorseHumanError
 from horsehuman.audit import Finding, audit, labels
-from horsehuman.cli import app
 from horsehuman.data.folders import FIGURE
 from horsehuman.likeness import clusters, look_at_all
 from horsehuman.picture_set import PictureSet, find_set
 
+from . import commands
 
-def command(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["audit", *arguments])
-    if isinstance(result.exception, HorseHumanError):
-        return 1, f"error: {result.exception}"
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
+command = partial(commands.run, "audit")
 
 
 def said(found: list[Finding], text: str) -> Finding:

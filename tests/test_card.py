@@ -7,19 +7,17 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from typer.testing import CliRunner
 
 from horsehuman import HorseHumanError, load_classifier
 from horsehuman.card import card
-from horsehuman.cli import app
+
+from . import commands
 
 
 def command(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["card", *arguments])
-    if isinstance(result.exception, HorseHumanError):
-        return f"error: {result.exception}"
-    assert result.exit_code == 0, result.output
-    return result.output
+    code, printed = commands.run("card", *arguments)
+    assert code == 0 or printed.startswith("error: "), printed
+    return printed
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +25,8 @@ def report(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of the CNN in the box on the small tree."""
     out = tmp_path_factory.mktemp("report") / "r"
     arguments = ["--model", "cnn", "--data", str(tree), "--group-pattern", "([^/]+)-[^-/]*$"]
-    result = CliRunner().invoke(app, ["evaluate", *arguments, "--no-plot", "--out", str(out)])
-    assert result.exit_code == 0, result.output
+    code, printed = commands.run("evaluate", *arguments, "--no-plot", "--out", str(out))
+    assert code == 0, printed
     return out
 
 

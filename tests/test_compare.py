@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -10,15 +11,15 @@ import pytest
 import train as script
 from PIL import Image
 from scipy.stats import binom
-from typer.testing import CliRunner
 
-from horsehuman import HorseHumanError, metrics, training
+from horsehuman import metrics, training
 from horsehuman.checkpoint import load_classifier
-from horsehuman.cli import app
 from horsehuman.compare import common, contend, read_curves
 from horsehuman.compare_report import short_names
 from horsehuman.data.folders import FIGURE
 from horsehuman.picture_set import find_set
+
+from . import commands
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +37,7 @@ def runs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return folders
 
 
-def compare(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["compare", *arguments])
-    if isinstance(result.exception, HorseHumanError):
-        return 1, f"error: {result.exception}"
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
+compare = partial(commands.run, "compare")
 
 
 def test_two_runs(runs: list[Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -11,15 +12,15 @@ import numpy as np
 import pytest
 import train as script
 from PIL import Image
-from typer.testing import CliRunner
 
 from horsehuman import HorseHumanError, training
 from horsehuman.checkpoint import load_classifier
-from horsehuman.cli import app
 from horsehuman.data.folders import FIGURE
 from horsehuman.evaluate import answer, by_group, summarise, worst
 from horsehuman.picture_set import find_set, seen_in_training
 from horsehuman.report import caveats
+
+from . import commands
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +36,7 @@ def run(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def evaluate(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["evaluate", *arguments])
-    if isinstance(result.exception, HorseHumanError):
-        return 1, f"error: {result.exception}"
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
+evaluate = partial(commands.run, "evaluate")
 
 
 def test_counts_are_those_of_training(run: Path) -> None:
@@ -156,12 +152,11 @@ def test_names_are_shown_as_they_are(odd: Path, tmp_path: Path) -> None:
         assert f"{name}.webp" in printed
     for command in (["explain", str(odd), "--model", "cnn"], ["data", "--data", str(odd)]):
         out = tmp_path / f"{command[0]}.png"
-        result = CliRunner().invoke(app, [*command, "--out", str(out)])
-        assert result.exit_code == 0, result.output
-    result = CliRunner().invoke(
-        app, ["compare", "cnn", "cnn", "--data", str(odd), "--out", str(tmp_path / "c")]
-    )
-    assert result.exit_code == 0, result.output
+        code, printed = commands.run(*command, "--out", str(out))
+        assert code == 0, printed
+    arguments = ["cnn", "cnn", "--data", str(odd), "--out", str(tmp_path / "c")]
+    code, printed = commands.run("compare", *arguments)
+    assert code == 0, printed
 
 
 def test_training_on_such_names(odd: Path, tmp_path: Path) -> None:

@@ -1,25 +1,20 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from horsehuman import HorseHumanError
-from horsehuman.cli import app
 from horsehuman.data.folders import FIGURE
 from horsehuman.sheets import training_recipe
 
+from . import commands
 
-def data(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["data", *arguments])
-    if isinstance(result.exception, HorseHumanError):
-        return 1, f"error: {result.exception}"
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
+data = partial(commands.run, "data")
 
 
 def rows(path: Path) -> float:
