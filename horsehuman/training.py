@@ -10,7 +10,7 @@ import shlex
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 import lightning as L
@@ -58,13 +58,52 @@ def train(
     Raises:
         HorseHumanError: An option or the data do not work, or the run has ended already.
     """
-    started, memory = time.monotonic(), PeakMemory()
+    started = time.monotonic()
     if resume and (folder / "metrics.json").exists():
         raise HorseHumanError(
             f"resume={folder}: this run has ended; there is nothing to go on with"
         )
     check_options(config)
     quiet()
+    trained = learn(config, folder, started, resume=resume, allow_changes=allow_changes)
+    gc.collect()  # the memory of the model and its trainer is the test's
+    metrics, data = trained.metrics, trained.data
+    if config.test:
+        final = folder / "checkpoints" / "final.ckpt"
+        tested = trained.kind.load_from_checkpoint(final, map_location="cpu")
+        metrics |= test(tested, data, config.trainer.accelerator)
+    metrics["seconds"] = round(time.monotonic() - started, 1)
+    options = OmegaConf.to_container(config, resolve=True)
+    log_hyperparameters(trained.logger, options, metrics, trained.steps)
+    runs.write_metrics(folder, metrics)
+    runs.point_latest(folder)
+    report(folder, metrics, data)
+    return metrics
+
+
+class Trained(NamedTuple):
+    """What is left of a training when its model is on the disk.
+
+    Attributes:
+        metrics: What ``metrics.json`` says of it.
+        data: What it was trained on, without its trainer.
+        logger: Its log, open.
+        steps: That it has trained.
+        kind: Class of the model.
+    """
+
+    metrics: dict[str, Any]
+    data: HorseHumanDataModule
+    logger: Any
+    steps: int
+    kind: Any
+
+
+def learn(
+    config: DictConfig, folder: Path, started: float, *, resume: bool, allow_changes: bool
+) -> Trained:
+    """Train, and keep the checkpoints; see :func:`train`."""
+    memory = PeakMemory()
     model, data = build_parts(config)
     last = folder / "checkpoints" / "last.ckpt"
     trainer: Any = build_trainer(config, folder, data, purge=steps_done(last) if resume else None)
@@ -73,7 +112,7 @@ def train(
         show_start(trainer.logger, config, folder, model, data)
     print_summary(model)
     fit(trainer, model, data, last if last.is_file() else None)
-    final = keep_checkpoints(folder / "checkpoints")
+    keep_checkpoints(folder / "checkpoints")
     metrics: dict[str, Any] = {
         "epochs": trainer.current_epoch,
         **last_figures(trainer),
@@ -81,20 +120,9 @@ def train(
         "seconds_training": round(time.monotonic() - started, 1),
         "peak_memory_gb": memory.gigabytes(),
     }
-    logger, steps, kind = trainer.logger, trainer.global_step, type(model)
-    log_held_out(logger, model, data, steps)
+    log_held_out(trainer.logger, model, data, trainer.global_step)
     data.trainer = None
-    del model, trainer  # their memory is the test's
-    gc.collect()
-    if config.test:
-        tested = kind.load_from_checkpoint(final, map_location="cpu")
-        metrics |= test(tested, data, config.trainer.accelerator)
-    metrics["seconds"] = round(time.monotonic() - started, 1)
-    log_hyperparameters(logger, OmegaConf.to_container(config, resolve=True), metrics, steps)
-    runs.write_metrics(folder, metrics)
-    runs.point_latest(folder)
-    report(folder, metrics, data)
-    return metrics
+    return Trained(metrics, data, trainer.logger, trainer.global_step, type(model))
 
 
 def resume_run(folder: Path, *, allow_changes: bool = False) -> dict[str, Any]:
@@ -247,8 +275,8 @@ def build_trainer(
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
 
 
-def keep_checkpoints(folder: Path) -> Path:
-    """Turn the last and the best full checkpoint into slim ones; returns the final one."""
+def keep_checkpoints(folder: Path) -> None:
+    """Turn the last and the best full checkpoint into slim ones."""
     final, best = folder / "final.ckpt", folder / "best.ckpt"
     if not (folder / "last.ckpt").is_file():
         raise HorseHumanError(
@@ -257,7 +285,6 @@ def keep_checkpoints(folder: Path) -> Path:
     runs.slim(folder / "last.ckpt", final)
     if best.is_file():
         runs.slim(best, best)
-    return final
 
 
 def test(model: L.LightningModule, data: HorseHumanDataModule, accelerator: str) -> dict[str, Any]:
