@@ -5,31 +5,24 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import re
 import shlex
 import time
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hydra
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from horsehuman import runs
-from horsehuman.callbacks import AverageWeights, SeedEpochs, TerminalProgress, print_summary
+from horsehuman.building import build_parts, build_trainer, load_config, quiet
+from horsehuman.callbacks import TerminalProgress, print_summary
 from horsehuman.config import check_options
 from horsehuman.data.datamodule import HorseHumanDataModule
-from horsehuman.data.embedding import check_views
 from horsehuman.errors import HorseHumanError, first_line
-from horsehuman.logs import Histograms, log_held_out, log_hyperparameters, log_start
-from horsehuman.picture_set import read_config
+from horsehuman.logs import log_held_out, log_hyperparameters, log_start
 from horsehuman.resuming import (
     KeepFigures,
-    WholeFiles,
     check_record,
     figures_of,
     make_record,
@@ -134,35 +127,6 @@ def resume_run(folder: Path, *, allow_changes: bool = False) -> dict[str, Any]:
     return train(load_config(folder), folder, resume=True, allow_changes=allow_changes)
 
 
-def load_config(folder: Path) -> DictConfig:
-    """The config that a run began with.
-
-    Raises:
-        HorseHumanError: There is none, or it is damaged.
-    """
-    read_config(folder)
-    config = OmegaConf.load(folder / "config.yaml")
-    config = OmegaConf.merge({"histograms": False}, config)  # runs of before there was such
-    assert isinstance(config, DictConfig)
-    return config
-
-
-def build_parts(config: DictConfig) -> tuple[Any, HorseHumanDataModule]:
-    """The seeded model, and the data, set up."""
-    for name in ("root", "archives_dir"):  # the run is come back to from other folders
-        if config.data.get(name):
-            config.data[name] = str(Path(str(config.data[name])).expanduser().absolute())
-    L.seed_everything(config.seed, verbose=False)
-    model = build("model", config)
-    data: HorseHumanDataModule
-    data = build("data", config, image_size=model.image_size, seed=config.seed)
-    if model.hparams.get("cache_features"):
-        check_views(model.hparams["views"], data.augment)
-    data.prepare_data()
-    data.setup()
-    return model, data
-
-
 def begin(
     config: DictConfig, folder: Path, data: HorseHumanDataModule, resume: bool, allow: bool
 ) -> None:
@@ -208,70 +172,6 @@ def fit(
     try:
         trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
     except MisconfigurationException as error:
-        raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
-
-
-def build(part: str, config: DictConfig, **given: Any) -> Any:
-    """Build what ``config[part]`` names; plain values only reach it."""
-    arguments: dict[str, Any] = OmegaConf.to_container(config[part], resolve=True)  # type: ignore[assignment]
-    try:
-        kind = hydra.utils.get_class(arguments.pop("_target_"))
-        return kind(**arguments, **given)
-    except ImportError as error:
-        raise HorseHumanError(f"{part}._target_: {first_line(error)}") from error
-    except TypeError as error:
-        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if found is None:
-            raise HorseHumanError(f"{part} does not take this: {first_line(error)}") from error
-        raise HorseHumanError(f"{part}.{found[1]} is not an option of {kind.__name__}") from error
-
-
-def build_trainer(
-    config: DictConfig, folder: Path, data: HorseHumanDataModule, purge: int | None = None
-) -> L.Trainer:
-    """Lightning's trainer with the callbacks and the log of a run.
-
-    Args:
-        config: What ``configs/`` describe.
-        folder: Of the run.
-        data: After ``setup``.
-        purge: Step from which on what the log holds does not count, where a run goes on.
-    """
-    common: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
-    callbacks: list[L.Callback] = [
-        SeedEpochs(config.seed),
-        TerminalProgress(),
-        KeepFigures(),
-        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common),
-    ]
-    held_out = bool(data.val_dataloader())
-    if held_out:
-        callbacks.append(ModelCheckpoint(filename="best", monitor="val/loss", **common))
-    if config.early_stopping:
-        if not held_out:
-            raise HorseHumanError(
-                f"early_stopping={config.early_stopping} needs held-out pictures: set "
-                "data.val_fraction above 0, or drop it"
-            )
-        callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
-    if config.ema:
-        callbacks.append(AverageWeights(config.ema))
-    if config.histograms:
-        callbacks.append(Histograms())
-    options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
-    try:
-        return L.Trainer(
-            **options,
-            callbacks=callbacks,
-            logger=TensorBoardLogger(
-                folder, name="", version="", default_hp_metric=False, purge_step=purge
-            ),
-            plugins=[WholeFiles()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-    except Exception as error:  # Lightning's options fail in many ways
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
 
 
@@ -329,15 +229,3 @@ def report(folder: Path, metrics: dict[str, Any], data: HorseHumanDataModule) ->
         ("look at it", f"tensorboard --logdir {name}"),
     ]
     print("\n".join(f"{title:<12}{text}" for title, text in lines))
-
-
-def quiet() -> None:
-    """Keep what Lightning says about itself off the terminal; what a user can act on stays."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("hydra").setLevel(logging.CRITICAL)  # explain() and build() tell it
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own affair
-    warnings.filterwarnings("ignore", message=".*across ranks is zero.*")  # nothing held out

@@ -28,7 +28,7 @@ from torch.nn import functional
 from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from horsehuman import InceptionClassifier, training
+from horsehuman import InceptionClassifier, building
 from horsehuman.callbacks import AverageWeights
 from horsehuman.data.loading import EpochSampler, KeptBatches, make_loader
 from horsehuman.models.cnn import CNN
@@ -70,7 +70,7 @@ def notebook_cnn() -> CNN:
     """The notebook's network as we build it."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("train", ["experiment=notebook_cnn"])
-    network: CNN = training.build("model", config).network
+    network: CNN = building.build("model", config).network
     return network
 
 
@@ -145,7 +145,7 @@ def head_step(way: str, steps: int) -> dict[str, float]:
 
         return {"seconds": fastest(epoch, steps) / (TRAIN // BATCH)}
 
-    training.quiet()
+    building.quiet()
     order = EpochSampler(TRAIN, 0, lambda: 0)
     loader = make_loader(KeptBatches(features, labels, range(TRAIN)), order, BATCH, 0, True)
     clock = EpochClock()
@@ -165,9 +165,9 @@ def cnn_epoch(way: str, steps: int) -> dict[str, float]:
 
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("train", ["model=cnn"])
-    training.quiet()
-    model = training.build("model", config)
-    data = training.build("data", config, image_size=model.image_size, seed=0)
+    building.quiet()
+    model = building.build("model", config)
+    data = building.build("data", config, image_size=model.image_size, seed=0)
     data.prepare_data()
     clock = EpochClock()
     trainer = L.Trainer(
@@ -187,7 +187,7 @@ def inception_run(way: str, steps: int) -> dict[str, float]:
 
 def epoch_of_plain(model: str, steps: int) -> dict[str, float]:
     """Time some batches of Lightning's own loop and extrapolate to an epoch, and to 25."""
-    training.quiet()
+    building.quiet()
     clock = BatchClock()
     trainer = L.Trainer(
         max_epochs=1,

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from horsehuman import training
+from horsehuman import building, training
 from horsehuman.calibration import ERROR_RATE, choose_certain_from, fit_reach, fit_temperature
 from horsehuman.checkpoint import find_checkpoint, load_classifier, read_checkpoint
 from horsehuman.data.folders import Record
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show_notes()
     keep_freed_memory()
     try:
-        found = calibrate(given.run, training.load_config(given.run))
+        found = calibrate(given.run, building.load_config(given.run))
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1

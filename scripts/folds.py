@@ -24,7 +24,7 @@ from config_errors import CONFIGS, explain
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from horsehuman import load_classifier, training
+from horsehuman import building, load_classifier, training
 from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.models.network import Network
 from horsehuman.prediction import predict
@@ -77,7 +77,7 @@ def answer_fold(cutouts: Path, run: Path, overrides: Sequence[str]) -> dict[str,
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = hydra.compose("train", [*overrides, "test=false"])
     training.train(config, run)
-    data = training.build("data", config, image_size=config.model.image_size, seed=config.seed)
+    data = building.build("data", config, image_size=config.model.image_size, seed=config.seed)
     data.prepare_data()
     with (run / "splits.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]

@@ -22,6 +22,7 @@ from horsehuman import (
     CNNClassifier,
     HorseHumanDataModule,
     HorseHumanError,
+    building,
     load_classifier,
     training,
 )
@@ -182,19 +183,19 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tree: Path, tmp_path
     with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
         config = hydra.compose("train", overrides)
     L.seed_everything(0, verbose=False)
-    model = training.build("model", config)
-    data = training.build("data", config, image_size=model.image_size, seed=0)
+    model = building.build("model", config)
+    data = building.build("data", config, image_size=model.image_size, seed=0)
     data.setup()
-    trainer = training.build_trainer(config, tmp_path / "parts", data)
+    trainer = building.build_trainer(config, tmp_path / "parts", data)
     trainer.callbacks[0].on_train_batch_start = stop_after_two
     with pytest.raises(Stopped):
         trainer.fit(model, datamodule=data)
     last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
 
-    model = training.build("model", config)
-    data = training.build("data", config, image_size=model.image_size, seed=0)
+    model = building.build("model", config)
+    data = building.build("data", config, image_size=model.image_size, seed=0)
     data.setup()
-    trainer = training.build_trainer(config, tmp_path / "parts", data)
+    trainer = building.build_trainer(config, tmp_path / "parts", data)
     trainer.fit(model, datamodule=data, ckpt_path=last)
     training.keep_checkpoints(last.parent)
     expected = weights(tmp_path / "whole")
