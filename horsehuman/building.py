@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
-from horsehuman.callbacks import AverageWeights, SeedEpochs, TerminalProgress
+from horsehuman.callbacks import AverageWeights, SameStatistics, SeedEpochs, TerminalProgress
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.embedding import check_views
 from horsehuman.errors import HorseHumanError, first_line
@@ -97,6 +97,7 @@ def build_trainer(
         callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
     if config.ema:
         callbacks.append(AverageWeights(config.ema))
+    callbacks.append(SameStatistics())  # after the averages have taken their place
     if config.histograms:
         callbacks.append(Histograms())
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
@@ -108,6 +109,7 @@ def build_trainer(
                 folder, name="", version="", default_hp_metric=False, purge_step=purge
             ),
             plugins=[WholeFiles()],
+            use_distributed_sampler=False,  # the data share themselves out, without repeating
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -126,3 +128,4 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own affair
     warnings.filterwarnings("ignore", message=".*across ranks is zero.*")  # nothing held out
+    warnings.filterwarnings("ignore", message=".*accumulate the metric across devices.*")  # it has

@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from torch import Tensor
 
+from horsehuman.processes import rank, same_buffers
 from horsehuman.terminal import console, progress_bar
 
 
@@ -28,7 +29,16 @@ class SeedEpochs(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Seed torch's generators, which augmentation and dropout draw from."""
-        torch.manual_seed(1_000_003 * self.seed + trainer.current_epoch)
+        epoch = 1_000_003 * self.seed + trainer.current_epoch
+        torch.manual_seed(epoch + 500_009 * rank())
+
+
+class SameStatistics(L.Callback):
+    """Let all processes evaluate with what the first one knows, which is what is saved."""
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the batch norms' statistics, averaged or not."""
+        same_buffers(pl_module)
 
 
 class AverageWeights(WeightAveraging):

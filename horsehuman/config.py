@@ -19,11 +19,30 @@ def check_options(config: Any) -> None:
     )
     check_number("trainer.limit_train_batches", options.limit_train_batches, float, above=0)
     check_number("trainer.log_every_n_steps", options.log_every_n_steps, int, at_least=1)
-    if options.devices != 1:
-        raise HorseHumanError(f"trainer.devices={options.devices} does not work: use 1")
+    check_processes(config)
     if not config.test and config.data.validation == "test":
         raise HorseHumanError("test=false does not go with data.validation=test: drop one of them")
     if config.early_stopping is not None:
         check_number("early_stopping", config.early_stopping, int, at_least=1)
     if config.ema is not None:
         check_number("ema", config.ema, float, above=0, below=1)
+
+
+def check_processes(config: Any) -> None:
+    """Check how many processes there are to be, and that a batch can be shared among them."""
+    options = config.trainer
+    count = 1
+    for name in ("devices", "num_nodes"):
+        value = options.get(name, 1)
+        check_number(f"trainer.{name}", value, int, at_least=1)
+        count *= value
+        if value > 1 and options.get("strategy") != "ddp":
+            raise HorseHumanError(
+                f"trainer.{name}={value} goes with several processes: add trainer=ddp"
+            )
+    size = config.data.batch_size
+    if count > 1 and isinstance(size, int) and size % count:
+        raise HorseHumanError(
+            f"data.batch_size={size} cannot be shared among {count} processes: give a multiple "
+            f"of {count}, such as {size + -size % count}"
+        )

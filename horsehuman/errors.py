@@ -18,6 +18,10 @@ class HorseHumanError(Exception):
     """
 
 
+class PeerGoneError(HorseHumanError):
+    """Another process of the run has ended, and this one cannot go on without it."""
+
+
 def one_line(error: Exception) -> str:
     """The text of an error; of one from a worker process, the last line of its traceback."""
     if isinstance(error, OSError):

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from horsehuman.data.datamodule import HorseHumanDataModule
+from horsehuman.processes import rank, whole
 
 
 class Histograms(L.Callback):
@@ -50,13 +51,15 @@ def log_held_out(
     records = data.held_out()
     if not records:
         return
-    from horsehuman import plots  # matplotlib, once there is something to draw
-
     network: Any = model.network
     model.eval()
     with torch.no_grad():
         logits = [model(inputs.to(model.device)).cpu() for inputs, _ in data.val_dataloader()]
-    probabilities = network.calibrate(torch.cat(logits).float()).sigmoid()
+    probabilities = network.calibrate(whole(torch.cat(logits)).float()).sigmoid()
+    if rank() > 0:
+        return
+    from horsehuman import plots  # matplotlib, once there is something to draw
+
     labels = np.array([record.label for record in records])
     name = "test set" if data.validation == "test" else "held out"
     writer: Any = logger.experiment

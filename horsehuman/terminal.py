@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TypeVar
@@ -21,6 +22,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from horsehuman.launching import process_number
 
 T = TypeVar("T")
 
@@ -50,8 +53,12 @@ def raise_on_signals() -> None:
 
 
 def console(*, stderr: bool = True) -> Console:
-    """A console on the present stderr or stdout that takes names as they are."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False)
+    """A console on the present stderr or stdout that takes names as they are.
+
+    Of several processes the first one alone shows something.
+    """
+    quiet = process_number() > 0
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, quiet=quiet)
 
 
 def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
@@ -64,6 +71,9 @@ def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
 
 def show_notes() -> None:
     """Print what the package logs as plain lines on stderr; for commands, not for libraries."""
+    if process_number() > 0:  # the first process says it
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("horsehuman")
@@ -82,7 +92,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(compact=True),
         console=console(),
         transient=True,
-        disable=not sys.stderr.isatty(),
+        disable=process_number() > 0 or not sys.stderr.isatty(),
     )
 
 

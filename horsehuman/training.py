@@ -21,6 +21,7 @@ from horsehuman.config import check_options
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.errors import HorseHumanError, first_line
 from horsehuman.logs import log_held_out, log_hyperparameters, log_start
+from horsehuman.processes import joined, of_all, of_first, rank, same_buffers
 from horsehuman.resuming import (
     KeepFigures,
     check_record,
@@ -39,6 +40,8 @@ def train(
 ) -> dict[str, Any]:
     """Train into a run's folder, test its final checkpoint, and print what came out.
 
+    One of several processes does its share; the first one alone writes and prints.
+
     Args:
         config: What ``configs/`` describe.
         folder: Of the run.
@@ -50,7 +53,15 @@ def train(
 
     Raises:
         HorseHumanError: An option or the data do not work, or the run has ended already.
+        PeerGoneError: Another process of the run has ended before its time.
     """
+    with joined():
+        return _train(config, Path(of_first(folder)), resume=resume, allow_changes=allow_changes)
+
+
+def _train(
+    config: DictConfig, folder: Path, *, resume: bool, allow_changes: bool
+) -> dict[str, Any]:
     started = time.monotonic()
     if resume and (folder / "metrics.json").exists():
         raise HorseHumanError(
@@ -62,10 +73,12 @@ def train(
     gc.collect()  # the memory of the model and its trainer is the test's
     metrics, data = trained.metrics, trained.data
     if config.test:
-        final = folder / "checkpoints" / "final.ckpt"
+        final = of_first(folder / "checkpoints" / "final.ckpt")  # when it is there
         tested = trained.kind.load_from_checkpoint(final, map_location="cpu")
-        metrics |= test(tested, data, config.trainer.accelerator)
+        metrics |= test(tested, data, config.trainer)
     metrics["seconds"] = round(time.monotonic() - started, 1)
+    if rank() > 0:
+        return metrics
     options = OmegaConf.to_container(config, resolve=True)
     log_hyperparameters(trained.logger, options, metrics, trained.steps)
     runs.write_metrics(folder, metrics)
@@ -100,22 +113,31 @@ def learn(
     model, data = build_parts(config)
     last = folder / "checkpoints" / "last.ckpt"
     trainer: Any = build_trainer(config, folder, data, purge=steps_done(last) if resume else None)
-    begin(config, folder, data, resume, allow_changes)
-    if not last.is_file():
+    if rank() == 0:
+        begin(config, folder, data, resume, allow_changes)
+    if rank() == 0 and not last.is_file():
         show_start(trainer.logger, config, folder, model, data)
     print_summary(model)
     fit(trainer, model, data, last if last.is_file() else None)
-    keep_checkpoints(folder / "checkpoints")
+    if rank() == 0:
+        keep_checkpoints(folder / "checkpoints")
     metrics: dict[str, Any] = {
         "epochs": trainer.current_epoch,
         **last_figures(trainer),
         "seed": config.seed,
         "seconds_training": round(time.monotonic() - started, 1),
-        "peak_memory_gb": memory.gigabytes(),
+        "peak_memory_gb": total_memory(memory),
     }
+    same_buffers(model)
     log_held_out(trainer.logger, model, data, trainer.global_step)
     data.trainer = None
     return Trained(metrics, data, trainer.logger, trainer.global_step, type(model))
+
+
+def total_memory(memory: PeakMemory) -> float | None:
+    """Of all processes together, in GB; ``None`` where it is not told."""
+    peaks = of_all(memory.gigabytes())
+    return round(sum(peak for peak in peaks if peak), 3) or None
 
 
 def resume_run(folder: Path, *, allow_changes: bool = False) -> dict[str, Any]:
@@ -187,11 +209,12 @@ def keep_checkpoints(folder: Path) -> None:
         runs.slim(best, best)
 
 
-def test(model: L.LightningModule, data: HorseHumanDataModule, accelerator: str) -> dict[str, Any]:
+def test(model: L.LightningModule, data: HorseHumanDataModule, options: Any) -> dict[str, Any]:
     """Test what was read back from a checkpoint, on real pictures from end to end."""
+    where = ("accelerator", "strategy", "devices", "num_nodes")
     trainer = L.Trainer(
-        accelerator=accelerator,
-        devices=1,
+        **{name: options[name] for name in where if name in options},
+        use_distributed_sampler=False,
         callbacks=TerminalProgress(),
         logger=False,
         enable_checkpointing=False,

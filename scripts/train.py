@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # before hydra: its errors are told by explain()
 
@@ -20,16 +22,25 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from horsehuman.config import check_options
-from horsehuman.errors import HorseHumanError, check_flag, first_line, one_line
+from horsehuman.errors import HorseHumanError, PeerGoneError, check_flag, first_line, one_line
+from horsehuman.launching import (
+    GRACE,
+    PEER_GONE,
+    end_with_parent,
+    launch,
+    process_count,
+    process_number,
+)
 from horsehuman.runtime import keep_freed_memory
 from horsehuman.terminal import Interrupted, raise_on_signals, show_notes
 
-# One time for all runs of a sweep; Hydra's own ${now:} moves on.
-STARTED = time.strftime("%Y-%m-%d_%H-%M-%S")
+# One time for all runs of a sweep, and all processes; Hydra's own ${now:} moves on.
+LAUNCHED = os.environ.get("HORSEHUMAN_STARTED")
+STARTED = LAUNCHED or time.strftime("%Y-%m-%d_%H-%M-%S")
 OmegaConf.register_new_resolver("started", lambda: STARTED)
 
-#: Folders of runs that failed: of one run, or of several of a sweep.
-FAILED: list[Path] = []
+#: Exit codes of runs that failed: of one run, or of several of a sweep.
+FAILED: list[int] = []
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
@@ -38,28 +49,82 @@ def main(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     with contextlib.suppress(ValueError):  # on another drive
         folder = min(Path(os.path.relpath(folder)), folder, key=lambda path: len(str(path)))
+    if HydraConfig.get().mode == RunMode.MULTIRUN and config.trainer.get("strategy"):
+        remove_if_empty(folder)
+        print("error: -m does not go with trainer=ddp: start one after another", file=sys.stderr)
+        sys.exit(2)  # the other runs do not begin
+    if process_number() > 0 and not LAUNCHED:
+        remove_if_empty(folder)  # the first process knows where to write
     try:
         if config.resume is None:
-            check_options(config)  # before what takes seconds to import
-            from horsehuman.training import train
-
-            train(config, folder)
+            begin(config, folder)
         else:
             with contextlib.suppress(OSError):  # Hydra made a folder for a new run
                 os.removedirs(folder)
             folder = Path(str(config.resume)).expanduser()
             go_on(config, folder)
     except (HorseHumanError, OSError) as error:
-        FAILED.append(folder)
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        tell(error, folder)
         remove_if_empty(folder)
     except Interrupted:
-        last = folder / "checkpoints" / "last.ckpt"
-        kept = f"the last whole epoch is in {last}" if last.is_file() else "no epoch was finished"
-        on = f"; go on with python scripts/train.py resume={folder}" if last.is_file() else ""
-        print(f"interrupted; {kept}{on}", file=sys.stderr)
+        if process_number() == 0:
+            print(f"interrupted; {kept(folder)}", file=sys.stderr)
         remove_if_empty(folder)
         raise
+
+
+def begin(config: DictConfig, folder: Path) -> None:
+    """Train a new run, in several processes where it says so."""
+    check_options(config)  # before what takes seconds to import
+    if is_to_launch(config.trainer):
+        launch_all(config.trainer.devices, folder)
+        return
+    from horsehuman.training import train
+
+    train(config, folder)
+
+
+def is_to_launch(options: Any) -> bool:
+    """Whether several processes are asked for, and this is none of them."""
+    devices, machines = options.get("devices", 1), options.get("num_nodes", 1)
+    if devices * machines == 1 or process_count() > 1:
+        return False
+    if machines > 1:
+        raise HorseHumanError(
+            f"trainer.num_nodes={machines}: start it on each machine with torchrun; docs/use.md "
+            "shows how"
+        )
+    return True
+
+
+def launch_all(count: int, folder: Path) -> None:
+    """Run this command in several processes, and end as they do."""
+    code, why = launch([sys.executable, *sys.argv], count, {"HORSEHUMAN_STARTED": STARTED})
+    if why:
+        raise HorseHumanError(f"{why}; {kept(folder)}")
+    if code:
+        remove_if_empty(folder)
+        FAILED.append(code)
+
+
+def tell(error: Exception, folder: Path) -> None:
+    """Print an error; the first process says at once, and ends, what all of them find."""
+    lost = isinstance(error, PeerGoneError)
+    FAILED.append(PEER_GONE if lost else 1)
+    if lost and LAUNCHED:
+        return
+    if process_number() > 0:
+        time.sleep(GRACE / 3)
+    print(f"error: {one_line(error)}" + (f"; {kept(folder)}" if lost else ""), file=sys.stderr)
+
+
+def kept(folder: Path) -> str:
+    """What is left of a run that did not end, and how to go on with it."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        return "no epoch was finished"
+    command = f"python scripts/train.py resume={shlex.quote(str(folder))}"
+    return f"the last whole epoch is in {last}; go on with {command}"
 
 
 def go_on(config: DictConfig, folder: Path) -> None:
@@ -72,6 +137,12 @@ def go_on(config: DictConfig, folder: Path) -> None:
             f"resume={config.resume} goes on with the options that the run began with: drop {what}"
         )
     check_flag("allow_changes", config.allow_changes)
+    from horsehuman.picture_set import read_config
+
+    options = read_config(folder).get("trainer") or {}
+    if is_to_launch(options):
+        launch_all(options["devices"], folder)
+        return
     from horsehuman.training import resume_run
 
     resume_run(folder, allow_changes=config.allow_changes)
@@ -90,6 +161,8 @@ def run() -> int:
     show_notes()
     keep_freed_memory()
     raise_on_signals()
+    if LAUNCHED:
+        end_with_parent()
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
@@ -106,7 +179,7 @@ def run() -> int:
         return 1
     except Interrupted as interrupted:
         return interrupted.exit_code
-    return 1 if FAILED else 0
+    return max(FAILED, default=0)
 
 
 if __name__ == "__main__":

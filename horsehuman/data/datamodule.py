@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,16 @@ from horsehuman.data.loading import (
 )
 from horsehuman.data.splits import assign_splits
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, shown
+from horsehuman.processes import share, world_size
 
 log = logging.getLogger(__name__)
 
 
 class HorseHumanDataModule(L.LightningDataModule):
     """Two classes of pictures as batches ``(images uint8 (N, 3, S, S), labels float32 (N,))``.
+
+    Several processes share each training batch, and the pictures that validate and test: each of
+    these is seen by one of them.
 
     Args:
         image_size: S, height and width in pixels; take it from the model.
@@ -52,7 +56,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         folds: Number of folds.
         split_seed: Decides which groups are held out.
         seed: Decides the order of training batches.
-        batch_size: Pictures in a batch.
+        batch_size: Pictures in a batch, of all processes together.
         augment: Arguments of :class:`~horsehuman.data.augment.Augment`, for training batches.
         skip_bad: Leave out files that cannot be read, instead of refusing the set.
         memory_limit: GiB of decoded pictures up to which they are kept in memory; a larger set
@@ -162,6 +166,12 @@ class HorseHumanDataModule(L.LightningDataModule):
             folds=self.folds,
             seed=self.split_seed,
         )
+        for split in ("train", self._validating, "test"):
+            if 0 < len(self._indices(split)) < world_size():
+                raise HorseHumanError(
+                    f"{split} has {len(self._indices(split))} pictures for {world_size()} "
+                    "processes: use fewer"
+                )
         self._pictures = pictures
         self._labels = torch.tensor([float(record.label) for record in records])
         self._tell()
@@ -190,16 +200,17 @@ class HorseHumanDataModule(L.LightningDataModule):
         """Shuffled batches; a last, smaller one is left out where there are others."""
         dataset = self._embedded.get("train") or self._dataset(self._indices("train"))
         sampler = EpochSampler(len(dataset), self.seed, self._epoch)
-        return self._loader(dataset, sampler, drop_last=len(dataset) > self.batch_size)
+        size, drop = self.batch_size // world_size(), len(dataset) > self.batch_size
+        return make_loader(dataset, sampler, size, self.num_workers, drop_last=drop)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Batches in order; an empty list where nothing validates."""
         if dataset := self._embedded.get("validation"):
-            return self._loader(dataset, range(len(dataset)))
+            return self._loader(dataset)
         return self._in_order(self._validating) if self._indices(self._validating) else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Batches of pictures in order."""
+        """Batches of this process's pictures, in order."""
         return self._in_order("test")
 
     def held_out(self) -> list[Record]:
@@ -249,11 +260,10 @@ class HorseHumanDataModule(L.LightningDataModule):
         return KeptBatches(self._pictures, self._labels, indices)
 
     def _in_order(self, split: str) -> DataLoader[Batch]:
-        indices = self._indices(split)
-        return self._loader(self._dataset(indices), range(len(indices)))
+        return self._loader(self._dataset(self._indices(split)))
 
-    def _loader(self, dataset: Batches, order: Iterable[int], **options: Any) -> DataLoader[Batch]:
-        return make_loader(dataset, order, self.batch_size, self.num_workers, **options)
+    def _loader(self, dataset: Batches) -> DataLoader[Batch]:
+        return make_loader(dataset, share(len(dataset)), self.batch_size, self.num_workers)
 
     def _tell(self) -> None:
         """Log what was found, and what makes its figures less honest than they look."""

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from horsehuman.data.augment import Augment, augment_each
 from horsehuman.data.loading import Batch, KeptBatches
 from horsehuman.errors import HorseHumanError
+from horsehuman.processes import whole
 from horsehuman.terminal import track
 
 #: Pictures, uint8 ``(N, 3, S, S)``, to features, float32 ``(N, F)``, both on the CPU.
@@ -37,15 +38,15 @@ def view_key(seed: int, view: int) -> str:
 
 
 def embed_all(loader: DataLoader[Batch], embed: Embed, what: str) -> KeptBatches:
-    """Features and labels of all pictures that a loader yields, in its order.
+    """Features and labels of all pictures, in order.
 
     Args:
-        loader: Yields pictures and labels.
+        loader: Yields pictures and labels: this process's share.
         embed: What computes the features.
         what: Stands beside the progress bar.
     """
     found = [(embed(images), labels) for images, labels in track(loader, what, len(loader))]
-    features, labels = map(torch.cat, zip(*found, strict=True))
+    features, labels = (whole(torch.cat(part)) for part in zip(*found, strict=True))
     return KeptBatches(features, labels, range(len(labels)))
 
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from horsehuman.data.folders import Record
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.pictures import PictureError, read_picture
+from horsehuman.processes import rank, world_size
 from horsehuman.resize import resize
 from horsehuman.terminal import track
 
@@ -145,6 +146,10 @@ Batches = KeptBatches | DecodedBatches
 class EpochSampler(Sampler[int]):
     """An order that depends on the seed and the epoch alone, so that a resumed run repeats it.
 
+    Each of several processes gets its share of each batch: together they see the batches that one
+    process alone would. Where the number of samples cannot be shared evenly, the first ones of the
+    epoch are seen twice, fewer than there are processes.
+
     Args:
         count: Number of samples.
         seed: The run's seed.
@@ -155,11 +160,13 @@ class EpochSampler(Sampler[int]):
         self.count, self.seed, self.epoch = count, seed, epoch
 
     def __len__(self) -> int:
-        return self.count
+        return -(-self.count // world_size())
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch())
-        return iter(torch.randperm(self.count, generator=generator).tolist())
+        order = torch.randperm(self.count, generator=generator).tolist()
+        order += order[: len(self) * world_size() - self.count]
+        return iter(order[rank() :: world_size()])
 
 
 def make_loader(

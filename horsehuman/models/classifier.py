@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MinMetric
 from torchmetrics.classification import BinaryAccuracy
 
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, closest
@@ -62,8 +62,9 @@ class BinaryClassifier(L.LightningModule):
         self.example_input_array = torch.zeros(1, 3, size, size, dtype=torch.uint8)
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = BinaryAccuracy(validate_args=False)
-        self.val_accuracy = BinaryAccuracy(validate_args=False)
-        self.test_accuracy = BinaryAccuracy(validate_args=False)
+        self.loss = MeanMetric(nan_strategy="disable")
+        self.accuracy = BinaryAccuracy(validate_args=False)
+        self.margin = MinMetric(nan_strategy="disable")
 
     @property
     def image_size(self) -> int:
@@ -84,7 +85,7 @@ class BinaryClassifier(L.LightningModule):
         targets = labels * (1 - smoothing) + smoothing / 2
         loss = functional.binary_cross_entropy_with_logits(logits, targets)
         self.train_accuracy.update(self._answers(logits.detach()), labels.int())
-        self.train_loss.update(loss.detach(), len(labels))
+        self.train_loss.update(loss.detach())  # all batches of an epoch are of one size
         if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss  # the epoch is logged at its end: each step would cost more than a head does
@@ -113,7 +114,7 @@ class BinaryClassifier(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log ``val/loss``, ``val/acc`` and ``val/margin``; see :meth:`test_step`."""
-        self._evaluate("val", batch, self.val_accuracy)
+        self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log ``test/loss``, ``test/acc`` and ``test/margin``.
@@ -121,22 +122,25 @@ class BinaryClassifier(L.LightningModule):
         The margin is how far, in logits, the picture nearest to the wrong side of the threshold is
         from it: below 0 it is wrong.
         """
-        self._evaluate("test", batch, self.test_accuracy)
+        self._evaluate("test", batch)
 
     def _answers(self, logits: Tensor) -> Tensor:
         return (logits.sigmoid() >= self.network.threshold).int()
 
-    def _evaluate(self, stage: str, batch: Batch, accuracy: BinaryAccuracy) -> None:
+    def _evaluate(self, stage: str, batch: Batch) -> None:
         inputs, labels = batch
         logits = self.network.calibrate(self(inputs))
-        loss = functional.binary_cross_entropy_with_logits(logits, labels)
-        accuracy.update(self._answers(logits), labels.int())
+        losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         between = math.log(self.network.threshold / (1 - self.network.threshold))
-        margin = ((logits - between) * (2 * labels - 1)).min()
-        size = len(labels)
-        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=size)
-        self.log(f"{stage}/acc", accuracy, on_step=False, on_epoch=True, batch_size=size)
-        self.log(f"{stage}/margin", margin, on_step=False, on_epoch=True, reduce_fx="min")
+        self.loss.update(losses)  # one by one: without a NaN strategy weights are left out
+        self.accuracy.update(self._answers(logits), labels.int())
+        self.margin.update(((logits - between) * (2 * labels - 1)).min())
+        # Objects, which add up over all processes: Lightning's own mean over them rounds counts.
+        figures = {"loss": self.loss, "acc": self.accuracy, "margin": self.margin}
+        for name, figure in figures.items():
+            self.log(
+                f"{stage}/{name}", figure, on_step=False, on_epoch=True, batch_size=len(labels)
+            )
 
     def setup(self, stage: str) -> None:
         """Take the names of the classes from the data that training starts on."""

@@ -1,0 +1,124 @@
+"""Several processes on one machine: started, watched and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+
+#: Exit code of a process that could not go on because another one had ended.
+PEER_GONE = 75  # EX_TEMPFAIL of sysexits.h
+
+#: Seconds that the others have to end by themselves when one process has failed.
+GRACE = 10.0
+
+
+def process_count() -> int:
+    """How many processes this run has, as torchrun's environment tells."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def process_number() -> int:
+    """Which of them this is, from 0 on."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def launch(command: Sequence[str], count: int, environment: Mapping[str, str]) -> tuple[int, str]:
+    """Run a command ``count`` times at once, as ``torchrun`` does, and wait for all of them.
+
+    When one fails, the others have :data:`GRACE` seconds to end and are then killed. When this
+    process is killed, they end, too. SIGINT and SIGTERM are passed on.
+
+    Args:
+        command: What to run.
+        count: How often.
+        environment: What to add to this process's.
+
+    Returns:
+        The exit code, and what to say: how a process was killed from outside, or nothing.
+    """
+    here = {
+        **os.environ,
+        **environment,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "GROUP_RANK": "0",
+    }
+    here.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**here, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdin=subprocess.PIPE,  # its end is that of this process: see end_with_parent
+        )
+        for rank in range(count)
+    ]
+    with _passed_on(processes):
+        return _wait(processes)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
+    failed: dict[int, int] = {}
+    deadline = float("inf")
+    while True:
+        codes = [process.poll() for process in processes]
+        for rank, code in enumerate(codes):
+            if code and rank not in failed:
+                failed[rank] = code
+                deadline = min(deadline, time.monotonic() + GRACE)
+        if None not in codes or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    causes = [rank for rank, code in failed.items() if code != PEER_GONE] or list(failed)
+    if not causes:
+        return 0, ""
+    code = failed[causes[0]]
+    if code > 0 and code != PEER_GONE:
+        return code, ""
+    how = f"was killed by signal {-code}" if code < 0 else "lost the others"
+    return 1, f"process {causes[0] + 1} of {len(processes)} {how}"
+
+
+@contextlib.contextmanager
+def _passed_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signum)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """End this process when the one that launched it is gone."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os._exit(PEER_GONE)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def free_port() -> int:
+    """A port of this machine's own address that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -1,0 +1,211 @@
+"""Two processes on this machine, connected over loopback, are one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import train as script
+
+from horsehuman import HorseHumanDataModule, load_classifier
+from horsehuman.data.folders import FIGURE
+from horsehuman.launching import free_port, launch
+from horsehuman.processes import joined, of_all, of_first, rank, same_buffers, share, whole
+from tests.test_resume import CLOCK, CNN, INCEPTION, same, scalars, start
+
+TWO = ["trainer=ddp", "data.batch_size=4", "trainer.max_epochs=3"]
+
+
+def of_tree(tree: Path, *options: str) -> list[str]:
+    return ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"', *options]
+
+
+def what_each_sees(tree: Path) -> dict[str, list[list[int]]]:
+    """Numbers of the pictures of two epochs of batches, and of one evaluation, of each process."""
+    data = HorseHumanDataModule(
+        image_size=8, source="folder", root=str(tree), group_pattern=FIGURE, batch_size=4
+    )
+    data.setup()
+    data._labels = torch.arange(len(data.records), dtype=torch.float32)  # tell them apart
+    loaders = {
+        "train": data.train_dataloader(),
+        "validation": data.val_dataloader(),
+        "test": data.test_dataloader(),
+    }
+    return {
+        name: [labels.int().tolist() for _, labels in loader] for name, loader in loaders.items()
+    }
+
+
+def in_each(tree: Path, found: Path) -> None:
+    """What each of two processes does in the next test."""
+    with joined():
+        assert of_first(rank()) == 0
+        assert of_all(rank()) == [0, 1]
+        everything = torch.arange(15).reshape(5, 3)
+        assert torch.equal(whole(everything[list(share(5))]), everything)
+        norm = torch.nn.BatchNorm1d(2)
+        norm.running_mean.fill_(rank())
+        same_buffers(norm)
+        assert norm.running_mean.tolist() == [0, 0]
+        seen = of_all(what_each_sees(tree))
+    if os.environ["RANK"] == "0":
+        found.write_text(json.dumps(seen))
+
+
+def test_two_processes_share_the_pictures(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-m", "tests.test_ddp", str(tree), str(tmp_path / "found.json")]
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert launch(command, 2, {"PYTHONPATH": "scripts"}) == (0, "")
+    first, second = json.loads((tmp_path / "found.json").read_text())
+    alone = what_each_sees(tree)
+    for split in ("validation", "test"):
+        both = Counter(chain(*first[split], *second[split]))
+        assert both == Counter(chain(*alone[split]))
+        assert set(both.values()) == {1}
+    for a, b, batch in zip(first["train"], second["train"], alone["train"], strict=True):
+        assert len(a) == len(b)
+        assert sorted(a + b) == sorted(batch)
+
+
+def test_what_cannot_be_shared_evenly_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    from horsehuman.data import loading
+
+    monkeypatch.setattr(loading, "world_size", lambda: 4)
+    seen: Counter[int] = Counter()
+    for number in range(4):
+        monkeypatch.setattr(loading, "rank", lambda number=number: number)
+        sampler = loading.EpochSampler(10, 0, lambda: 0)
+        order = list(sampler)
+        assert len(order) == len(sampler) == 3
+        seen.update(order)
+    assert sorted(seen) == list(range(10))
+    assert sum(seen.values()) - 10 == 2  # fewer than there are processes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["trainer=ddp", "seed=0,1", "-m"], 2, "-m does not go with trainer=ddp"),
+        (["trainer=ddp", "data.batch_size=33"], 1, "a multiple of 2, such as 34"),
+        (["trainer=ddp", "trainer.num_nodes=2"], 1, "with torchrun"),
+        (["trainer.devices=2"], 1, "add trainer=ddp"),
+    ],
+)
+def test_wrong_use_is_one_line(arguments: list[str], code: int, text: str, tmp_path: Path) -> None:
+    process = start(tmp_path, "model=cnn", *arguments)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert printed.startswith("error: ")
+    assert len(printed.splitlines()) == 1
+    assert text in printed
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tree: Path, tmp_path: Path) -> None:
+    options = [*INCEPTION, *of_tree(tree, *TWO), "data.split_seed=1"]
+    one = start(tmp_path, *options, "trainer=default", "hydra.run.dir=one")
+    assert one.wait(300) == 0
+    environment = {**os.environ, "HORSEHUMAN_CACHE": str(tmp_path / "cache")}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    torchrun += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    command = [script.__file__, *options, "trainer.devices=1", "trainer.num_nodes=2"]
+    machines = [
+        subprocess.Popen(
+            [*torchrun, f"--node-rank={number}", *command],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    printed = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], printed
+    assert printed[1] == ""
+    runs = sorted(
+        p.parent for p in (tmp_path / "outputs").rglob("metrics.json") if "latest" not in p.parts
+    )
+    assert len(runs) == 1
+    assert len(list(runs[0].parent.iterdir())) == 2  # it, and latest
+    assert [path.name for path in runs[0].glob("skipped*")] == []
+    check_same_run(tmp_path / "one", runs[0])
+    connection = sqlite3.connect(next((tmp_path / "cache" / "features").iterdir()))
+    assert connection.execute("SELECT count(*) FROM features").fetchone() == (24,)
+
+
+def check_same_run(one: Path, two: Path) -> None:
+    """The same training, but for the last bits of sums that are added up in another order."""
+    first, second = (json.loads((run / "metrics.json").read_text()) for run in (one, two))
+    assert first["test/pictures"] == second["test/pictures"] == 4
+    assert second == pytest.approx(first | {name: second[name] for name in CLOCK}, abs=1e-4)
+    weights = [load_classifier(run).state_dict() for run in (one, two)]
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=1e-4), name
+    logs = scalars(one), scalars(two)
+    assert logs[0].keys() == logs[1].keys()
+    for tag in logs[0]:
+        assert [step for step, _ in logs[0][tag]] == [step for step, _ in logs[1][tag]]
+
+
+def kill_one_of(process: subprocess.Popen[str], number: int) -> None:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[number]), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_dead_process_ends_the_run_which_goes_on_to_the_bit(tree: Path, tmp_path: Path) -> None:
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("/proc tells which processes there are")
+    options = [*CNN, *of_tree(tree, *TWO), "trainer.max_epochs=60"]
+    whole_run = start(tmp_path, *options, "hydra.run.dir=whole")
+    assert whole_run.wait(300) == 0
+    process = start(tmp_path, *options, "hydra.run.dir=run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    while not last.is_file():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    began = time.monotonic()
+    kill_one_of(process, 1)
+    printed, _ = process.communicate(timeout=60)
+    assert time.monotonic() - began < 60
+    assert process.returncode == 1
+    assert printed.splitlines()[-1].startswith("error: process 2 of 2 was killed by signal 9; the")
+    assert "Traceback" not in printed
+    assert load_classifier(last)
+    resumed = start(tmp_path, "resume=run")
+    text, _ = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, text
+    check_equal(tmp_path / "whole", tmp_path / "run")
+    assert not (tmp_path / "outputs").exists()
+
+
+def check_equal(one: Path, two: Path) -> None:
+    """The same training, to the bit."""
+    first, second = (json.loads((run / "metrics.json").read_text()) for run in (one, two))
+    assert first | dict.fromkeys(CLOCK) == second | dict.fromkeys(CLOCK)
+    both: list[dict[str, Any]] = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, two)
+    ]
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert same(both[0][key], both[1][key]), key
+    assert scalars(one) == scalars(two)
+
+
+if __name__ == "__main__":
+    in_each(Path(sys.argv[1]), Path(sys.argv[2]))
