@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -61,11 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def make_set(folder: Path, size: int) -> Path:
     """A folder of ``size`` training pictures and a few for a test that is never made."""
     sources = sorted((find_pictures("box") / "train").rglob("*.webp"))
+    random.Random(0).shuffle(sources)
 
     def write(number: int) -> None:
         source, turn = sources[number % len(sources)], number // len(sources)
-        split = "train" if number < size else "test"
-        target = folder / split / source.parent.name / f"{turn}{source.name}"
+        split, figure = ("train", turn) if number < size else ("test", "x")
+        target = folder / split / source.parent.name / f"{figure}{source.name}"
         target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(source) as picture:
             rolled = np.roll(np.asarray(picture), 7 * turn, axis=1)
@@ -92,8 +94,9 @@ def train(recipe: Sequence[str], pictures: Path, processes: int, work: Path) -> 
             env={**os.environ, "HORSEHUMAN_CACHE": cache},
             capture_output=True,
             text=True,
-            check=True,
         )
+        if done.returncode:
+            sys.exit(done.stderr)
         seconds = time.monotonic() - began
     epoch = re.findall(r"([\d.]+) s$", done.stderr, re.MULTILINE)[-1]
     memory = json.loads((run / "metrics.json").read_text())["peak_memory_gb"]
