@@ -148,15 +148,28 @@ def _to_onnx(module: Exported, path: Path) -> Run:
     assert program is not None
     program.model.metadata_props.update({**metadata(module.network), DIGEST: "0" * 64})
     program.save(path)
-    content = path.read_bytes()
+    content = _without_paths(path.read_bytes())
     path.write_bytes(content.replace(b"0" * 64, digest_of(content, "0" * 64).encode(), 1))
     classifier = OnnxClassifier(path)
     return lambda pictures: classifier.run(pictures.numpy())
 
 
+def _without_paths(content: bytes) -> bytes:
+    """Take out of an ONNX file which lines of which files of this machine each step comes from."""
+    import onnx
+
+    model = onnx.load_from_string(content)
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        del part.metadata_props[:]
+    written: bytes = model.SerializeToString()
+    return written
+
+
 def _to_torch(module: Exported, path: Path) -> Run:
     example, dynamic = _example()
     program = torch.export.export(module, (example,), dynamic_shapes={"pictures": dynamic[INPUT]})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names files of this machine
     archive = path.with_suffix(".pt2")  # torch.export.save wants this ending
     extra = {f"{name}.txt": value for name, value in metadata(module.network).items()}
     torch.export.save(program, archive, extra_files=extra)

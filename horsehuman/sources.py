@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -100,35 +100,61 @@ class _WebOnly(HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+class WebError(ValueError):
+    """What an address gives is not what was to be had; the text says why."""
+
+
+def stream(url: str, enough: Callable[[int, float], str]) -> Iterator[tuple[bytes, int]]:
+    """What an address gives, block by block as it comes; no scheme but the web's is followed.
+
+    Args:
+        url: The address.
+        enough: From the bytes and the seconds so far: why to give up, or nothing.
+
+    Yields:
+        A block, and how many bytes the server has promised in all, or 0.
+
+    Raises:
+        WebError: It cannot be had, is a page, or breaks off.
+    """
+    done, began = 0, time.monotonic()
+    try:
+        request = Request(url, headers={"User-Agent": "horsehuman"})
+        with build_opener(_WebOnly).open(request, timeout=PATIENCE) as answer:
+            kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            if kind.startswith("text/"):
+                raise URLError(f"is a page ({shown(kind)}), not a file")
+            length = answer.headers.get("Content-Length", "")
+            promised = int(length) if length.isdigit() else 0
+            while block := answer.read1(65_536):  # what is there, so that the time can be kept
+                done += len(block)
+                if refusal := enough(done, time.monotonic() - began):
+                    raise URLError(refusal)
+                yield block, promised
+            if done < promised:
+                raise URLError(f"broke off after {done:,} of {promised:,} bytes")
+    except HTTPError as error:
+        moved = " and leads in circles, or off the web" if 300 <= error.code < 400 else ""
+        raise WebError(f"the server answers {error.code}{moved}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        text = "does not answer in time" if isinstance(reason, TimeoutError) else str(reason)
+        raise WebError(shown(text or type(reason).__name__)) from error
+
+
 def fetch(url: str) -> io.BytesIO:
-    """Fetch a picture from the web, within limits of size and time; no other scheme is followed.
+    """Fetch a picture from the web, within limits of size and time.
 
     Raises:
         PictureError: It cannot be had.
     """
-    deadline = time.monotonic() + MAX_SECONDS
-    body = io.BytesIO()
+
+    def enough(done: int, seconds: float) -> str:
+        if done > MAX_BYTES:
+            return f"is larger than {MAX_BYTES / 1e6:.0f} MB"
+        return f"takes longer than {MAX_SECONDS:.0f} s" if seconds > MAX_SECONDS else ""
+
     try:
-        request = Request(url, headers={"User-Agent": "horsehuman"})
-        with build_opener(_WebOnly).open(request, timeout=PATIENCE) as answer:
-            kind = answer.headers.get_content_type()
-            if kind.startswith("text/"):
-                raise URLError(f"is no picture, but {shown(kind)}")
-            while block := answer.read1(65_536):  # what is there, so that the time can be kept
-                body.write(block)
-                if body.tell() > MAX_BYTES:
-                    raise URLError(f"is larger than {MAX_BYTES / 1e6:.0f} MB")
-                if time.monotonic() > deadline:
-                    raise URLError(f"takes longer than {MAX_SECONDS:.0f} s")
-            promised = answer.headers.get("Content-Length", "")
-            if promised.isdigit() and body.tell() < int(promised):
-                raise URLError(f"broke off after {body.tell():,} of {int(promised):,} bytes")
-    except HTTPError as error:
-        moved = " and leads in circles, or off the web" if 300 <= error.code < 400 else ""
-        raise PictureError(f"{shown(url)}: the server answers {error.code}{moved}") from error
-    except (OSError, HTTPException, ValueError) as error:
-        reason = error.reason if isinstance(error, URLError) else error
-        text = "does not answer in time" if isinstance(reason, TimeoutError) else str(reason)
-        raise PictureError(f"{shown(url)}: {shown(text or type(reason).__name__)}") from error
-    body.seek(0)
-    return body
+        return io.BytesIO(b"".join(block for block, _ in stream(url, enough)))
+    except WebError as error:
+        raise PictureError(f"{shown(url)}: {error}") from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import venv
@@ -13,11 +14,15 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import horsehuman
 from horsehuman import HorseHumanError, load_classifier, read_picture
 from horsehuman.cli import app
 from horsehuman.export import Exported, export
 from horsehuman.onnx_model import OnnxClassifier
 from horsehuman.prediction import predict
+
+#: Where the package's files are.
+HERE = os.fsencode(Path(horsehuman.__file__).parent)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,7 @@ def test_an_exported_file_answers_alike_and_says_what_it_is(exported: Path, tree
         assert mine.probability == pytest.approx(other.probability, abs=1e-3)
         assert mine.status == other.status
     assert onnxruntime.InferenceSession(exported).get_inputs()[0].shape[1] == 3
+    assert HERE not in exported.read_bytes()  # nothing of who made it, and where
 
 
 def test_without_importing_torch(exported: Path, tree: Path) -> None:
@@ -66,6 +72,7 @@ assert not loaded, loaded
 def test_torch_export(tmp_path: Path) -> None:
     path = tmp_path / "cnn.pt2"
     assert export("cnn", "torch", path, force=False) < 1e-6
+    assert HERE not in path.read_bytes()
     extra = {"class_names.txt": "", "horsehuman_format.txt": ""}
     program = torch.export.load(path, extra_files=extra).module()
     assert extra["class_names.txt"] == '["horses", "humans"]'

@@ -78,7 +78,7 @@ def test_a_picture_from_the_web(server: str) -> None:
     [
         ("404", "the server answers 404"),
         ("500", "the server answers 500"),
-        ("html", "is no picture, but text/html"),
+        ("html", r"is a page \(text/html\), not a file"),
         ("file", "off the web"),
         ("ftp", "ftp://127.0.0.1/x, which is not on the web"),
         ("around", "leads in circles"),

@@ -9,48 +9,15 @@ import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from horsehuman.data.downloads import ARCHIVES, download_archives
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.runtime import asset, cache_dir
 from horsehuman.terminal import track
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Archive:
-    """One of the two official archives of Horses or Humans (Laurence Moroney, CC BY 2.0).
-
-    Attributes:
-        name: The file's name.
-        sha256: Digest of the official file; source: ``url_checksums/horses_or_humans.txt`` of
-            TensorFlow Datasets.
-    """
-
-    name: str
-    sha256: str
-
-
-#: The split that each archive holds. The official validation set is our test set.
-ARCHIVES = {
-    "train": Archive(
-        "horse-or-human.zip", "e2e6f70d3d549c5dd10a57165e55af253ee66ad750403f95c0fb76bb943633a9"
-    ),
-    "test": Archive(
-        "validation-horse-or-human.zip",
-        "ae5fff2f4f5554791f05358108e2e05d9801b191f1896ea101402f0e7f6c32c0",
-    ),
-}
-
-#: Folders on the net that hold both archives, tried in turn.
-MIRRORS = (
-    "https://storage.googleapis.com/download.tensorflow.org/data/",
-    "https://storage.googleapis.com/tensorflow-1-public/course2/week3/",
-    "https://storage.googleapis.com/learning-datasets/",
-)
 
 # An archive of pictures hardly shrinks; what goes far beyond this is made to fill a disk.
 _MAX_FILES = 200_000
@@ -101,54 +68,6 @@ def local_archives(folder: Path) -> dict[str, Path]:
         if _sha256(path) != ARCHIVES[split].sha256:
             log.info("%s is not the official file (its sha256 differs); using it", shown(path))
     return found
-
-
-def download_archives(
-    folder: Path | None = None, mirrors: Sequence[str] = MIRRORS
-) -> dict[str, Path]:
-    """Download the official archives once, each from the first mirror that has it whole.
-
-    Args:
-        folder: Where they are kept; by default in the user's cache.
-        mirrors: Addresses of folders, each ending in a slash.
-
-    Raises:
-        HorseHumanError: No mirror gave a file with the official sha256.
-    """
-    folder = folder or cache_dir() / "archives"
-    return {split: _download(archive, folder, mirrors) for split, archive in ARCHIVES.items()}
-
-
-def _download(archive: Archive, folder: Path, mirrors: Sequence[str]) -> Path:
-    import pooch
-    import requests
-
-    pooch.get_logger().setLevel("WARNING")
-    downloader = pooch.HTTPDownloader(progressbar=True, timeout=30)
-    reasons: list[str] = []
-    for mirror in mirrors:
-        if reasons:
-            log.info("%s: %s; trying the next mirror", archive.name, reasons[-1])
-        try:
-            path = pooch.retrieve(
-                mirror + archive.name,
-                known_hash=f"sha256:{archive.sha256}",
-                fname=archive.name,
-                path=folder,
-                downloader=downloader,
-            )
-            return Path(path)
-        except (requests.RequestException, ValueError) as error:  # network; digest
-            reasons.append(f"{type(error).__name__} at {mirror}")
-        except OSError as error:
-            raise HorseHumanError(
-                f"cannot write into {shown(folder)}: {error.strerror}; make room there, or name "
-                "another folder in the environment variable HORSEHUMAN_CACHE"
-            ) from error
-    raise HorseHumanError(
-        f"data=archives: cannot download {archive.name} ({reasons[0]}): use the same pictures in "
-        "the box with data=horse_or_human, or zips fetched elsewhere with data.archives_dir=DIR"
-    )
 
 
 def unpack(archives: dict[str, Path], cache: Path | None = None) -> Path:

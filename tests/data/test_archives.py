@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import http.server
 import subprocess
 import sys
-import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from horsehuman.data import archives
-from horsehuman.data.archives import Archive, download_archives, local_archives, unpack
+from horsehuman.data.archives import local_archives, unpack
 from horsehuman.errors import HorseHumanError
 
 
@@ -124,48 +121,3 @@ def test_local_archives_tell_what_differs(tmp_path: Path, caplog: pytest.LogCapt
         make_zip(tmp_path / archive.name, {"horses/1.png": b"x"})
     assert set(local_archives(tmp_path)) == {"train", "test"}
     assert caplog.text.count("is not the official file") == 2
-
-
-@pytest.fixture
-def mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, list[str]]]:
-    """A server on loopback with three folders; the last two hold the first archive, one whole."""
-    served = tmp_path / "served"
-    for name in ("empty", "wrong", "whole"):
-        (served / name).mkdir(parents=True)
-    for key, name in (("train", "a.zip"), ("test", "b.zip")):
-        whole = make_zip(served / "whole" / name, {f"horses/{key}.png": b"x" * 1000})
-        (served / "wrong" / name).write_bytes(whole.read_bytes()[:100])
-        digest = archives._sha256(whole)
-        monkeypatch.setitem(archives.ARCHIVES, key, Archive(name, digest))
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            super().__init__(*args, directory=str(served), **kwargs)  # type: ignore[arg-type]
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    base = f"http://127.0.0.1:{server.server_port}"
-    yield tmp_path / "downloads", [f"{base}/{name}/" for name in ("empty", "wrong", "whole")]
-    server.shutdown()
-    server.server_close()
-
-
-def test_download_goes_from_mirror_to_mirror(
-    mirrors: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture
-) -> None:
-    folder, addresses = mirrors
-    found = download_archives(folder, addresses)
-    for split, path in found.items():
-        assert archives._sha256(path) == archives.ARCHIVES[split].sha256
-    assert caplog.text.count("trying the next mirror") == 4
-    assert sorted(path.name for path in folder.iterdir()) == ["a.zip", "b.zip"]
-
-
-def test_no_mirror_names_the_offline_way(mirrors: tuple[Path, list[str]]) -> None:
-    folder, addresses = mirrors
-    with pytest.raises(HorseHumanError, match=r"data=horse_or_human.*data\.archives_dir=DIR"):
-        download_archives(folder, addresses[:2])
-    assert not folder.exists() or list(folder.iterdir()) == []

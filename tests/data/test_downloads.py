@@ -1,0 +1,128 @@
+"""Downloads from a server on loopback that does what servers do."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from horsehuman import sources
+from horsehuman.data import downloads
+from horsehuman.data.downloads import Archive, download_archives
+from horsehuman.errors import HorseHumanError
+
+FILES = {"a.zip": b"a" * 50_000, "b.zip": b"b" * 70_000}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves two files in good and bad ways, by the name of their folder."""
+
+    asked: ClassVar[Counter[str]] = Counter()
+
+    def do_GET(self) -> None:
+        kind, name = self.path.strip("/").split("/")
+        self.asked[kind] += 1
+        body = FILES[name]
+        if kind.isdigit() or (kind == "flaky" and self.asked[kind] % 2):
+            self.send_error(int(kind) if kind.isdigit() else 503)
+            return
+        self.send_response(302 if kind in ("around", "on") else 200)
+        if kind in ("around", "on"):
+            self.send_header("Location", f"/{'whole' if kind == 'on' else kind}/{name}")
+            body = b""
+        length = {"cut": len(body) + 9, "short": len(body) - 9}.get(kind, len(body))
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        if kind == "silent":
+            time.sleep(2)
+        if kind == "drip":
+            for _ in range(40):
+                self.wfile.write(b"x")
+                time.sleep(0.1)
+        self.wfile.write(b"x" * length if kind == "wrong" else body[:length])
+
+    def log_message(self, *unused: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
+        found.daemon_threads = True
+        found.handle_error = lambda *unused: None  # clients leave early here
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{found.server_port}"
+        found.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    Handler.asked.clear()
+    for key, (name, content) in zip(("train", "test"), FILES.items(), strict=True):
+        archive = Archive(name, hashlib.sha256(content).hexdigest())
+        monkeypatch.setitem(downloads.ARCHIVES, key, archive)
+    monkeypatch.setattr(downloads, "RETRIES", 0)
+    monkeypatch.setattr(downloads, "GRACE", 1)
+    monkeypatch.setattr(sources, "PATIENCE", 1)
+
+
+def check_whole(found: dict[str, Path]) -> None:
+    assert {path.name: path.read_bytes() for path in found.values()} == FILES
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("404", "the server answers 404"),
+        ("429", "the server answers 429"),
+        ("500", "the server answers 500"),
+        ("around", "leads in circles"),
+        ("cut", "broke off after 50,000 of 50,009 bytes"),
+        ("short", "not the official file"),
+        ("wrong", "not the official file"),
+        ("silent", "does not answer in time"),
+        ("drip", "less than 10,000 bytes a second"),
+    ],
+)
+def test_a_bad_mirror_gives_way_to_the_next(
+    kind: str, reason: str, server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    began = time.monotonic()
+    mirrors = [f"{server}/{kind}/", f"{server}/whole/"]
+    check_whole(download_archives(tmp_path / "found", mirrors))
+    assert time.monotonic() - began < 10
+    assert caplog.text.count("trying the next mirror") == 2
+    assert reason in caplog.text
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["a.zip", "b.zip"]
+    with pytest.raises(HorseHumanError, match=r"data=horse_or_human.*data\.archives_dir=DIR"):
+        download_archives(tmp_path / "none", mirrors[:1])
+    assert not list((tmp_path / "none").glob("*"))
+
+
+def test_what_is_redirected_or_there_already(server: str, tmp_path: Path) -> None:
+    check_whole(download_archives(tmp_path, [f"{server}/on/"]))
+    check_whole(download_archives(tmp_path, [f"{server}/500/"]))  # nobody is asked
+    assert Handler.asked["500"] == 0
+    (tmp_path / "a.zip").write_bytes(b"damaged")
+    check_whole(download_archives(tmp_path, [f"{server}/whole/"]))
+
+
+def test_a_mirror_is_asked_again(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(downloads, "RETRIES", 1)
+    check_whole(download_archives(tmp_path, [f"{server}/flaky/"]))
+    assert Handler.asked["flaky"] == 4
+    assert "mirror" not in caplog.text
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    with pytest.raises(HorseHumanError, match=r"cannot download a\.zip \(http.*refused"):
+        download_archives(tmp_path, ["http://127.0.0.1:9/"])

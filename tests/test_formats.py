@@ -1,0 +1,38 @@
+"""Files of each format there has been, a small one of each: read, or told what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from horsehuman import HorseHumanError, load_classifier
+from horsehuman.models.network import FORMAT
+from horsehuman.onnx_model import FORMAT as EXPORT_FORMAT
+from horsehuman.onnx_model import OnnxClassifier
+
+FIXTURES = Path(__file__).with_name("fixtures")
+
+#: A picture, and its logit when the files were made.
+PICTURE, LOGIT = torch.arange(3 * 32 * 32, dtype=torch.uint8).view(1, 3, 32, 32), 0.42073625
+
+
+def test_there_is_a_file_of_each_format() -> None:
+    names = {path.name for path in FIXTURES.iterdir()}
+    assert names == {
+        *(f"cnn-format{number}.ckpt" for number in range(1, FORMAT + 1)),
+        *(f"cnn-export{number}.onnx" for number in range(1, EXPORT_FORMAT + 1)),
+    }
+
+
+def test_checkpoints() -> None:
+    found = load_classifier(FIXTURES / "cnn-format2.ckpt").logits(PICTURE)
+    assert found.item() == pytest.approx(LOGIT, abs=1e-4)
+    with pytest.raises(HorseHumanError, match="has format 1, this code reads 2: train it again"):
+        load_classifier(FIXTURES / "cnn-format1.ckpt")
+
+
+def test_exports() -> None:
+    found = OnnxClassifier(FIXTURES / "cnn-export1.onnx").run(PICTURE.numpy())[0]
+    assert found.item() == pytest.approx(LOGIT, abs=1e-4)

@@ -1,0 +1,138 @@
+"""Runs whose surroundings break: folders vanish, rights are taken, others use the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from horsehuman import HorseHumanError, load_classifier
+from horsehuman.data.folders import FIGURE
+from tests.test_resume import CLOCK, CNN, INCEPTION, run, start
+
+NOBODY = 65534
+
+pytestmark = pytest.mark.slow
+
+
+def begin(folder: Path, tree: Path, *options: str) -> subprocess.Popen[str]:
+    """A run of many epochs, in its third."""
+    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
+    process = start(
+        folder, *CNN, *data, "trainer.max_epochs=300", "data.batch_size=4", *options,
+        "hydra.run.dir=run",
+    )  # fmt: skip
+    last = folder / "run" / "checkpoints" / "last.ckpt"
+    while not last.is_file() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    assert process.poll() is None
+    return process
+
+
+def last_line(process: subprocess.Popen[str]) -> str:
+    printed, _ = process.communicate(timeout=200)
+    assert "Traceback" not in printed, printed
+    return printed.splitlines()[-1]
+
+
+def test_pictures_that_vanish_end_the_run_in_one_line(tree: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tree, tmp_path / "set")
+    process = begin(tmp_path, copy, "data.memory_limit=0")
+    shutil.rmtree(copy)
+    assert last_line(process).startswith(f"error: cannot read {copy}")
+    assert process.returncode == 1
+    assert load_classifier(tmp_path / "run" / "checkpoints" / "last.ckpt")
+
+
+def test_a_run_whose_folder_vanishes(tree: Path, tmp_path: Path) -> None:
+    process = begin(tmp_path, tree, "trainer.max_epochs=60")
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    last_line(process)
+    assert process.returncode == 0
+    assert load_classifier(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 60
+
+
+def test_a_cache_that_vanishes(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(tmp_path / "whole", tree, *INCEPTION)
+    monkeypatch.setenv("HORSEHUMAN_CACHE", str(tmp_path / "cache"))
+    stop = repeatedly(lambda: shutil.rmtree(tmp_path / "cache", ignore_errors=True))
+    try:
+        found = run(tmp_path / "run", tree, *INCEPTION)
+    finally:
+        stop()
+    assert found | dict.fromkeys(CLOCK) == expected | dict.fromkeys(CLOCK)
+
+
+def repeatedly(action: Callable[[], object]) -> Callable[[], None]:
+    """Do something all the time beside the test; returns what ends it."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(0.01):
+            action()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+
+    def stop() -> None:
+        over.set()
+        thread.join()
+
+    return stop
+
+
+def test_a_run_that_may_not_write_any_more(
+    tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path / "before", tree)  # imports what nobody may read
+    tmp_path.chmod(0o777)
+    checkpoints = tmp_path / "run" / "checkpoints"
+
+    def take_the_right() -> None:
+        if (checkpoints / "last.ckpt").is_file():
+            checkpoints.chmod(0o500)
+
+    is_root = os.geteuid() == 0
+    if is_root:
+        for folder in (tmp_path.parent, tmp_path.parent.parent):
+            folder.chmod(0o755)
+        os.seteuid(NOBODY)
+    stop = repeatedly(take_the_right)
+    try:
+        with pytest.raises((HorseHumanError, PermissionError)):
+            run(tmp_path / "run", tree, "trainer.max_epochs=20")
+    finally:
+        stop()
+        if is_root:
+            os.seteuid(0)
+    assert "is not saved (Permission denied)" in caplog.text
+    assert load_classifier(checkpoints / "last.ckpt")
+
+
+def test_two_runs_at_once_on_one_cache(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HORSEHUMAN_CACHE", str(tmp_path / "cache"))
+    data = [*INCEPTION, "trainer.max_epochs=2", "data.batch_size=4"]  # pictures of the box
+    data += ["test=false", "data.val_fraction=0.95"]
+    both = [start(tmp_path, *data, f"hydra.run.dir={name}") for name in ("one", "two")]
+    for process in both:
+        last_line(process)
+        assert process.returncode == 0
+    first, second = (
+        json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two")
+    )
+    assert first | dict.fromkeys(CLOCK) == second | dict.fromkeys(CLOCK)
+    (cache,) = (tmp_path / "cache" / "features").glob("*.sqlite")
+    count = sqlite3.connect(cache).execute("SELECT count(*) FROM features").fetchone()
+    assert count == (1027,)
