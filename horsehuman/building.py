@@ -17,21 +17,28 @@ from omegaconf import DictConfig, OmegaConf
 from horsehuman.callbacks import AverageWeights, SameStatistics, SeedEpochs, TerminalProgress
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.embedding import check_views
-from horsehuman.errors import HorseHumanError, first_line
+from horsehuman.errors import HorseHumanError, first_line, shown
 from horsehuman.logs import Histograms
 from horsehuman.picture_set import read_config
 from horsehuman.resuming import KeepFigures, WholeFiles
 
+#: Parts of a run's config.
+_PARTS = {"data", "early_stopping", "ema", "model", "seed", "test", "trainer"}
+
 
 def load_config(folder: Path) -> DictConfig:
-    """The config that a run began with.
+    """The config that a run began with, as it stands there: nothing in it is looked up elsewhere.
 
     Raises:
         HorseHumanError: There is none, or it is damaged.
     """
-    read_config(folder)
-    config = OmegaConf.load(folder / "config.yaml")
-    config = OmegaConf.merge({"histograms": False}, config)  # runs of before there was such
+    found = read_config(folder)
+    whole = found.keys() >= _PARTS and all(isinstance(found[p], dict) for p in ("model", "trainer"))
+    if not whole or "${" in str(found):
+        raise HorseHumanError(
+            f"{shown(folder / 'config.yaml')} is not as a run has written it: there is no going on"
+        )
+    config = OmegaConf.create({"histograms": False, **found})  # runs of before there was such
     assert isinstance(config, DictConfig)
     return config
 
@@ -53,10 +60,13 @@ def build_parts(config: DictConfig) -> tuple[Any, HorseHumanDataModule]:
 
 
 def build(part: str, config: DictConfig, **given: Any) -> Any:
-    """Build what ``config[part]`` names; plain values only reach it."""
+    """Build what ``config[part]`` names, which is one of ours; plain values only reach it."""
     arguments: dict[str, Any] = OmegaConf.to_container(config[part], resolve=True)  # type: ignore[assignment]
+    target = str(arguments.pop("_target_", None))
+    if not target.startswith("horsehuman."):  # a run's config may come from anybody
+        raise HorseHumanError(f"{part}._target_={target} is no class of horsehuman: drop it")
     try:
-        kind = hydra.utils.get_class(arguments.pop("_target_"))
+        kind = hydra.utils.get_class(target)
         return kind(**arguments, **given)
     except ImportError as error:
         raise HorseHumanError(f"{part}._target_: {first_line(error)}") from error
@@ -125,6 +135,7 @@ def quiet() -> None:
     logging.getLogger("hydra").setLevel(logging.CRITICAL)  # explain() and build() tell it
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")  # max_steps
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own affair
     warnings.filterwarnings("ignore", message=".*across ranks is zero.*")  # nothing held out

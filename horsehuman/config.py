@@ -34,7 +34,7 @@ def check_processes(config: Any) -> None:
     count = 1
     for name in ("devices", "num_nodes"):
         value = options.get(name, 1)
-        check_number(f"trainer.{name}", value, int, at_least=1)
+        check_number(f"trainer.{name}", value, int, at_least=1, at_most=64)
         count *= value
         if value > 1 and options.get("strategy") != "ddp":
             raise HorseHumanError(

@@ -30,6 +30,9 @@ HOST = "127.0.0.1"
 #: Largest file, and how many may wait.
 MAX_FILE, MAX_WAITING = "20mb", 32
 
+#: Seconds that a file which was sent is kept.
+KEPT = 300
+
 #: Ports that are tried after the one asked for.
 PORTS = 20
 
@@ -97,7 +100,9 @@ def build(model: str) -> tuple[Any, dict[str, Any]]:
     def answer(path: str | None, name: str) -> tuple[str, NDArray[np.uint8] | None]:
         return respond(networks, path, name)
 
-    with gradio.Blocks(title="Horse or human?", analytics_enabled=False) as page:
+    with gradio.Blocks(
+        title="Horse or human?", analytics_enabled=False, delete_cache=(KEPT, KEPT)
+    ) as page:
         gradio.Markdown("# Horse or human?\nDrop, paste or take a picture, or choose one below.")
         with gradio.Row():
             with gradio.Column(min_width=300):

@@ -174,6 +174,7 @@ def _to_torch(module: Exported, path: Path) -> Run:
     extra = {f"{name}.txt": value for name, value in metadata(module.network).items()}
     torch.export.save(program, archive, extra_files=extra)
     archive.rename(path)
-    with path.open("rb") as file:
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tensors that are not on the CPU
         loaded = torch.export.load(file).module()
     return lambda pictures: [tensor.detach() for tensor in loaded(pictures)]

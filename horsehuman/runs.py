@@ -70,6 +70,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what :func:`write_whole` was writing when its process was killed."""
+    for aside in folder.glob(".*.*.*"):
+        aside.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file with this content, whole or not at all."""
     write_whole(path, lambda file: file.write(content))

@@ -74,6 +74,7 @@ def show_notes() -> None:
     if process_number() > 0:  # the first process says it
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # ours is another
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("horsehuman")

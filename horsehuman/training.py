@@ -156,6 +156,7 @@ def begin(
     record = make_record(OmegaConf.to_yaml(config, resolve=True), data)
     if resume:
         check_record(folder, record, allow_changes=allow)
+        runs.remove_unfinished(folder / "checkpoints")
         return
     assert data.root is not None
     runs.claim(folder)

@@ -137,11 +137,12 @@ def go_on(config: DictConfig, folder: Path) -> None:
             f"resume={config.resume} goes on with the options that the run began with: drop {what}"
         )
     check_flag("allow_changes", config.allow_changes)
-    from horsehuman.picture_set import read_config
+    from horsehuman.building import load_config
 
-    options = read_config(folder).get("trainer") or {}
-    if is_to_launch(options):
-        launch_all(options["devices"], folder)
+    begun = load_config(folder)
+    check_options(begun)
+    if is_to_launch(begun.trainer):
+        launch_all(begun.trainer.devices, folder)
         return
     from horsehuman.training import resume_run
 

@@ -57,3 +57,4 @@ def originals() -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=1, help="kills of each run in test_resume.py")
+    parser.addoption("--seconds", type=float, default=6, help="of test_demo_load.py")

@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -53,8 +53,15 @@ def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
     assert sentence(Prediction("x", "", 0, 1, "neither")).startswith("Neither")
 
 
+class Page(NamedTuple):
+    """Where the page is served, and by which process."""
+
+    address: str
+    pid: int
+
+
 @pytest.fixture(scope="module")
-def page() -> Iterator[str]:
+def page() -> Iterator[Page]:
     """The page, served by the command."""
     port = free_port(7900)
     command = [sys.executable, "-m", "horsehuman", "demo", "--no-browser", "--port", str(port)]
@@ -68,7 +75,7 @@ def page() -> Iterator[str]:
             break
         except OSError:
             time.sleep(0.5)
-    yield address
+    yield Page(address, process.pid)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) in (0, 130)
 
@@ -88,11 +95,11 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser(page: str, browser: Any, tree: Path, tmp_path: Path) -> None:
+def test_the_page_in_a_browser(page: Page, browser: Any, tree: Path, tmp_path: Path) -> None:
     tab = browser.new_page(viewport={"width": 1200, "height": 900})
     asked: list[str] = []
     tab.on("request", lambda request: asked.append(request.url))
-    tab.goto(page)
+    tab.goto(page.address)
     said = tab.get_by_role("status").filter(has_text="Waiting")
     said.wait_for(timeout=60_000)
 

@@ -83,11 +83,14 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
     length = time.monotonic() - began
     generator = random.Random(kind)
     process = start(tmp_path, *options, "hydra.run.dir=run")
-    for _ in range(kills):
-        moment = generator.uniform(0.5, 1) * length
-        time.sleep(moment)
+    writing = 0
+    for number in range(kills):
+        time.sleep(generator.uniform(0.5, 1) * length)
+        if number % 2 == 0:
+            wait_for_a_checkpoint_that_is_written(tmp_path / "run", process)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        writing += len(unfinished_files(tmp_path / "run"))
         if not (tmp_path / "run" / "config.yaml").exists():  # it had not begun
             shutil.rmtree(tmp_path / "run", ignore_errors=True)
             process = start(tmp_path, *options, "hydra.run.dir=run")
@@ -95,6 +98,7 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
             break
         else:
             process = start(tmp_path, "resume=run")
+    print(f"{kills} kills, {writing} of them while a checkpoint was written")
     code = process.wait(300)
     printed = process.stdout.read() if process.stdout else ""
     ended = (tmp_path / "run" / "metrics.json").exists()
@@ -113,6 +117,16 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
                 assert same(both[0][key], both[1][key]), (name, key)
     assert scalars(tmp_path / "whole") == scalars(tmp_path / "run")
     assert not (tmp_path / "outputs").exists()  # no second folder
+    assert not unfinished_files(tmp_path / "run")
+
+
+def unfinished_files(run: Path) -> list[Path]:
+    return list((run / "checkpoints").glob(".*"))
+
+
+def wait_for_a_checkpoint_that_is_written(run: Path, process: subprocess.Popen[str]) -> None:
+    while not unfinished_files(run) and process.poll() is None:
+        time.sleep(0.0005)
 
 
 def run(folder: Path, tree: Path, *overrides: str) -> dict[str, Any]:

@@ -1,0 +1,148 @@
+"""The page under many clients at once, some of which mean harm.
+
+Half a minute: pytest -m slow tests/test_demo_load.py --seconds 30
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_demo import Page, page
+
+__all__ = ["page"]
+
+CLIENTS = 20
+
+
+def ask(url: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
+    """What an address answers; raises for a status of 400 and more."""
+    request = urllib.request.Request(url, body, {"Content-Type": kind} if body else {})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        content: bytes = answer.read()
+    return content
+
+
+def upload(address: str, name: str, content: bytes) -> str:
+    """Send a file as a browser does; returns its path on the server."""
+    mark = uuid.uuid4().hex
+    head = f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    body = head.encode() + content + f"\r\n--{mark}--\r\n".encode()
+    answer = ask(f"{address}/gradio_api/upload", body, f"multipart/form-data; boundary={mark}")
+    return str(json.loads(answer)[0])
+
+
+def answer_to(address: str, path: Any, name: str = "cnn") -> str:
+    """What the page says to a file that was sent."""
+    data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, name]
+    call = f"{address}/gradio_api/call/answer"
+    event = json.loads(ask(call, json.dumps({"data": data}).encode()))["event_id"]
+    return ask(f"{call}/{event}").decode()
+
+
+def harm(address: str) -> list[tuple[str, Callable[[], object]]]:
+    """Requests that no page sends."""
+    api = f"{address}/gradio_api"
+    garbage = [b"{", b"[]", b"null", b'{"data": 5}', b'{"data": []}', b"\xff" * 1000, b"[" * 50_000]
+    return [
+        *((f"call {body[:9]!r}", lambda b=body: ask(f"{api}/call/answer", b)) for body in garbage),
+        *((f"join {body[:9]!r}", lambda b=body: ask(f"{api}/queue/join", b)) for body in garbage),
+        ("a file of the machine", lambda: answer_to(address, "/etc/passwd")),
+        ("a file beside", lambda: answer_to(address, "../../../../etc/passwd")),
+        ("no path", lambda: answer_to(address, {"a": 1})),
+        ("an address", lambda: answer_to(address, "http://127.0.0.1:9/x.png")),
+        ("another classifier", lambda: answer_to(address, upload(address, "a", b"x"), "/etc/x")),
+        ("to be given a file", lambda: ask(f"{api}/file=/etc/passwd")),
+        ("to be given one above", lambda: ask(f"{api}/file=/proc/self/../self/environ")),
+        ("the net through it", lambda: ask(f"{api}/proxy=http://127.0.0.1:9/")),
+        ("no such page", lambda: ask(f"{address}/../../etc/passwd")),
+        ("a name that leads out", lambda: upload(address, "../../../tmp/out.png", b"x")),
+        ("text", lambda: answer_to(address, upload(address, "a.png", b"no picture"))),
+        ("a bomb", lambda: answer_to(address, upload(address, "bomb.png", bomb()))),
+        ("too much", lambda: upload(address, "big.png", bytes(25_000_000))),
+    ]
+
+
+def bomb() -> bytes:
+    import struct
+
+    size = struct.pack(">IIBBBBBI", 60_000, 60_000, 8, 2, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + size
+
+
+def resident(pid: int) -> float:
+    """Memory of a process and its children, in MB."""
+    total = 0.0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            text = dict(
+                line.split(":", 1) for line in status.read_text().splitlines() if ":" in line
+            )
+        except OSError:
+            continue
+        if str(pid) in (text["Pid"].strip(), text["PPid"].strip()) and "VmRSS" in text:
+            total += int(text["VmRSS"].split()[0]) / 1000
+    return total
+
+
+@pytest.mark.slow
+def test_many_clients_at_once(page: Page, tree: Path, request: pytest.FixtureRequest) -> None:
+    if not os.path.exists("/proc/self/status"):  # noqa: PTH110
+        pytest.skip("/proc tells how much memory a process has")
+    seconds = request.config.getoption("--seconds")
+    pictures = {path.parent.name: path.read_bytes() for path in (tree / "test").rglob("*.webp")}
+    outcomes: Counter[str] = Counter()
+    wrong: list[str] = []
+
+    def client(number: int, until: float) -> None:
+        turn = number
+        while time.monotonic() < until:
+            turn += 1
+            if number % 4 == 0:
+                name, call = (bad := harm(page.address))[turn % len(bad)]
+                try:
+                    said = call()
+                    outcomes["harm, answered"] += 1
+                    if b"root:" in (said if isinstance(said, bytes) else str(said).encode()):
+                        wrong.append(name)
+                except urllib.error.HTTPError:
+                    outcomes["harm, refused"] += 1
+                except OSError as error:  # it hung up
+                    outcomes[f"harm, {type(error).__name__}"] += 1
+                continue
+            kind = ("horses", "humans")[turn % 2]
+            said = answer_to(page.address, upload(page.address, "a.webp", pictures[kind]))
+            outcomes["asked"] += 1
+            if f"{kind}, " not in said:
+                wrong.append(f"{kind}: {said}")
+
+    def run(length: float) -> None:
+        until = time.monotonic() + length
+        threads = [threading.Thread(target=client, args=(k, until)) for k in range(CLIENTS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    run(seconds / 3)
+    before = resident(page.pid)
+    run(seconds)
+    after = resident(page.pid)
+    print(f"{dict(outcomes)}; memory {before:.0f}, then {after:.0f} MB")
+    assert not wrong, wrong[:3]
+    assert outcomes["asked"] > seconds
+    assert sum(count for name, count in outcomes.items() if name.startswith("harm")) > 10
+    assert after < before + 100
+    assert not Path("/tmp/out.png").exists()
+    assert "humans, " in answer_to(page.address, upload(page.address, "a", pictures["humans"]))
