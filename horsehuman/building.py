@@ -8,19 +8,28 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
+import horsehuman
 from horsehuman.callbacks import AverageWeights, SameStatistics, SeedEpochs, TerminalProgress
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.embedding import check_views
-from horsehuman.errors import HorseHumanError, first_line, shown
+from horsehuman.errors import HorseHumanError, check_choice, first_line, shown
+from horsehuman.launching import process_count, process_on_machine
 from horsehuman.logs import Histograms
 from horsehuman.picture_set import read_config
+from horsehuman.processes import of_all
 from horsehuman.resuming import KeepFigures, WholeFiles
+
+#: What may be built.
+_KINDS = {
+    "model": ("horsehuman.CNNClassifier", "horsehuman.InceptionClassifier"),
+    "data": ("horsehuman.HorseHumanDataModule",),
+}
 
 #: Parts of a run's config.
 _PARTS = {"data", "early_stopping", "ema", "model", "seed", "test", "trainer"}
@@ -34,7 +43,7 @@ def load_config(folder: Path) -> DictConfig:
     """
     found = read_config(folder)
     whole = found.keys() >= _PARTS and all(isinstance(found[p], dict) for p in ("model", "trainer"))
-    if not whole or "${" in str(found):
+    if not whole or "${" in (folder / "config.yaml").read_text(encoding="utf-8"):
         raise HorseHumanError(
             f"{shown(folder / 'config.yaml')} is not as a run has written it: there is no going on"
         )
@@ -54,7 +63,10 @@ def build_parts(config: DictConfig) -> tuple[Any, HorseHumanDataModule]:
     data = build("data", config, image_size=model.image_size, seed=config.seed)
     if model.hparams.get("cache_features"):
         check_views(model.hparams["views"], data.augment)
-    data.prepare_data()
+    for turn in (True, False):  # the first process of each machine, then the others
+        if turn == (process_on_machine() == 0):
+            data.prepare_data()
+        of_all(None)
     data.setup()
     return model, data
 
@@ -63,13 +75,10 @@ def build(part: str, config: DictConfig, **given: Any) -> Any:
     """Build what ``config[part]`` names, which is one of ours; plain values only reach it."""
     arguments: dict[str, Any] = OmegaConf.to_container(config[part], resolve=True)  # type: ignore[assignment]
     target = str(arguments.pop("_target_", None))
-    if not target.startswith("horsehuman."):  # a run's config may come from anybody
-        raise HorseHumanError(f"{part}._target_={target} is no class of horsehuman: drop it")
+    check_choice(f"{part}._target_", target, _KINDS[part])  # a run's config may be anybody's
+    kind = getattr(horsehuman, target.rpartition(".")[2])
     try:
-        kind = hydra.utils.get_class(target)
         return kind(**arguments, **given)
-    except ImportError as error:
-        raise HorseHumanError(f"{part}._target_: {first_line(error)}") from error
     except TypeError as error:
         found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if found is None:
@@ -118,14 +127,18 @@ def build_trainer(
             logger=TensorBoardLogger(
                 folder, name="", version="", default_hp_metric=False, purge_step=purge
             ),
-            plugins=[WholeFiles()],
-            use_distributed_sampler=False,  # the data share themselves out, without repeating
+            plugins=[WholeFiles(), *environment()],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
     except Exception as error:  # Lightning's options fail in many ways
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
+
+
+def environment() -> list[Any]:
+    """What tells Lightning which of several processes this is, whatever else there may be."""
+    return [TorchElasticEnvironment()] if process_count() > 1 else []
 
 
 def quiet() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from horsehuman.errors import HorseHumanError, check_flag, check_number
+from horsehuman.launching import process_count
 
 
 def check_options(config: Any) -> None:
@@ -40,6 +41,11 @@ def check_processes(config: Any) -> None:
             raise HorseHumanError(
                 f"trainer.{name}={value} goes with several processes: add trainer=ddp"
             )
+    if process_count() > 1 and count != process_count():
+        raise HorseHumanError(
+            f"{process_count()} processes are running, and trainer.devices x trainer.num_nodes are "
+            f"{count}: add trainer=ddp with as many"
+        )
     size = config.data.batch_size
     if count > 1 and isinstance(size, int) and size % count:
         raise HorseHumanError(

@@ -15,25 +15,36 @@ from types import FrameType
 #: Exit code of a process that could not go on because another one had ended.
 PEER_GONE = 75  # EX_TEMPFAIL of sysexits.h
 
-#: Seconds that the others have to end by themselves when one process has failed.
+#: Seconds that processes have to end by themselves.
 GRACE = 10.0
 
 
 def process_count() -> int:
     """How many processes this run has, as torchrun's environment tells."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    return _told("WORLD_SIZE", 1) if "RANK" in os.environ else 1
 
 
 def process_number() -> int:
     """Which of them this is, from 0 on."""
-    return int(os.environ.get("RANK", "0"))
+    return _told("RANK", 0) if process_count() > 1 else 0
+
+
+def process_on_machine() -> int:
+    """Which of those on this machine this is, from 0 on."""
+    return _told("LOCAL_RANK", 0) if process_count() > 1 else 0
+
+
+def _told(name: str, otherwise: int) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() else otherwise
 
 
 def launch(command: Sequence[str], count: int, environment: Mapping[str, str]) -> tuple[int, str]:
     """Run a command ``count`` times at once, as ``torchrun`` does, and wait for all of them.
 
-    When one fails, the others have :data:`GRACE` seconds to end and are then killed. When this
-    process is killed, they end, too. SIGINT and SIGTERM are passed on.
+    When one fails, or is killed, the others are killed; where it has only missed another, or was
+    interrupted, they have :data:`GRACE` seconds to say so. When this process is killed, they end,
+    too. SIGTERM is passed on as SIGINT: Lightning's own handler of SIGTERM waits for all processes.
 
     Args:
         command: What to run.
@@ -41,7 +52,7 @@ def launch(command: Sequence[str], count: int, environment: Mapping[str, str]) -
         environment: What to add to this process's.
 
     Returns:
-        The exit code, and what to say: how a process was killed from outside, or nothing.
+        The exit code, and what to say where no process has said it: how one was killed.
     """
     here = {
         **os.environ,
@@ -61,11 +72,23 @@ def launch(command: Sequence[str], count: int, environment: Mapping[str, str]) -
         )
         for rank in range(count)
     ]
-    with _passed_on(processes):
-        return _wait(processes)
+    with _passed_on(processes) as signals:
+        failed = _wait(processes, signals)
+    for process in processes:
+        assert process.stdin
+        process.stdin.close()
+    if signals:
+        return 128 + signals[0], ""
+    causes = [rank for rank, code in failed.items() if code != PEER_GONE]
+    if not causes:
+        return (1 if failed else 0), ""
+    code = failed[causes[0]]
+    said = "" if code > 0 else f"process {causes[0] + 1} of {count} was killed by signal {-code}"
+    return max(code, 1), said
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
+def _wait(processes: Sequence[subprocess.Popen[bytes]], signals: Sequence[int]) -> dict[int, int]:
+    """Exit codes of those that failed, by rank and in time's order; ends the others."""
     failed: dict[int, int] = {}
     deadline = float("inf")
     while True:
@@ -73,7 +96,10 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
         for rank, code in enumerate(codes):
             if code and rank not in failed:
                 failed[rank] = code
-                deadline = min(deadline, time.monotonic() + GRACE)
+                patience = GRACE if code == PEER_GONE or code > 128 else 0
+                deadline = min(deadline, time.monotonic() + patience)
+        if signals:
+            deadline = min(deadline, time.monotonic() + GRACE)
         if None not in codes or time.monotonic() > deadline:
             break
         time.sleep(0.1)
@@ -81,26 +107,23 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
         if process.poll() is None:
             process.kill()
             process.wait()
-    causes = [rank for rank, code in failed.items() if code != PEER_GONE] or list(failed)
-    if not causes:
-        return 0, ""
-    code = failed[causes[0]]
-    if code > 0 and code != PEER_GONE:
-        return code, ""
-    how = f"was killed by signal {-code}" if code < 0 else "lost the others"
-    return 1, f"process {causes[0] + 1} of {len(processes)} {how}"
+    return failed
 
 
 @contextlib.contextmanager
-def _passed_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _passed_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Pass signals on meanwhile; yields the list of those that came."""
+    came: list[int] = []
+
     def pass_on(signum: int, frame: FrameType | None) -> None:
+        came.append(signum)
         for process in processes:
             if process.poll() is None:
-                process.send_signal(signum)
+                process.send_signal(signal.SIGINT)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

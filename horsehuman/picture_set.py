@@ -118,11 +118,20 @@ def is_run(folder: Path) -> bool:
     return (folder / "splits.csv").is_file()
 
 
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """Plain values, each written out: a few aliases can stand for more than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """What a run's ``config.yaml`` says; raises :class:`HorseHumanError` where it is not whole."""
     path = run / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
         if isinstance(config, dict) and isinstance(config.get("data"), dict):
             return config
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from horsehuman.errors import PeerGoneError
+from horsehuman.errors import HorseHumanError, PeerGoneError, first_line
 from horsehuman.launching import process_count
 
 T = TypeVar("T")
@@ -22,6 +22,7 @@ def joined() -> Iterator[None]:
     Gloo connects the CPUs and NCCL the GPUs. Where the environment tells of one, nothing happens.
 
     Raises:
+        HorseHumanError: They cannot be connected.
         PeerGoneError: Another process has ended before its time.
     """
     if process_count() == 1:
@@ -29,22 +30,30 @@ def joined() -> Iterator[None]:
         return
     try:
         distributed.init_process_group()
+    except (RuntimeError, ValueError) as error:
+        raise HorseHumanError(f"the processes cannot be connected: {first_line(error)}") from error
+    try:
         yield
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error).lower():
-            raise PeerGoneError("another process of this run has ended") from error
+            reason = f"another process of this run is gone ({first_line(error)})"
+            raise PeerGoneError(reason) from error
         raise
     distributed.destroy_process_group()
 
 
 def rank() -> int:
     """This process's number, from 0 on."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return distributed.get_rank() if _is_joined() else 0
 
 
 def world_size() -> int:
     """How many processes there are."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return distributed.get_world_size() if _is_joined() else 1
+
+
+def _is_joined() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def of_first(value: T) -> T:

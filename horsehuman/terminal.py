@@ -23,9 +23,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from horsehuman.launching import process_number
-
 T = TypeVar("T")
+
+_silent = False
 
 
 class Interrupted(BaseException):
@@ -53,12 +53,8 @@ def raise_on_signals() -> None:
 
 
 def console(*, stderr: bool = True) -> Console:
-    """A console on the present stderr or stdout that takes names as they are.
-
-    Of several processes the first one alone shows something.
-    """
-    quiet = process_number() > 0
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, quiet=quiet)
+    """A console on the present stderr or stdout that takes names as they are."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, quiet=_silent)
 
 
 def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
@@ -71,9 +67,6 @@ def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
 
 def show_notes() -> None:
     """Print what the package logs as plain lines on stderr; for commands, not for libraries."""
-    if process_number() > 0:  # the first process says it
-        logging.disable(logging.WARNING)
-        warnings.simplefilter("ignore")
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # ours is another
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -81,6 +74,14 @@ def show_notes() -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def be_silent() -> None:
+    """Show nothing more on the terminal: another process of the same run says it."""
+    global _silent
+    _silent = True
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
 
 
 def progress_bar() -> Progress:
@@ -93,7 +94,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(compact=True),
         console=console(),
         transient=True,
-        disable=process_number() > 0 or not sys.stderr.isatty(),
+        disable=_silent or not sys.stderr.isatty(),
     )
 
 

@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from horsehuman import runs
-from horsehuman.building import build_parts, build_trainer, load_config, quiet
+from horsehuman.building import build_parts, build_trainer, environment, load_config, quiet
 from horsehuman.callbacks import TerminalProgress, print_summary
 from horsehuman.config import check_options
 from horsehuman.data.datamodule import HorseHumanDataModule
@@ -118,7 +118,7 @@ def learn(
     if rank() == 0 and not last.is_file():
         show_start(trainer.logger, config, folder, model, data)
     print_summary(model)
-    fit(trainer, model, data, last if last.is_file() else None)
+    fit(trainer, model, data, of_first(last if last.is_file() else None))
     if rank() == 0:
         keep_checkpoints(folder / "checkpoints")
     metrics: dict[str, Any] = {
@@ -215,7 +215,7 @@ def test(model: L.LightningModule, data: HorseHumanDataModule, options: Any) -> 
     where = ("accelerator", "strategy", "devices", "num_nodes")
     trainer = L.Trainer(
         **{name: options[name] for name in where if name in options},
-        use_distributed_sampler=False,
+        plugins=environment(),
         callbacks=TerminalProgress(),
         logger=False,
         enable_checkpointing=False,

@@ -146,8 +146,8 @@ def head_step(way: str, steps: int) -> dict[str, float]:
         return {"seconds": fastest(epoch, steps) / (TRAIN // BATCH)}
 
     building.quiet()
-    order = EpochSampler(TRAIN, 0, lambda: 0)
-    loader = make_loader(KeptBatches(features, labels, range(TRAIN)), order, BATCH, 0, True)
+    order = EpochSampler(TRAIN, BATCH, 0, lambda: 0)
+    loader = make_loader(KeptBatches(features, labels, range(TRAIN)), order, BATCH, 0)
     clock = EpochClock()
     trainer = L.Trainer(
         max_epochs=steps + 2,

@@ -67,17 +67,19 @@ def make_set(folder: Path, size: int) -> Path:
     def write(number: int) -> None:
         source, turn = sources[number % len(sources)], number // len(sources)
         split, figure = ("train", turn) if number < size else ("test", "x")
-        target = folder / split / source.parent.name / f"{figure}{source.name}"
+        target = aside / split / source.parent.name / f"{figure}{source.name}"
         target.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(source) as picture:
             rolled = np.roll(np.asarray(picture), 7 * turn, axis=1)
         Image.fromarray(rolled).save(target, quality=90, method=0)
 
+    aside = folder.with_name(f".{folder.name}")
     if not folder.exists():
         numbers = [*range(size), *range(size, size + len(sources), 100)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in track(pool.map(write, numbers), f"making {size}", len(numbers)):
                 pass
+        aside.rename(folder)
     return folder
 
 

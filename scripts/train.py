@@ -32,7 +32,7 @@ from horsehuman.launching import (
     process_number,
 )
 from horsehuman.runtime import keep_freed_memory
-from horsehuman.terminal import Interrupted, raise_on_signals, show_notes
+from horsehuman.terminal import Interrupted, be_silent, raise_on_signals, show_notes
 
 # One time for all runs of a sweep, and all processes; Hydra's own ${now:} moves on.
 LAUNCHED = os.environ.get("HORSEHUMAN_STARTED")
@@ -59,10 +59,12 @@ def main(config: DictConfig) -> None:
         if config.resume is None:
             begin(config, folder)
         else:
-            with contextlib.suppress(OSError):  # Hydra made a folder for a new run
-                os.removedirs(folder)
-            folder = Path(str(config.resume)).expanduser()
-            go_on(config, folder)
+            made, folder = folder, Path(str(config.resume)).expanduser()
+            remove(made)
+            try:
+                go_on(config, folder)
+            finally:
+                remove(made)  # launched processes have made it again
     except (HorseHumanError, OSError) as error:
         tell(error, folder)
         remove_if_empty(folder)
@@ -71,6 +73,13 @@ def main(config: DictConfig) -> None:
             print(f"interrupted; {kept(folder)}", file=sys.stderr)
         remove_if_empty(folder)
         raise
+
+
+def remove(folder: Path) -> None:
+    """Remove the folder that Hydra made for a new run, where none begins."""
+    if not LAUNCHED:
+        with contextlib.suppress(OSError):
+            os.removedirs(folder)
 
 
 def begin(config: DictConfig, folder: Path) -> None:
@@ -111,11 +120,10 @@ def tell(error: Exception, folder: Path) -> None:
     """Print an error; the first process says at once, and ends, what all of them find."""
     lost = isinstance(error, PeerGoneError)
     FAILED.append(PEER_GONE if lost else 1)
-    if lost and LAUNCHED:
-        return
-    if process_number() > 0:
+    if lost or process_number() > 0:  # what caused it, or found it first, says so and ends the run
         time.sleep(GRACE / 3)
-    print(f"error: {one_line(error)}" + (f"; {kept(folder)}" if lost else ""), file=sys.stderr)
+    known = f"; {kept(folder)}" if lost and process_number() == 0 else ""
+    print(f"error: {one_line(error)}{known}", file=sys.stderr)
 
 
 def kept(folder: Path) -> str:
@@ -160,6 +168,8 @@ def remove_if_empty(folder: Path) -> None:
 def run() -> int:
     """Run the script; every failure that a user can cause is one line and an exit code."""
     show_notes()
+    if process_number() > 0:
+        be_silent()
     keep_freed_memory()
     raise_on_signals()
     if LAUNCHED:

@@ -298,19 +298,33 @@ def _called(*arguments: str) -> None:
         raise HorseHumanError((text.strip().splitlines() or [""])[-1])
 
 
+def few_pictures(folder: Path) -> Path:
+    for label in ("a", "b"):
+        (folder / label).mkdir(parents=True)
+        for number in range(6):
+            Image.effect_noise((9, 9), 60).save(folder / label / f"{number}.png")
+    return folder
+
+
 def trainings(folder: Path, canary: Path) -> Iterator[Case]:
     """Runs of others that are to be gone on with, and options that lead elsewhere."""
     whole = {
         "seed": 0, "test": False, "ema": None, "early_stopping": None, "resume": None,
         "model": {"_target_": "horsehuman.CNNClassifier", "image_size": 32, "channels": [2]},
-        "data": {"_target_": "horsehuman.HorseHumanDataModule", "source": "folder", "root": "x",
-                 "batch_size": 4, "validation": "held_out"},
+        "data": {"_target_": "horsehuman.HorseHumanDataModule", "source": "folder",
+                 "root": str(few_pictures(folder / "few")), "batch_size": 4, "validation": "held_out"},
         "trainer": {"max_epochs": 1, "accumulate_grad_batches": 1, "limit_train_batches": 1.0,
                     "log_every_n_steps": 1, "devices": 1},
     }  # fmt: skip
     command = {"_target_": "subprocess.Popen", "args": f"touch {canary}", "shell": True}
+    through = {**command, "_target_": "horsehuman.launching.subprocess.Popen"}
     changes: list[dict[str, Any]] = [
+        {},  # it can be gone on with
         {"model": command},
+        {"model": through},
+        {"data": {**through, "batch_size": 4, "validation": "held_out"}},
+        {"model": {"_target_": "horsehuman.load_classifier"}},
+        {"model": {"_target_": ["horsehuman.CNNClassifier"]}},
         {"data": {**command, "batch_size": 4, "validation": "held_out"}},
         {"model": {"_target_": "antigravity.x"}},
         {"model": {"_target_": "horsehuman.os.system"}},
@@ -331,3 +345,11 @@ def trainings(folder: Path, canary: Path) -> Iterator[Case]:
         (run_folder / "checkpoints").mkdir(parents=True)
         (run_folder / "config.yaml").write_text(json.dumps({**whole, **change}))
         yield f"run {change}", lambda run_folder=run_folder: resume_run(run_folder)
+    lists = [f"a{k + 1}: &a{k + 1} [" + ", ".join([f"*a{k}"] * 9) + "]" for k in range(9)]
+    texts = ["\n".join(["a0: &a0 [x]", *lists])]
+    texts += ["model: &m {_target_: x, again: *m}\ndata: {}\n"]
+    for number, text in enumerate(texts):
+        run_folder = folder / f"aliases{number}"
+        run_folder.mkdir()
+        (run_folder / "config.yaml").write_text(text)
+        yield f"config {text[:20]!r}", lambda run_folder=run_folder: resume_run(run_folder)

@@ -15,7 +15,10 @@ SECONDS = 10
 
 
 @pytest.mark.slow
-def test_hostile_inputs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_hostile_inputs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     folder, canary = tmp_path / "given", tmp_path / "canary"
     folder.mkdir()
     cases = [

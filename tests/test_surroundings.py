@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -94,8 +95,10 @@ def repeatedly(action: Callable[[], object]) -> Callable[[], None]:
 def test_a_run_that_may_not_write_any_more(
     tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(tmp_path / "before", tree)  # imports what nobody may read
-    tmp_path.chmod(0o777)
+    copy = shutil.copytree(tree, tmp_path / "set")
+    for folder in (tmp_path, copy):
+        folder.chmod(0o777)
+    run(tmp_path / "before", copy)  # imports what nobody may read
     checkpoints = tmp_path / "run" / "checkpoints"
 
     def take_the_right() -> None:
@@ -110,7 +113,7 @@ def test_a_run_that_may_not_write_any_more(
     stop = repeatedly(take_the_right)
     try:
         with pytest.raises((HorseHumanError, PermissionError)):
-            run(tmp_path / "run", tree, "trainer.max_epochs=20")
+            run(tmp_path / "run", copy, "trainer.max_epochs=20")
     finally:
         stop()
         if is_root:
@@ -133,6 +136,6 @@ def test_two_runs_at_once_on_one_cache(
         json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two")
     )
     assert first | dict.fromkeys(CLOCK) == second | dict.fromkeys(CLOCK)
-    (cache,) = (tmp_path / "cache" / "features").glob("*.sqlite")
-    count = sqlite3.connect(cache).execute("SELECT count(*) FROM features").fetchone()
-    assert count == (1027,)
+    (path,) = (tmp_path / "cache" / "features").glob("*.sqlite")
+    with closing(sqlite3.connect(path)) as cache:
+        assert cache.execute("SELECT count(*) FROM features").fetchone() == (1027,)

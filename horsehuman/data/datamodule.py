@@ -22,12 +22,13 @@ from horsehuman.data.loading import (
     DecodedBatches,
     EpochSampler,
     KeptBatches,
+    Share,
     decode_all,
     make_loader,
 )
 from horsehuman.data.splits import assign_splits
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, shown
-from horsehuman.processes import share, world_size
+from horsehuman.processes import world_size
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ class HorseHumanDataModule(L.LightningDataModule):
         batch_size: Pictures in a batch, of all processes together.
         augment: Arguments of :class:`~horsehuman.data.augment.Augment`, for training batches.
         skip_bad: Leave out files that cannot be read, instead of refusing the set.
-        memory_limit: GiB of decoded pictures up to which they are kept in memory; a larger set
-            is decoded anew in each epoch.
+        memory_limit: GiB of decoded pictures up to which they are kept in memory, by each
+            process; a larger set is decoded anew in each epoch.
         num_workers: Processes that decode a set which is not kept.
 
     Attributes:
@@ -199,9 +200,8 @@ class HorseHumanDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches; a last, smaller one is left out where there are others."""
         dataset = self._embedded.get("train") or self._dataset(self._indices("train"))
-        sampler = EpochSampler(len(dataset), self.seed, self._epoch)
-        size, drop = self.batch_size // world_size(), len(dataset) > self.batch_size
-        return make_loader(dataset, sampler, size, self.num_workers, drop_last=drop)
+        sampler = EpochSampler(len(dataset), self.batch_size, self.seed, self._epoch)
+        return make_loader(dataset, sampler, self.batch_size // world_size(), self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Batches in order; an empty list where nothing validates."""
@@ -263,7 +263,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         return self._loader(self._dataset(self._indices(split)))
 
     def _loader(self, dataset: Batches) -> DataLoader[Batch]:
-        return make_loader(dataset, share(len(dataset)), self.batch_size, self.num_workers)
+        return make_loader(dataset, Share(len(dataset)), self.batch_size, self.num_workers)
 
     def _tell(self) -> None:
         """Log what was found, and what makes its figures less honest than they look."""

@@ -47,7 +47,7 @@ MIRRORS = (
     "https://storage.googleapis.com/learning-datasets/",
 )
 
-#: Times that a mirror is asked again; bytes a second, after as many seconds, below which it is
+#: Times that a mirror is asked again; bytes a second, over as many seconds, below which it is
 #: given up.
 RETRIES, SLOWEST, GRACE = 1, 10_000, 30.0
 
@@ -96,9 +96,14 @@ def _download(archive: Archive, folder: Path, mirrors: Sequence[str]) -> Path:
 
 def _write(url: str, output_file: str, _: object) -> None:
     """Write what an address gives into a file, as pooch asks for it, under a progress bar."""
+    before, began = 0, 0.0
 
     def enough(done: int, seconds: float) -> str:
-        slow = seconds > GRACE and done < SLOWEST * seconds
+        nonlocal before, began
+        if seconds - began < GRACE:
+            return ""
+        slow = done - before < SLOWEST * (seconds - began)
+        before, began = done, seconds
         return f"gives less than {SLOWEST:,} bytes a second" if slow else ""
 
     name = url.rpartition("/")[2]

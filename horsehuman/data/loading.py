@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from horsehuman.data.folders import Record
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.pictures import PictureError, read_picture
-from horsehuman.processes import rank, world_size
+from horsehuman.processes import rank, share, world_size
 from horsehuman.resize import resize
 from horsehuman.terminal import track
 
@@ -143,29 +143,54 @@ class DecodedBatches(Dataset[Batch]):
 Batches = KeptBatches | DecodedBatches
 
 
-class EpochSampler(Sampler[int]):
-    """An order that depends on the seed and the epoch alone, so that a resumed run repeats it.
+class Share(DistributedSampler[int]):
+    """This process's share of ``count`` samples, in order: each is one process's, none is repeated.
 
-    Each of several processes gets its share of each batch: together they see the batches that one
-    process alone would. Where the number of samples cannot be shared evenly, the first ones of the
-    epoch are seen twice, fewer than there are processes.
+    It is of a kind that Lightning leaves as it is.
 
     Args:
         count: Number of samples.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__(range(count), world_size(), rank(), shuffle=False)  # type: ignore[arg-type]
+        self.chosen = share(count)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.chosen)
+
+
+class EpochSampler(Share):
+    """An order that depends on the seed and the epoch alone, so that a resumed run repeats it.
+
+    Each of several processes gets its share of each batch: together they see the batches that one
+    process alone would. What is too little for a last whole batch waits for another epoch; where
+    there is no whole one, and it cannot be shared evenly, the first samples are seen twice, fewer
+    than there are processes.
+
+    Args:
+        count: Number of samples.
+        batch_size: Of all processes together, a multiple of their number.
         seed: The run's seed.
         epoch: Gives the index of the epoch that is about to start.
     """
 
-    def __init__(self, count: int, seed: int, epoch: Callable[[], int]) -> None:
-        self.count, self.seed, self.epoch = count, seed, epoch
+    def __init__(self, count: int, batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
+        super().__init__(count)
+        self.count, self.base, self.epoch_to_come = count, 1_000_003 * seed, epoch
+        whole = count - count % batch_size if count > batch_size else count
+        self.each = -(-whole // world_size())
 
     def __len__(self) -> int:
-        return -(-self.count // world_size())
+        return self.each
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch())
+        generator = torch.Generator().manual_seed(self.base + self.epoch_to_come())
         order = torch.randperm(self.count, generator=generator).tolist()
-        order += order[: len(self) * world_size() - self.count]
+        order = [*order, *order][: self.each * world_size()]
         return iter(order[rank() :: world_size()])
 
 
@@ -174,14 +199,12 @@ def make_loader(
     order: Iterable[int],
     batch_size: int,
     num_workers: int,
-    drop_last: bool = False,
 ) -> DataLoader[Batch]:
     """A loader of whole batches; workers decode what is not kept in memory."""
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=order,
-        drop_last=drop_last,
         num_workers=0 if isinstance(dataset, KeptBatches) else num_workers,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_parent,
