@@ -308,11 +308,12 @@ def few_pictures(folder: Path) -> Path:
 
 def trainings(folder: Path, canary: Path) -> Iterator[Case]:
     """Runs of others that are to be gone on with, and options that lead elsewhere."""
+    few = few_pictures(folder / "few")
     whole = {
         "seed": 0, "test": False, "ema": None, "early_stopping": None, "resume": None,
         "model": {"_target_": "horsehuman.CNNClassifier", "image_size": 32, "channels": [2]},
         "data": {"_target_": "horsehuman.HorseHumanDataModule", "source": "folder",
-                 "root": str(few_pictures(folder / "few")), "batch_size": 4, "validation": "held_out"},
+                 "root": str(few), "batch_size": 4, "validation": "held_out"},
         "trainer": {"max_epochs": 1, "accumulate_grad_batches": 1, "limit_train_batches": 1.0,
                     "log_every_n_steps": 1, "devices": 1},
     }  # fmt: skip
