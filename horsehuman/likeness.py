@@ -30,7 +30,7 @@ HASH_BITS, ALIKE = 6, 0.94
 #: Pixels that the trunk sees pictures at.
 SIDE = 150
 
-_CHUNK = 1024
+_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -93,20 +93,22 @@ def look_at_all(records: Sequence[Record]) -> tuple[list[Look], Tensor, Tensor]:
     network = Inception(image_size=SIDE, scales=[SIDE]).eval()
     cache = network.feature_cache()
     looks: list[Look] = []
-    features: list[Tensor] = []
-    pixels: list[Tensor] = []
+    features = torch.empty(len(records), network.width)
+    pixels = torch.empty(len(records), 3 * 32 * 32)
+    count = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool, torch.inference_mode():
         for start in track(range(0, len(records), 64), "looking", -(-len(records) // 64)):
             found = list(pool.map(look_at, records[start : start + 64]))
             looks += [look for look, _ in found]
             if pictures := [picture for _, picture in found if picture is not None]:
-                features.append(cache(torch.stack(pictures)))
-                small = resize(torch.stack(pictures), 32).flatten(1).float()
-                pixels.append(small - small.mean(1, keepdim=True))
-    if not features:
-        return looks, torch.empty(0), torch.empty(0)
-    normal = functional.normalize
-    return looks, normal(torch.cat(features), dim=1), normal(torch.cat(pixels), dim=1)
+                batch = torch.stack(pictures)
+                small = resize(batch, 32).flatten(1).float()
+                small -= small.mean(1, keepdim=True)
+                new = slice(count, count + len(batch))
+                features[new] = functional.normalize(cache(batch), dim=1)
+                pixels[new] = functional.normalize(small, dim=1)
+                count += len(batch)
+    return looks, features[:count], pixels[:count]
 
 
 def similar(features: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shlex
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -165,6 +166,12 @@ def remove_if_empty(folder: Path) -> None:
                 made.rmdir()
 
 
+def tell_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """Print why a thread beside the training has ended, such as the log's."""
+    if isinstance(failed.exc_value, Exception):
+        print(f"{failed.exc_type.__name__}: {one_line(failed.exc_value)}", file=sys.stderr)
+
+
 def run() -> int:
     """Run the script; every failure that a user can cause is one line and an exit code."""
     show_notes()
@@ -172,6 +179,7 @@ def run() -> int:
         be_silent()
     keep_freed_memory()
     raise_on_signals()
+    threading.excepthook = tell_of_thread
     if LAUNCHED:
         end_with_parent()
     try:

@@ -253,9 +253,9 @@ def commands(folder: Path) -> Iterator[Case]:
     """What the others are about, given to the commands; and names of every kind."""
     picture = folder / "good.png"
     Image.effect_noise((40, 30), 60).convert("RGB").save(picture)
-    names = ["-rf.png", "$(touch canary).png", "[bold]x[/bold].png", "a\nb.png", "\u202egnp.x"]
+    names = ["-rf.png", "$(touch canary).png", "[bold]x.png", "a\nb.png", "\u202egnp.x"]
     names += [
-        "=cmd|' /C calc'!A0.png",
+        "=cmd|' C calc'!A0.png",
         "x" * 240 + ".png",
         "\udcff.png",
         "{0}%s.png",

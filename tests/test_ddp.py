@@ -141,7 +141,7 @@ def test_two_processes_train_what_one_does(tree: Path, tmp_path: Path) -> None:
     ]
     printed = [machine.communicate(timeout=300)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], printed
-    assert printed[1] == ""
+    assert "epoch" not in printed[1]  # what torchrun says of itself is its own affair
     runs = sorted(
         p.parent for p in (tmp_path / "outputs").rglob("metrics.json") if "latest" not in p.parts
     )

@@ -53,3 +53,4 @@ def test_hostile_inputs(
     assert (memory.gigabytes() or 0) - held < 2
     assert [path.name for path in tmp_path.iterdir()] == ["given"]
     assert outcomes["refused"] > 120
+    assert (folder / "resumed0" / "metrics.json").is_file()  # nothing was wrong with that one

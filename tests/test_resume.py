@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,12 @@ def wait_for_a_checkpoint_that_is_written(run: Path, process: subprocess.Popen[s
         time.sleep(0.0005)
 
 
-def run(folder: Path, tree: Path, *overrides: str) -> dict[str, Any]:
+def run(
+    folder: Path, tree: Path, *overrides: str, model: Sequence[str] = tuple(CNN)
+) -> dict[str, Any]:
     data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"', "test=false"]
     with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", [*CNN, *data, "trainer.max_epochs=2", *overrides])
+        config = hydra.compose("train", [*model, *data, "trainer.max_epochs=2", *overrides])
     return training.train(config, folder)
 
 
