@@ -6,7 +6,9 @@ import html
 import logging
 import os
 import socket
+import sys
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from horsehuman.checkpoint import IN_THE_BOX, load_classifier
 from horsehuman.data.archives import find_pictures
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.errors import HorseHumanError, first_line, shown
 from horsehuman.explain import explain
 from horsehuman.explain_report import overlay
 from horsehuman.models.network import Network
@@ -46,6 +48,13 @@ footer { display: none !important }
 """
 
 
+def line_instead_of_traceback(*unused: object, **options: object) -> None:
+    """Say in one line what ``traceback.print_exc`` would say in many."""
+    error = sys.exc_info()[1]
+    if error is not None:
+        log.warning("a request was not answered (%s: %s)", type(error).__name__, first_line(error))
+
+
 def serve(model: str, port: int, *, browser: bool) -> None:
     """Serve the page until it is interrupted.
 
@@ -57,6 +66,7 @@ def serve(model: str, port: int, *, browser: bool) -> None:
     Raises:
         HorseHumanError: Gradio is missing, or no port is free.
     """
+    traceback.print_exc = line_instead_of_traceback  # Gradio calls it for every bad request
     chosen = free_port(port)
     page, options = build(model)
     if chosen != port:

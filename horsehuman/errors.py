@@ -30,7 +30,7 @@ def one_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1].removeprefix("horsehuman.pictures.PictureError: ")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

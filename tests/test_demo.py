@@ -54,30 +54,35 @@ def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
 
 
 class Page(NamedTuple):
-    """Where the page is served, and by which process."""
+    """Where the page is served, by which process, and what that prints on stderr."""
 
     address: str
     pid: int
+    said: Path
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """The page, served by the command."""
+    said = tmp_path_factory.mktemp("page") / "stderr.txt"
     port = free_port(7900)
     command = [sys.executable, "-m", "horsehuman", "demo", "--no-browser", "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
-    assert process.stdout
-    address = process.stdout.readline().split()[0]
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(address, timeout=2).close()
-            break
-        except OSError:
-            time.sleep(0.5)
-    yield Page(address, process.pid)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) in (0, 130)
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
+        assert process.stdout
+        address = process.stdout.readline().split()[0]
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(address, timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield Page(address, process.pid, said)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in (0, 130)
 
 
 @pytest.fixture(scope="module")

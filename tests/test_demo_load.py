@@ -141,6 +141,7 @@ def test_many_clients_at_once(page: Page, tree: Path, request: pytest.FixtureReq
     after = resident(page.pid)
     print(f"{dict(outcomes)}; memory {before:.0f}, then {after:.0f} MB")
     assert not wrong, wrong[:3]
+    assert "Traceback" not in page.said.read_text()
     assert outcomes["asked"] > seconds
     assert sum(count for name, count in outcomes.items() if name.startswith("harm")) > 10
     assert after < before + 100
