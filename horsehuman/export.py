@@ -125,25 +125,23 @@ def largest_difference(module: Exported, run: Run) -> float:
     return largest
 
 
-def _example() -> tuple[Tensor, dict[str, Any]]:
-    """A batch to trace with, and what may change of it."""
-    sizes = torch.export.Dim
-    dynamic = {0: sizes("n", min=1), 2: sizes("height", min=1), 3: sizes("width", min=1)}
-    return torch.zeros(2, 3, 310, 290, dtype=torch.uint8), {INPUT: dynamic}
+def _example() -> Tensor:
+    """A batch to trace with."""
+    return torch.zeros(2, 3, 310, 290, dtype=torch.uint8)
 
 
 def _to_onnx(module: Exported, path: Path) -> Run:
-    example, dynamic = _example()
+    free = torch.export.Dim.DYNAMIC  # a named one of 1 and more is refused by older exporters
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter grumbles about itself
         program = torch.onnx.export(
             module,
-            (example,),
+            (_example(),),
             dynamo=True,
             verbose=False,
             input_names=[INPUT],
             output_names=list(OUTPUTS),
-            dynamic_shapes=dynamic,
+            dynamic_shapes={INPUT: {0: free, 2: free, 3: free}},
         )
     assert program is not None
     program.model.metadata_props.update({**metadata(module.network), DIGEST: "0" * 64})
@@ -166,8 +164,9 @@ def _without_paths(content: bytes) -> bytes:
 
 
 def _to_torch(module: Exported, path: Path) -> Run:
-    example, dynamic = _example()
-    program = torch.export.export(module, (example,), dynamic_shapes={"pictures": dynamic[INPUT]})
+    sizes = torch.export.Dim
+    free = {0: sizes("n", min=1), 2: sizes("height", min=1), 3: sizes("width", min=1)}
+    program = torch.export.export(module, (_example(),), dynamic_shapes={"pictures": free})
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names files of this machine
     archive = path.with_suffix(".pt2")  # torch.export.save wants this ending
