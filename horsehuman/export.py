@@ -171,9 +171,10 @@ def _to_torch(module: Exported, path: Path) -> Run:
         node.meta.pop("stack_trace", None)  # names files of this machine
     archive = path.with_suffix(".pt2")  # torch.export.save wants this ending
     extra = {f"{name}.txt": value for name, value in metadata(module.network).items()}
-    torch.export.save(program, archive, extra_files=extra)
-    archive.rename(path)
-    with path.open("rb") as file, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tensors that are not on the CPU
+        torch.export.save(program, archive, extra_files=extra)
+    archive.rename(path)
+    with path.open("rb") as file:
         loaded = torch.export.load(file).module()
     return lambda pictures: [tensor.detach() for tensor in loaded(pictures)]

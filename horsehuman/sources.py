@@ -96,6 +96,7 @@ class _WebOnly(HTTPRedirectHandler):
         self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Request | None:
         if not is_url(newurl):
+            fp.close()
             raise URLError(f"leads to {shown(newurl)}, which is not on the web")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -134,6 +135,7 @@ def stream(url: str, enough: Callable[[int, float], str]) -> Iterator[tuple[byte
             if done < promised:
                 raise URLError(f"broke off after {done:,} of {promised:,} bytes")
     except HTTPError as error:
+        error.close()
         moved = " and leads in circles, or off the web" if 300 <= error.code < 400 else ""
         raise WebError(f"the server answers {error.code}{moved}") from error
     except (OSError, HTTPException, ValueError) as error:

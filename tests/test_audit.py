@@ -15,6 +15,7 @@ from horsehuman.audit import Finding, audit, labels
 from horsehuman.data.folders import FIGURE
 from horsehuman.likeness import clusters, look_at_all
 from horsehuman.picture_set import PictureSet, find_set
+from horsehuman.pictures import read_picture
 
 from . import commands
 
@@ -35,7 +36,7 @@ def test_what_is_wrong_is_found(tree: Path, tmp_path: Path) -> None:
     shutil.copy(train / "horses" / "horse02-0.webp", train / "humans" / "torn.webp")
     shutil.copy(train / "humans" / "human01-00.webp", root / "test" / "humans" / "leak.webp")
     (train / "humans" / "broken.png").write_bytes(b"no picture")
-    Image.open(first).convert("RGB").save(train / "horses" / "wrong.png", "JPEG", quality=90)
+    Image.fromarray(read_picture(first)).save(train / "horses" / "wrong.png", "JPEG", quality=90)
     Image.new("RGB", (20, 20), "red").save(train / "horses" / "small.png")
     found = audit(find_set(str(root)))
     assert said(found, "cannot be read").severity == "error"

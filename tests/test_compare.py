@@ -9,7 +9,6 @@ import hydra
 import numpy as np
 import pytest
 import train as script
-from PIL import Image
 from scipy.stats import binom
 
 from horsehuman import metrics, training
@@ -18,6 +17,7 @@ from horsehuman.compare import common, contend, read_curves
 from horsehuman.compare_report import short_names
 from horsehuman.data.folders import FIGURE
 from horsehuman.picture_set import find_set
+from horsehuman.pictures import read_picture
 
 from . import commands
 
@@ -45,7 +45,7 @@ def test_two_runs(runs: list[Path], tmp_path: Path) -> None:
     code, printed = compare(*map(str, runs), "--out", str(out))
     assert code == 0, printed
     found = json.loads((out / "compare.json").read_text())
-    assert Image.open(out / "compare.png").width > 1000
+    assert read_picture(out / "compare.png").shape[1] > 1000
     for run, model in zip(runs, found["models"], strict=True):
         reported = json.loads((run / "metrics.json").read_text())
         assert model["right"] == reported["test/right"]

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from horsehuman import HorseHumanError, load_classifier
 from horsehuman.cli import app
 from horsehuman.output import COLUMNS, Sorter, Writer
+from horsehuman.pictures import read_picture
 from horsehuman.prediction import Answer, Prediction, predict, prediction_of
 
 NAN = float("nan")
@@ -96,8 +97,8 @@ def test_what_an_answer_means() -> None:
 def test_pictures_of_every_kind_in_python(tree: Path) -> None:
     classifier = load_classifier("cnn")
     path = tree / "test" / "horses" / "horse1-000.webp"
-    image = Image.open(path)
-    pixels = np.array(image.convert("RGB"))
+    pixels = read_picture(path)
+    image = Image.fromarray(pixels)
     found = list(predict(classifier, [path, str(path), image, pixels]))
     assert len({answer.logit for answer in found}) == 1
     assert [answer.source for answer in found][2:] == ["picture 2", "picture 3"]
@@ -131,7 +132,7 @@ def test_command(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     arguments = [str(tree / "test"), str(tmp_path / "none.png"), "-r", "--format", "csv"]
     assert run(*arguments, "--out", str(out), "--sort-into", str(tmp_path / "s"))[0] == 1
-    rows = list(csv.DictReader(out.open(newline="")))
+    rows = list(csv.DictReader(out.read_text().splitlines()))
     assert [row["status"] == "error" for row in rows] == [False] * 4 + [True]
     assert len(list((tmp_path / "s").rglob("*.webp"))) == 4
     assert "is there already" in run(*arguments, "--out", str(out))[1]
@@ -159,8 +160,8 @@ def test_ctrl_c_keeps_what_was_answered(tree: Path, tmp_path: Path) -> None:
     while time.monotonic() < deadline and not (aside.is_file() and aside.stat().st_size):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    process.stdin.close()
-    assert process.wait(30) == 130
+    process.communicate(timeout=30)
+    assert process.returncode == 130
     lines = out.read_text().splitlines()
     assert len(lines) > 0
     assert all(json.loads(line)["class"] == "horses" for line in lines)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from horsehuman import HorseHumanError
 from horsehuman.data.folders import FIGURE
+from horsehuman.pictures import read_picture
 from horsehuman.sheets import training_recipe
 
 from . import commands
@@ -47,7 +48,7 @@ def test_augmented_sheets_show_what_training_sees(tree: Path, tmp_path: Path) ->
     assert names == ["train-horses-augmented.png", "train-humans-augmented.png"]
     again = tmp_path / "again"
     assert data(*arguments, "--out", str(again))[0] == 0
-    first, second = (np.asarray(Image.open(folder / names[0])) for folder in (out, again))
+    first, second = (read_picture(folder / names[0]) for folder in (out, again))
     assert np.array_equal(first, second)
     size, augment = training_recipe("box")
     assert size == 96
