@@ -50,7 +50,7 @@ def main(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     with contextlib.suppress(ValueError):  # on another drive
         folder = min(Path(os.path.relpath(folder)), folder, key=lambda path: len(str(path)))
-    if HydraConfig.get().mode == RunMode.MULTIRUN and config.trainer.get("strategy"):
+    if HydraConfig.get().mode == RunMode.MULTIRUN and config.trainer.get("strategy") == "ddp":
         remove_if_empty(folder)
         print("error: -m does not go with trainer=ddp: start one after another", file=sys.stderr)
         sys.exit(2)  # the other runs do not begin
