@@ -8,19 +8,21 @@ from pathlib import Path
 import benchmark as script
 import pytest
 
+ROWS = ("head_step", "evaluate", "growth")
+
 
 @pytest.mark.slow
-def test_the_short_form_fills_every_row(tmp_path: Path) -> None:
-    """It gates no figure: it shows that the benchmark works."""
+def test_the_short_form_fills_its_rows(tmp_path: Path) -> None:
+    """It gates no figure: it shows, of the rows that take least, that the benchmark works."""
     out = tmp_path / "benchmark.json"
-    command = [sys.executable, script.__file__, "--short", "--out", str(out)]
+    command = [sys.executable, script.__file__, *ROWS, "--short", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert found["short"]
     assert {"cpu", "cores", "instruction sets", "torch"} <= set(found["machine"])
     names = [row["name"] for row in found["rows"]]
-    for part in ("notebook CNN", "frozen trunk", "head", "epoch", "second run", "cold", "pictures"):
+    for part in ("head", "evaluate", "pictures"):
         assert any(part in name for name in names), part
     assert all(row["ratio"] > 0 for row in found["rows"] if row["plain"])
 
