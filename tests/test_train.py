@@ -169,8 +169,13 @@ def test_same_config_and_seed_give_the_same_weights(tree: Path, tmp_path: Path) 
     assert not all(torch.equal(value, other[name]) for name, value in first.items())
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    workers: int, tree: Path, tmp_path: Path
+) -> None:
     overrides = [*CNN, *options(tree), "test=false", "ema=0.9", "trainer.max_epochs=4"]
+    if workers:
+        overrides += ["data.memory_limit=0", f"data.num_workers={workers}"]
     train(tmp_path / "whole", *overrides)
 
     class Stopped(BaseException):

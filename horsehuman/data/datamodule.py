@@ -113,6 +113,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         self._pictures: Tensor | None = None
         self._embedded: dict[str, KeptBatches] = {}
         self._labels = torch.empty(0)
+        self._first_epoch = 0
 
     def _check_options(self) -> None:
         check_number("model.image_size", self.image_size, int, at_least=8, at_most=4096)
@@ -248,8 +249,22 @@ class HorseHumanDataModule(L.LightningDataModule):
     def _validating(self) -> str:
         return "test" if self.validation == "test" else "validation"
 
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch that comes next, for a checkpoint.
+
+        Lightning asks for batches of a resumed run before it knows where that is, and workers begin
+        with them at once.
+        """
+        trainer: Any = self.trainer
+        has_ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        return {"epoch": trainer.current_epoch + int(has_ended)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self._first_epoch = int(state_dict["epoch"])
+
     def _epoch(self) -> int:
-        return self.trainer.current_epoch if self.trainer else 0
+        return max(self._first_epoch, self.trainer.current_epoch if self.trainer else 0)
 
     def _indices(self, split: str) -> list[int]:
         return [index for index, record in enumerate(self.records) if record.split == split]
