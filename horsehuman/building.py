@@ -102,11 +102,11 @@ def build_trainer(
         SeedEpochs(config.seed),
         TerminalProgress(),
         KeepFigures(),
-        ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common),
     ]
     held_out = bool(data.val_dataloader())
-    if held_out:
+    if held_out:  # before the last one, which knows then what the best one is
         callbacks.append(ModelCheckpoint(filename="best", monitor="val/loss", **common))
+    callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common))
     if config.early_stopping:
         if not held_out:
             raise HorseHumanError(

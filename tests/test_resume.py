@@ -93,9 +93,10 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
     process = start(tmp_path, *options, "hydra.run.dir=run")
     writing = 0
     for number in range(kills):
-        time.sleep(generator.uniform(0.5, 1) * length)
         if number % 2 == 0:
-            wait_for_a_checkpoint_that_is_written(tmp_path / "run", process)
+            wait_for_a_checkpoint_that_is_written(tmp_path / "run", process, generator)
+        else:
+            time.sleep(generator.uniform(0.5, 1) * length)
         process.send_signal(signal.SIGKILL)
         printed_by(process)
         writing += len(unfinished_files(tmp_path / "run"))
@@ -131,9 +132,19 @@ def unfinished_files(run: Path) -> list[Path]:
     return list((run / "checkpoints").glob(".*"))
 
 
-def wait_for_a_checkpoint_that_is_written(run: Path, process: subprocess.Popen[str]) -> None:
-    while not unfinished_files(run) and process.poll() is None:
-        time.sleep(0.0005)
+def wait_for_a_checkpoint_that_is_written(
+    run: Path, process: subprocess.Popen[str], generator: random.Random
+) -> None:
+    """One of the next few that the process writes."""
+    left, seen = set(unfinished_files(run)), 0
+    wanted = generator.randint(1, 4)
+    while process.poll() is None:
+        new = set(unfinished_files(run)) - left
+        seen += bool(new)
+        left |= new
+        if seen >= wanted and new:
+            return
+        time.sleep(0.0003)
 
 
 def run(
