@@ -1,6 +1,11 @@
-"""The ``horsehuman`` command, called as a test does it."""
+"""The ``horsehuman`` command, called as a test does it, and a server to ask."""
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from typer.testing import CliRunner
 
@@ -15,3 +20,14 @@ def run(*arguments: str) -> tuple[int, str]:
         return 1, f"error: {result.exception}"
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server on loopback whose clients may leave early."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
+        found.daemon_threads = True
+        found.handle_error = lambda *unused: None
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{found.server_port}"
+        found.shutdown()

@@ -3,10 +3,9 @@ from __future__ import annotations
 import io
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from PIL import Image
 from horsehuman import sources
 from horsehuman.pictures import PictureError
 from horsehuman.sources import expand, open_picture
+from tests.commands import serving
 
 
 def picture(colour: str = "red") -> bytes:
@@ -60,12 +60,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
-        found.daemon_threads = True
-        found.handle_error = lambda *unused: None  # clients leave early here
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{found.server_port}"
-        found.shutdown()
+    with serving(Handler) as address:
+        yield address
 
 
 def test_a_picture_from_the_web(server: str) -> None:

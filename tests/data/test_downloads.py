@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +16,7 @@ from horsehuman import sources
 from horsehuman.data import downloads
 from horsehuman.data.downloads import Archive, download_archives
 from horsehuman.errors import HorseHumanError
+from tests.commands import serving
 
 FILES = {"a.zip": b"a" * 50_000, "b.zip": b"b" * 70_000}
 
@@ -54,12 +54,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as found:
-        found.daemon_threads = True
-        found.handle_error = lambda *unused: None  # clients leave early here
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{found.server_port}"
-        found.shutdown()
+    with serving(Handler) as address:
+        yield address
 
 
 @pytest.fixture(autouse=True)
