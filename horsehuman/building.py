@@ -43,7 +43,7 @@ def load_config(folder: Path) -> DictConfig:
     """
     found = read_config(folder)
     whole = found.keys() >= _PARTS and all(isinstance(found[p], dict) for p in ("model", "trainer"))
-    if not whole or "${" in (folder / "config.yaml").read_text(encoding="utf-8"):
+    if not whole or "${" in str(found):
         raise HorseHumanError(
             f"{shown(folder / 'config.yaml')} is not as a run has written it: there is no going on"
         )

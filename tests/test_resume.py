@@ -181,6 +181,16 @@ def test_what_has_changed_is_named(
         training.resume_run(folder)
 
 
+@pytest.mark.parametrize("value", ["${oc.env:HOME}", '"\\u0024{oc.env:HOME}"'])
+def test_a_config_that_would_look_something_up_is_refused(
+    value: str, tree: Path, tmp_path: Path
+) -> None:
+    config = unfinished(tmp_path / "run", tree) / "config.yaml"
+    config.write_text(config.read_text() + f"more: {value}\n")
+    with pytest.raises(HorseHumanError, match="is not as a run has written it"):
+        training.resume_run(tmp_path / "run")
+
+
 def test_a_run_that_was_killed_before_its_first_epoch_begins_again(
     tree: Path, tmp_path: Path
 ) -> None:
