@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from benchmark_rows import Bench
 from PIL import Image
 
 from horsehuman.data.archives import find_pictures
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for processes in (1, 2):
                     row = train(recipe, pictures, processes, work)
                     print(f"| {name} | {size:,} | {processes} | {row} |", flush=True)
-        print(audit(work / f"set{max(given.sizes)}"))
+        print(audit(work / f"set{max(given.sizes)}", work))
     return 0
 
 
@@ -105,18 +106,11 @@ def train(recipe: Sequence[str], pictures: Path, processes: int, work: Path) -> 
     return f"{seconds:.0f} | {epoch} | {memory:.2f}"
 
 
-def audit(pictures: Path) -> str:
+def audit(pictures: Path, work: Path) -> str:
     """Seconds and GB of an audit of a set, in a sentence."""
-    command = [sys.executable, "-c", "from horsehuman.cli import main; main()", "audit"]
-    with tempfile.TemporaryDirectory() as out:
-        began = time.monotonic()
-        options = ["--data", str(pictures), "--out", f"{out}/audit"]
-        process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.monotonic() - began
-    gigabytes = usage.ru_maxrss * 1024 / 1e9
-    ended = "" if status == 0 else f" (ended with {os.waitstatus_to_exitcode(status)})"
-    return f"\naudit of {pictures.name}: {seconds:.0f} s, {gigabytes:.2f} GB{ended}"
+    options = ("--data", str(pictures.absolute()), "--out", "audit", "--force")
+    seconds, gigabytes = Bench(False, work).command("-m", "horsehuman", "audit", *options)
+    return f"\naudit of {pictures.name}: {seconds:.0f} s, {gigabytes:.2f} GB"
 
 
 if __name__ == "__main__":
