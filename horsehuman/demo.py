@@ -102,7 +102,7 @@ def build(model: str) -> tuple[Any, dict[str, Any]]:
     try:
         import gradio
     except ImportError as error:
-        raise HorseHumanError("the page needs Gradio: pip install 'horsehuman[demo]'") from error
+        raise HorseHumanError("the page needs Gradio: pip install -e '.[demo]'") from error
 
     networks = {name: load_classifier(name) for name in dict.fromkeys((model, *IN_THE_BOX))}
     box = find_pictures("box") / "test"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def first_line(error: BaseException) -> str:
 
 def shown(path: object) -> str:
     """Write a name on one line: control characters and broken encodings are escaped."""
-    text = str(path)
+    text = os.fsdecode(path) if isinstance(path, bytes) else str(path)
     return text if text.isprintable() else ascii(text)
 
 

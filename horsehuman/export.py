@@ -74,7 +74,7 @@ def export(model: str, form: str, out: Path, *, force: bool) -> float:
     check_choice("--format", form, list(FORMATS))
     if missing := [name for name in FORMATS[form] if importlib.util.find_spec(name) is None]:
         raise HorseHumanError(
-            f"--format {form} needs {', '.join(missing)}: pip install 'horsehuman[export]'"
+            f"--format {form} needs {', '.join(missing)}: pip install -e '.[export]'"
         )
     check_free(out, force=force)
     if not out.parent.is_dir():

@@ -43,6 +43,9 @@ OmegaConf.register_new_resolver("started", lambda: STARTED)
 #: Exit codes of runs that failed: of one run, or of several of a sweep.
 FAILED: list[int] = []
 
+#: Why threads beside the training have ended, such as the log's.
+BESIDE: list[str] = []
+
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def main(config: DictConfig) -> None:
@@ -166,10 +169,10 @@ def remove_if_empty(folder: Path) -> None:
                 made.rmdir()
 
 
-def tell_of_thread(failed: threading.ExceptHookArgs) -> None:
-    """Print why a thread beside the training has ended, such as the log's."""
+def note_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """Keep why a thread has ended; most often the training ends of it, and says so."""
     if isinstance(failed.exc_value, Exception):
-        print(f"{failed.exc_type.__name__}: {one_line(failed.exc_value)}", file=sys.stderr)
+        BESIDE.append(one_line(failed.exc_value))
 
 
 def run() -> int:
@@ -179,7 +182,7 @@ def run() -> int:
         be_silent()
     keep_freed_memory()
     raise_on_signals()
-    threading.excepthook = tell_of_thread
+    threading.excepthook = note_of_thread
     if LAUNCHED:
         end_with_parent()
     try:
@@ -198,6 +201,9 @@ def run() -> int:
         return 1
     except Interrupted as interrupted:
         return interrupted.exit_code
+    if BESIDE and not FAILED:
+        print(f"error: {BESIDE[0]}", file=sys.stderr)
+        return 1
     return max(FAILED, default=0)
 
 

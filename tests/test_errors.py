@@ -53,3 +53,4 @@ def test_names_are_shown_on_one_line() -> None:
     assert shown("pferd - 馬.jpg") == "pferd - 馬.jpg"
     assert shown("a\nb") == r"'a\nb'"
     assert shown("\udcff.jpg") == r"'\udcff.jpg'"
+    assert shown(b"run/events") == "run/events"

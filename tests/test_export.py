@@ -148,7 +148,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "there is no folder" in run("--out", str(tmp_path / "no" / "x.onnx"))
     assert "use onnx | torch" in run("--out", str(tmp_path / "x"), "--format", "tflite")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install 'horsehuman[export]'" in run("--out", str(tmp_path / "x.onnx"))
+    assert "pip install -e '.[export]'" in run("--out", str(tmp_path / "x.onnx"))
 
 
 @pytest.mark.slow
