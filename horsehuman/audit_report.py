@@ -14,9 +14,9 @@ from rich.table import Table
 from horsehuman.audit import Finding, audit
 from horsehuman.data.folders import Record
 from horsehuman.errors import check_choice, shown
-from horsehuman.evaluate import report_folder
 from horsehuman.picture_set import PictureSet, find_set
 from horsehuman.pictures import PictureError, read_picture
+from horsehuman.report_folders import report_folder
 from horsehuman.runs import write_bytes, write_json
 from horsehuman.terminal import console, table
 

@@ -25,9 +25,10 @@ from horsehuman.errors import HorseHumanError, shown
 from horsehuman.models.inception import Inception
 from horsehuman.models.network import FORMAT, Network
 from horsehuman.picture_set import PictureSet, find_set, read_config, run_of
-from horsehuman.report import number, span
+from horsehuman.report_folders import newest_evaluation
 from horsehuman.runs import read_json, write_bytes
 from horsehuman.seal import seal
+from horsehuman.terminal import number, span
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +49,10 @@ def card(model: str, report: Path | None = None) -> str:
     network = load_classifier(model)
     origin = read_any(find_checkpoint(model))["horsehuman"]
     run = run_of(model)
-    place = _report_folder(model, run, report) / "metrics.json"
-    found = read_json(place)
-    if not found and report:
-        raise HorseHumanError(f"{shown(place)} is no report of horsehuman evaluate")
-    if not found:
-        log.warning("no report of %s is found: run horsehuman evaluate first", shown(model))
     pictures = find_set(str(run)) if run else find_set("box") if model in IN_THE_BOX else None
-    official = model in IN_THE_BOX or bool(run and read_config(run)["data"]["source"] != "folder")
+    found = _evaluation(model, report, pictures.root if pictures else None)
+    source = read_config(run)["data"].get("source") if run else None
+    official = model in IN_THE_BOX or source in ("box", "archives")
     parts = [
         _metadata(model, network, found, official),
         f"# {_title(network)}\n",
@@ -102,10 +99,17 @@ def write_folder(model: str, folder: Path, text: str, *, force: bool) -> None:
         raise HorseHumanError(f"cannot write --folder {shown(folder)}: {error.strerror}") from error
 
 
-def _report_folder(model: str, run: Path | None, report: Path | None) -> Path:
+def _evaluation(model: str, report: Path | None, root: Path | None) -> dict[str, Any]:
+    """What a report says, or the newest one on the pictures in ``root``; empty without one."""
+    folder = report or newest_evaluation(model, root)
+    found = read_json(folder / "metrics.json")
+    if "metrics" in found:
+        log.info("figures are those of %s", shown(folder))
+        return found
     if report:
-        return report
-    return run / "evaluate-test" if run else Path("outputs/evaluate") / Path(model).name
+        raise HorseHumanError(f"--report {shown(report)} is no report of horsehuman evaluate")
+    log.warning("no report of %s is found: run horsehuman evaluate first", shown(model))
+    return {}
 
 
 def _title(network: Network) -> str:

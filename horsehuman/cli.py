@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,13 +14,6 @@ import horsehuman
 from horsehuman.errors import HorseHumanError, one_line, shown
 from horsehuman.options import Data, Force, GroupPattern, Model, Plot, ReportFolder, Split
 from horsehuman.terminal import Interrupted, raise_on_signals, show_notes
-
-#: What is ours in the cache folder; nothing else in it is counted or removed.
-CACHED = {
-    f"pictures/{'[0-9a-f]' * 16}": "unpacked archives",
-    f"features/{'[0-9a-f]' * 32}.sqlite": "what the frozen backbone saw",
-    "archives/*horse-or-human.zip": "downloaded zips",
-}
 
 app = typer.Typer(
     name="horsehuman",
@@ -116,7 +108,7 @@ def evaluate(
 ) -> None:
     """Say how good a classifier is, with intervals by group, and where it fails."""
     _begin()
-    from horsehuman.report import evaluate_and_report
+    from horsehuman.evaluate_report import evaluate_and_report
 
     if not evaluate_and_report(model, data, split, group_pattern, out, force=force, plot=plot):
         raise typer.Exit(1)
@@ -266,21 +258,9 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept.")] = False,
 ) -> None:
     """Show what is kept in the user's cache, or empty it; all of it can be made again."""
-    from horsehuman.runtime import cache_dir
+    from horsehuman.cache import show_cache
 
-    print(shown(cache_dir()))
-    try:
-        for pattern, what in CACHED.items():
-            found = sorted(cache_dir().glob(pattern))
-            size = sum(_size(path) for path in found)
-            print(f"{pattern.partition('/')[0]:<9} {size / 2**20:8.1f} MiB  {what}")
-            for path in found if clear else ():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    except OSError as error:
-        place = shown(error.filename or cache_dir())
-        raise HorseHumanError(f"cannot empty {place}: {error.strerror}") from error
-    if clear:
-        print("removed")
+    show_cache(clear=clear)
 
 
 def _begin() -> None:
@@ -289,8 +269,3 @@ def _begin() -> None:
     from horsehuman.runtime import keep_freed_memory
 
     keep_freed_memory()
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())

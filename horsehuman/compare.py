@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from horsehuman.checkpoint import weight_files
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.evaluate import Answers, answer, plain
-from horsehuman.metrics import estimate_mean, log_losses, mcnemar
+from horsehuman.intervals import estimate_mean
+from horsehuman.metrics import log_losses, mcnemar
 from horsehuman.models.network import Network
 from horsehuman.picture_set import PictureSet, choose_set, digest, run_of
 from horsehuman.pictures import PictureError, read_picture

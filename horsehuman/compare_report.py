@@ -18,10 +18,11 @@ from horsehuman.compare import (
     disagreements,
 )
 from horsehuman.errors import HorseHumanError, shown
-from horsehuman.evaluate import check_classes, report_folder, summarise
-from horsehuman.report import FEW_GROUPS, number, read_again, span, tell_if_seen
+from horsehuman.evaluate import check_classes, summarise
+from horsehuman.evaluate_report import FEW_GROUPS, read_again, tell_if_seen
+from horsehuman.report_folders import report_folder
 from horsehuman.runs import write_json
-from horsehuman.terminal import console, table
+from horsehuman.terminal import console, number, span, table
 
 #: Figures of each classifier that the table shows, of all that ``compare.json`` holds.
 FIGURES = ("accuracy", "balanced accuracy", "ROC-AUC", "Brier score", "log loss")

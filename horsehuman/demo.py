@@ -134,7 +134,12 @@ def build(model: str) -> tuple[Any, dict[str, Any]]:
         for event in (picture.change, choice.change):
             event(answer, inputs, outputs, show_progress="minimal")
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
-    return page, {
+    return page, launch_options(gradio, box)
+
+
+def launch_options(gradio: Any, box: Path) -> dict[str, Any]:
+    """How the page is launched: for this machine alone, with the examples in the box."""
+    return {
         "server_name": HOST,
         "share": False,
         "quiet": True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from horsehuman.data.folders import Record
 from horsehuman.errors import HorseHumanError, shown
-from horsehuman.metrics import Estimate, Floats, estimate, share_of_groups
+from horsehuman.intervals import Estimate, estimate, share_of_groups
+from horsehuman.metrics import Floats
 from horsehuman.models.network import Network
-from horsehuman.picture_set import PictureSet, is_run
-from horsehuman.places import free_path
+from horsehuman.picture_set import PictureSet
 from horsehuman.prediction import predict
-from horsehuman.runs import write_bytes, write_csv
+from horsehuman.runs import write_csv
 from horsehuman.terminal import track
 
 log = logging.getLogger(__name__)
@@ -233,33 +233,3 @@ def write_predictions(folder: Path, answers: Answers) -> None:
         answers.right.astype(int),
     )
     write_csv(folder / "predictions.csv", header, zip(*columns, strict=True))
-
-
-def report_folder(given: Path | None, default: Path, *, force: bool, report: Sequence[str]) -> Path:
-    """Make the folder of a report; one that holds a report already is not written over.
-
-    Args:
-        given: What the user named, if anything.
-        default: Otherwise; a number is added to its name while that is taken.
-        force: Write over a report in the folder that the user named.
-        report: Patterns of the files that a report has.
-
-    Raises:
-        HorseHumanError: The folder holds a report, or cannot be written.
-    """
-    folder = given or free_path(default, Path.exists, is_folder=True)
-    if is_run(folder):
-        raise HorseHumanError(f"--out {shown(folder)} is a run: name another folder")
-    if not force and any(any(folder.glob(pattern)) for pattern in report):
-        raise HorseHumanError(
-            f"--out {shown(folder)} holds a report already: name another folder, or add --force"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise HorseHumanError(
-            f"cannot write into {shown(folder)}: {error.strerror}; name another folder with --out"
-        ) from error
-    return folder

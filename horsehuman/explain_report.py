@@ -45,8 +45,6 @@ def draw(model: str, sources: Sequence[str], layer: str | None, out: Path, *, fo
     check_free(out, force=force)
     if out.suffix.lower() != ".png":
         raise HorseHumanError(f"--out {shown(out)}: the drawing is PNG; let the name end so")
-    if out.is_dir() or not out.parent.is_dir():
-        raise HorseHumanError(f"--out {shown(out)} is a folder, or in none: name a file")
     network = load_classifier(model)
     layer = find_layer(network, layer) if layer else None
     names = list(expand(sources, recursive=True))

@@ -77,8 +77,6 @@ def export(model: str, form: str, out: Path, *, force: bool) -> float:
             f"--format {form} needs {', '.join(missing)}: pip install -e '.[export]'"
         )
     check_free(out, force=force)
-    if not out.parent.is_dir():
-        raise HorseHumanError(f"--out {shown(out)}: there is no folder {shown(out.parent)}")
     network = load_classifier(model)
     module = Exported(network)
     with tempfile.TemporaryDirectory() as folder:

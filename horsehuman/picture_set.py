@@ -153,8 +153,8 @@ def set_of_run(run: Path) -> PictureSet:
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
-        if any(None in row.values() or row["split"] not in SPLITS[:3] for row in rows):
-            raise KeyError("split")
+        if not all(_is_sound(row) for row in rows):
+            raise KeyError("picture")
         names = sorted({row["label"] for row in rows})
         records = [
             Record(root / row["picture"], names.index(row["label"]), row["group"], row["split"])
@@ -170,6 +170,13 @@ def set_of_run(run: Path) -> PictureSet:
         )
     grouped = bool(data.get("group_pattern")) or data.get("source") != "folder"
     return PictureSet(root, (names[0], names[1]), records, grouped)
+
+
+def _is_sound(row: dict[str, Any]) -> bool:
+    """Whether a line is whole, and names a picture inside the set."""
+    picture = Path(row["picture"] or "/")
+    inside = not picture.is_absolute() and ".." not in picture.parts
+    return inside and None not in row.values() and row["split"] in SPLITS[:3]
 
 
 def seen_in_training(model: str, records: Iterable[Record]) -> int | None:

@@ -19,6 +19,15 @@ def free_path(path: Path, is_taken: Callable[[Path], bool], *, is_folder: bool =
 
 
 def check_free(path: Path, *, force: bool) -> None:
-    """Raise :class:`HorseHumanError` where ``--out`` is there already and must not be replaced."""
+    """Check the file that ``--out`` names before any work is done for it.
+
+    Raises:
+        HorseHumanError: It is there already and must not be replaced, is no file, or is in no
+            folder.
+    """
+    if path.exists() and not path.is_file():
+        raise HorseHumanError(f"--out {shown(path)} is a folder or a device: name a file")
+    if not path.parent.is_dir():
+        raise HorseHumanError(f"--out {shown(path)}: there is no folder {shown(path.parent)}")
     if path.exists() and not force:
         raise HorseHumanError(f"--out {shown(path)} is there already: name another, or add --force")

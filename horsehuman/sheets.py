@@ -17,11 +17,11 @@ from torch import Tensor
 from horsehuman.data.augment import Augment, make_augment
 from horsehuman.data.folders import Record, spread
 from horsehuman.data.loading import decode
-from horsehuman.errors import HorseHumanError, shown
-from horsehuman.evaluate import report_folder
+from horsehuman.errors import HorseHumanError, check_number, shown
 from horsehuman.picture_set import SPLITS, PictureSet, find_set, is_run, read_config
 from horsehuman.pictures import PictureError
 from horsehuman.places import free_path
+from horsehuman.report_folders import report_folder
 from horsehuman.terminal import console, table, track
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,9 @@ def training_recipe(data: str) -> tuple[int, Augment]:
     augment = make_augment(config["data"].get("augment"))
     if augment is None:
         raise HorseHumanError(f"--augmented: {shown(data)} was trained without augmentation")
-    return int(config["model"]["image_size"]), augment
+    size: Any = dict(config.get("model") or {}).get("image_size")
+    check_number(f"model.image_size of {shown(data)}", size, int, at_least=8, at_most=4096)
+    return size, augment
 
 
 def _parts(pictures: PictureSet) -> dict[tuple[str, str], list[Record]]:

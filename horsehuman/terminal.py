@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 from typing import TypeVar
 
@@ -63,6 +63,17 @@ def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
     for index, name in enumerate(columns):
         found.add_column(name, justify="left" if index < left else "right")
     return found
+
+
+def number(value: float | None) -> str:
+    """A figure, or that it is undefined."""
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def span(bounds: Sequence[float | None]) -> str:
+    """An interval; nothing where it is not defined."""
+    low, high = bounds
+    return "" if low is None or high is None else f"{low:.4f} - {high:.4f}"
 
 
 def show_notes() -> None:

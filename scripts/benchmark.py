@@ -1,6 +1,6 @@
 """Speed, memory and size beside the plain way, in one run: a table, and benchmark.json.
 
-    python scripts/benchmark.py                       # all rows, about an hour on two cores
+    python scripts/benchmark.py                       # all rows, about 50 minutes on two cores
     python scripts/benchmark.py cnn_step trunk        # some rows
     python scripts/benchmark.py --short               # seconds a row: checks that it works, no more
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,11 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from horsehuman.data.archives import box_archives, unpack
-from horsehuman.terminal import track
 
 SCRIPTS = Path(__file__).resolve().parent
 
@@ -252,42 +247,6 @@ def evaluate(bench: Bench) -> list[Row]:
     return rows
 
 
-def growth(bench: Bench) -> list[Row]:
-    """Time and memory over the number of pictures."""
-    rows = []
-    for count in (50,) if bench.short else (1000, 4000, 16_000):
-        root = altered_pictures(bench.folder / f"set_{count}", count)
-        data = ["data=folder", f"data.root={root}", "test=false", "trainer.max_epochs=1"]
-        decoded = ["data.memory_limit=0", "data.num_workers=2"]
-        for name, options in (("kept in memory", []), ("data.memory_limit=0", decoded)):
-            seconds, memory = bench.train("model=cnn", *data, *options)
-            rows.append(
-                Row(
-                    f"model=cnn, one epoch, {count:,} pictures, {name}",
-                    f"{seconds:.1f} s, {memory:.2f} GB",
-                    note=f"{1000 * seconds / count:.1f} ms a picture, start included",
-                )
-            )
-        shutil.rmtree(root)
-    return rows
-
-
-def altered_pictures(root: Path, count: int) -> Path:
-    """The pictures of the box over and over, each time with other pixels."""
-    generator = np.random.default_rng(0)
-    found = sorted(unpack(box_archives()).rglob("*.webp"))
-    paths = [found[index] for index in generator.permutation(len(found))]
-    for number in track(range(count), f"making {count:,} pictures", count):
-        path = paths[number % len(paths)]
-        pixels = np.asarray(Image.open(path).convert("RGB")).astype(np.int16)
-        pixels += generator.integers(-8, 9, (1, 1, 3), dtype=np.int16)
-        folder = root / path.parent.name
-        folder.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-        image.save(folder / f"{number}.jpg", quality=90)
-    return root
-
-
 def seconds_row(
     name: str, ours: dict[str, float], plain: dict[str, float], target: str, note: str = ""
 ) -> Row:
@@ -299,5 +258,5 @@ def seconds_row(
 
 ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     part.__name__: part
-    for part in (cnn_step, trunk, head_step, cnn_epoch, inception, predict, evaluate, growth)
+    for part in (cnn_step, trunk, head_step, cnn_epoch, inception, predict, evaluate)
 }

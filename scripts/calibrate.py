@@ -30,7 +30,8 @@ from horsehuman.data.folders import Record
 from horsehuman.data.loading import decode
 from horsehuman.errors import HorseHumanError, one_line, shown
 from horsehuman.evaluate import answer
-from horsehuman.metrics import Floats, point_metrics, share_of_groups
+from horsehuman.intervals import share_of_groups
+from horsehuman.metrics import Floats, point_metrics
 from horsehuman.models.inception import Inception
 from horsehuman.picture_set import set_of_run
 from horsehuman.runs import write_checkpoint

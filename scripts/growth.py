@@ -3,14 +3,16 @@
     python scripts/growth.py [--sizes 1000 4000 16000] [--work DIR]
 
 Makes sets out of the training pictures in the box, repeated and rolled to the side, and runs
-scripts/train.py on them without a test: the CNN for three epochs, and InceptionV3 at one scale of
-224 px, with an empty cache. Prints a Markdown table, and the cost of an audit of the largest set.
-Nothing else should run meanwhile.
+scripts/train.py on them without a test: the CNN for three epochs, with pictures that are kept in
+memory and with such that are decoded in every epoch, and InceptionV3 at one scale of 224 px, with
+an empty cache. Prints a Markdown table, and the cost of an audit of the largest set. Nothing else
+should run meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -31,11 +33,18 @@ from horsehuman.data.archives import find_pictures
 from horsehuman.terminal import track
 
 SCRIPT = Path(__file__).with_name("train.py")
-EPOCHS = 3
-RECIPES = {
-    "cnn": ["model=cnn", f"trainer.max_epochs={EPOCHS}"],
-    "inception, 224 px": ["model=inception", "model.scales=[224]"],
-}
+
+_CNN = ["model=cnn", "trainer.max_epochs=3"]
+_INCEPTION = ["model=inception", "model.scales=[224]"]
+
+#: Name, processes, options.
+CASES = [
+    ("CNN", 1, _CNN),
+    ("CNN", 2, _CNN),
+    ("CNN, decoded anew", 1, [*_CNN, "data.memory_limit=0", "data.num_workers=2"]),
+    ("InceptionV3", 1, _INCEPTION),
+    ("InceptionV3", 2, _INCEPTION),
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,12 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work = given.work or Path(aside)
         print("| model | pictures | processes | command, s | an epoch, s | memory, GB |")
         print("|---|---|---|---|---|---|", flush=True)
-        for name, recipe in RECIPES.items():
-            for size in given.sizes:
-                pictures = make_set(work / f"set{size}", size)
-                for processes in (1, 2):
-                    row = train(recipe, pictures, processes, work)
-                    print(f"| {name} | {size:,} | {processes} | {row} |", flush=True)
+        for (name, processes, options), size in itertools.product(CASES, given.sizes):
+            row = train(options, make_set(work / f"set{size}", size), processes, work)
+            print(f"| {name} | {size:,} | {processes} | {row} |", flush=True)
         print(audit(work / f"set{max(given.sizes)}", work))
     return 0
 
@@ -84,10 +90,10 @@ def make_set(folder: Path, size: int) -> Path:
     return folder
 
 
-def train(recipe: Sequence[str], pictures: Path, processes: int, work: Path) -> str:
+def train(options: Sequence[str], pictures: Path, processes: int, work: Path) -> str:
     """Seconds of a whole run, of its last epoch, and GB, as the end of a row."""
     run = work / f"run-{time.time():.0f}"
-    command = [sys.executable, str(SCRIPT), *recipe, "test=false", "data=folder"]
+    command = [sys.executable, str(SCRIPT), *options, "test=false", "data=folder"]
     command += [f"data.root={pictures}", 'data.group_pattern="(.+)-"', "data.val_fraction=0"]
     command += [f"trainer={'ddp' if processes > 1 else 'default'}", f"hydra.run.dir={run}"]
     with tempfile.TemporaryDirectory() as cache:

@@ -8,7 +8,7 @@ from pathlib import Path
 import benchmark as script
 import pytest
 
-ROWS = ("head_step", "evaluate", "growth")
+ROWS = ("head_step", "evaluate")
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_the_short_form_fills_its_rows(tmp_path: Path) -> None:
     assert found["short"]
     assert {"cpu", "cores", "instruction sets", "torch"} <= set(found["machine"])
     names = [row["name"] for row in found["rows"]]
-    for part in ("head", "evaluate", "pictures"):
+    for part in ("head", "evaluate"):
         assert any(part in name for name in names), part
     assert all(row["ratio"] > 0 for row in found["rows"] if row["plain"])
 

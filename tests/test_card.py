@@ -80,3 +80,25 @@ def test_what_is_not_known_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     assert "Not measured yet" in command("--model", "cnn")
     assert "is no report of horsehuman evaluate" in command("--report", str(tmp_path))
+
+
+def test_the_newest_report_on_the_own_pictures_counts(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "evaluate" / "cnn").mkdir(parents=True)  # of one that was interrupted
+    other = ["--data", str(tree), "--no-plot"]
+    assert commands.run("evaluate", "--model", "cnn", "--no-plot")[0] == 0
+    assert commands.run("evaluate", "--model", "cnn", *other)[0] == 0
+    folders = sorted(path.name for path in (tmp_path / "outputs" / "evaluate").iterdir())
+    assert folders == ["cnn", "cnn-2"]
+    text = command("--model", "cnn")
+    assert "On 256 pictures" in text
+    assert "figures are those of outputs/evaluate/cnn\n" in text
+    assert commands.run("evaluate", "--model", "cnn", "--no-plot")[0] == 0
+    assert "figures are those of outputs/evaluate/cnn-3\n" in command("--model", "cnn")
+
+
+def test_a_run_is_no_report(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text('{"test/acc": 1.0}')
+    assert "is no report of horsehuman evaluate" in command("--report", str(tmp_path))

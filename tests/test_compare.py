@@ -11,7 +11,7 @@ import pytest
 import train as script
 from scipy.stats import binom
 
-from horsehuman import metrics, training
+from horsehuman import intervals, metrics, training
 from horsehuman.checkpoint import load_classifier
 from horsehuman.compare import common, contend, read_curves
 from horsehuman.compare_report import short_names
@@ -173,7 +173,7 @@ def test_paired_intervals_are_narrower_than_those_of_two_alone() -> None:
     hard = generator.random(20)[np.arange(400) // 20]
     first = (hard + generator.normal(0, 0.1, 400) > 0.4).astype(float)
     second = (hard + generator.normal(0, 0.1, 400) > 0.5).astype(float)
-    paired = metrics.estimate_mean(second - first, labels, groups, draws=2000)
-    alone = metrics.estimate_mean(first, labels, groups, draws=2000)
+    paired = intervals.estimate_mean(second - first, labels, groups, draws=2000)
+    alone = intervals.estimate_mean(first, labels, groups, draws=2000)
     assert np.ptp(paired.by_group) < np.ptp(alone.by_group)
     assert paired.by_group[0] <= paired.value <= paired.by_group[1]

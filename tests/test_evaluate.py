@@ -16,9 +16,9 @@ from horsehuman import HorseHumanError, training
 from horsehuman.checkpoint import load_classifier
 from horsehuman.data.folders import FIGURE
 from horsehuman.evaluate import answer, by_group, summarise, worst
+from horsehuman.evaluate_report import caveats
 from horsehuman.picture_set import find_set, seen_in_training
 from horsehuman.pictures import read_picture
-from horsehuman.report import caveats
 
 from . import commands
 
@@ -64,10 +64,11 @@ def test_training_pictures_are_known_again(run: Path, tree: Path, tmp_path: Path
     lost = shutil.copy(run / "checkpoints" / "final.ckpt", tmp_path / "lost.ckpt")
     assert seen_in_training(str(lost), []) is None
     broken = shutil.copytree(run, tmp_path / "broken")
-    (broken / "splits.csv").write_text("picture,label,group,split\nx.webp,hor")
-    assert seen_in_training(str(broken), []) is None
-    with pytest.raises(HorseHumanError, match="damaged"):
-        find_set(str(broken))
+    for row in ("x.webp,hor", "/etc/passwd,horses,1,test", "a/../../x,horses,1,test"):
+        (broken / "splits.csv").write_text(f"picture,label,group,split\n{row}\n")
+        assert seen_in_training(str(broken), []) is None
+        with pytest.raises(HorseHumanError, match="damaged"):
+            find_set(str(broken))
 
 
 def test_report_of_a_folder(tree: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from horsehuman import HorseHumanError
 from horsehuman.runtime import PeakMemory
-from tests import hostile
+from tests import hostile, hostile_commands
 
 SECONDS = 10
 
@@ -25,11 +25,13 @@ def test_hostile_inputs(
         *hostile.pictures(folder),
         *hostile.archives(folder),
         *hostile.checkpoints(folder, canary),
+        *hostile.weights(folder),
         *hostile.runs(folder, canary),
         *hostile.exports(folder),
         *hostile.trees(folder),
-        *hostile.commands(folder),
-        *hostile.trainings(folder, canary),
+        *hostile_commands.commands(folder),
+        *hostile_commands.trainings(folder, canary),
+        *hostile_commands.aliases(folder),
     ]
     assert len(cases) >= 200
     outcomes = {"refused": 0, "read": 0}

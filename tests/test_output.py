@@ -137,7 +137,7 @@ def test_command(tree: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "s").rglob("*.webp"))) == 4
     assert "is there already" in run(*arguments, "--out", str(out))[1]
     assert "use table | csv" in run(*arguments, "--format", "xml")[1]
-    assert "cannot write --out" in run(*arguments, "--out", str(tmp_path / "no" / "o.csv"))[1]
+    assert "there is no folder" in run(*arguments, "--out", str(tmp_path / "no" / "o.csv"))[1]
     assert "copies files" in run("http://127.0.0.1/x", "--sort-into", str(tmp_path))[1]
 
 

@@ -111,21 +111,20 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
     printed = printed_by(process) if process.returncode is None else ""
     ended = (tmp_path / "run" / "metrics.json").exists()
     assert ended, printed
-    first, second = (
-        json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("whole", "run")
-    )
+    check_alike(tmp_path / "whole", tmp_path / "run")
+    assert not (tmp_path / "outputs").exists()  # no second folder
+    assert not unfinished_files(tmp_path / "run")
+
+
+def check_alike(*runs: Path) -> None:
+    first, second = (json.loads((run / "metrics.json").read_text()) for run in runs)
     assert first | dict.fromkeys(CLOCK) == second | dict.fromkeys(CLOCK)
     for name in ("last", "final", "best"):
-        both = [
-            torch.load(tmp_path / run / "checkpoints" / f"{name}.ckpt", weights_only=True)
-            for run in ("whole", "run")
-        ]
+        both = [torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for run in runs]
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "averaging_state"):
             if key in both[0]:
                 assert same(both[0][key], both[1][key]), (name, key)
-    assert scalars(tmp_path / "whole") == scalars(tmp_path / "run")
-    assert not (tmp_path / "outputs").exists()  # no second folder
-    assert not unfinished_files(tmp_path / "run")
+    assert scalars(runs[0]) == scalars(runs[1])
 
 
 def unfinished_files(run: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from horsehuman.checkpoint import IN_THE_BOX, load_classifier
+from horsehuman.checkpoint import load_classifier
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.evaluate import (
     Answers,
     answer,
     check_classes,
-    report_folder,
     summarise,
     worst,
     write_predictions,
 )
 from horsehuman.explain import heat_on_figures
-from horsehuman.picture_set import PictureSet, choose_set, run_of, seen_in_training
+from horsehuman.picture_set import PictureSet, choose_set, seen_in_training
 from horsehuman.pictures import PictureError, read_picture
+from horsehuman.report_folders import EVALUATION, evaluation_folder, report_folder
 from horsehuman.runs import write_metrics
-from horsehuman.terminal import console, table
+from horsehuman.terminal import console, number, span, table
 
 log = logging.getLogger(__name__)
 
 #: Below this number of groups the intervals are said to be too narrow.
 FEW_GROUPS = 20
-
-#: The files of a report.
-REPORT = ("metrics.json", "predictions.csv", "report.png", "pictures.png")
 
 
 def tables(summary: dict[str, Any], title: str) -> list[Table]:
@@ -94,17 +90,6 @@ def caveats(summary: dict[str, Any], *, grouped: bool) -> list[str]:
     return lines
 
 
-def number(value: float | None) -> str:
-    """A figure, or that it is undefined."""
-    return "undefined" if value is None else f"{value:.4f}"
-
-
-def span(bounds: Sequence[float | None]) -> str:
-    """An interval; nothing where it is not defined."""
-    low, high = bounds
-    return "" if low is None or high is None else f"{low:.4f} - {high:.4f}"
-
-
 def draw(folder: Path, answers: Answers, title: str) -> None:
     """Write ``report.png``, six panels, and ``pictures.png``, the worst and least certain ones."""
     from horsehuman import drawings, plots  # matplotlib, for pictures alone
@@ -160,10 +145,8 @@ def evaluate_and_report(
     classifier = load_classifier(model)
     pictures, split = choose_set(model, data, split, group_pattern)
     check_classes(classifier, pictures)
-    run = None if data else run_of(model)
-    name = model if model in IN_THE_BOX else Path(model).expanduser().resolve().name
-    default = run / f"evaluate-{split}" if run else Path("outputs/evaluate") / name
-    folder = report_folder(out, default, force=force, report=REPORT)
+    default = evaluation_folder(model, split, data)
+    folder = report_folder(out, default, force=force, report=EVALUATION)
     tell_if_seen(model, pictures)
     try:
         answers = answer(classifier, pictures)
