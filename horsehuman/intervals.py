@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
+from horsehuman.data.splits import kinds_of_groups
 from horsehuman.metrics import Floats, areas, figures_from, point_metrics, ranked, sums_of
 
 #: Resamplings that are worked on at a time; bounds memory.
@@ -42,10 +43,10 @@ def estimate(
     """All figures with 95 % intervals by group and by picture.
 
     The interval by group is the percentile interval of a cluster bootstrap: whole groups are drawn
-    with replacement, those of one class apart from those of the other (Field and Welsh 2007;
-    Davison and Hinkley 1997, section 3.8). Where a class has one group alone nothing is known of
-    others, and there is no interval. With few groups, say fewer than 20, such intervals are
-    too narrow, and they have no width at all where every picture is right; see
+    with replacement, those of one class apart from those of the other and from those with both
+    (Field and Welsh 2007; Davison and Hinkley 1997, section 3.8). Where a class has one group alone
+    nothing is known of others, and there is no interval. With few groups, say fewer than 20, such
+    intervals are too narrow, and they have no width at all where every picture is right; see
     :func:`share_of_groups` for a bound that holds then.
 
     Args:
@@ -138,6 +139,21 @@ def _percentiles(values: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _strata(labels: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which groups are drawn among each other: those of a kind, ``(G,)``.
+
+    A kind that has one group joins another, unless there is no other group of its class.
+    """
+    kinds = kinds_of_groups(labels, groups)
+    for kind in (1, 2):
+        if (kinds == kind).sum() == 1 and (kinds == 3).any():
+            kinds[kinds == kind] = 3
+    pure = [int((kinds == kind).sum()) for kind in (1, 2)]
+    if (kinds == 3).sum() == 1 and all(pure):
+        kinds[kinds == 3] = 1 + int(np.argmax(pure))
+    return kinds
+
+
 def _resamplings(
     labels: NDArray[np.int64], groups: NDArray[np.int64], draws: int, seed: int
 ) -> Iterator[Floats]:
@@ -145,9 +161,8 @@ def _resamplings(
 
     It is NaN for a group that is the only one of its class.
     """
-    count = groups.max() + 1
-    kinds = np.zeros(count, int)
-    np.bitwise_or.at(kinds, groups, np.where(labels == 1, 2, 1))  # 3: both classes in a group
+    kinds = _strata(labels, groups)
+    count = len(kinds)
     generator = np.random.default_rng(seed)
     step = max(1, _CHUNK // len(labels))
     for start in range(0, draws, step):

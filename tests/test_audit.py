@@ -97,19 +97,18 @@ def test_frames_of_a_figure_are_found_to_belong_together(box: PictureSet) -> Non
 def test_planted_wrong_labels_are_doubted(box: PictureSet) -> None:
     records = box.split("train").records
     looks, features, _ = look_at_all(records)
-    chosen = set(np.random.default_rng(0).choice(len(records), len(records) // 50, False).tolist())
-    wrong = [
-        dataclasses.replace(
-            look, record=dataclasses.replace(look.record, label=1 - look.record.label)
-        )
-        if index in chosen
-        else look
-        for index, look in enumerate(looks)
-    ]
     groups = [look.record.group for look in looks]
-    (finding,) = labels(wrong, features, groups, box.class_names)
-    paths = {records[index].path for index in chosen}
-    doubted = {record.path for record in finding.pictures[0]}
-    print(f"{len(doubted & paths)} of {len(paths)} planted, {len(doubted - paths)} others")
-    assert len(doubted & paths) >= 0.9 * len(paths)
-    assert len(doubted - paths) <= 0.02 * len(records)
+    planted, found, others, draws = len(records) // 50, 0, 0, 8
+    for seed in range(draws):
+        chosen = np.random.default_rng(seed).choice(len(records), planted, False)
+        wrong = list(looks)
+        for index in chosen:
+            record = dataclasses.replace(records[index], label=1 - records[index].label)
+            wrong[index] = dataclasses.replace(looks[index], record=record)
+        (finding,) = labels(wrong, features, groups, box.class_names)
+        doubted = {record.path for record in finding.pictures[0]}
+        right = doubted & {records[index].path for index in chosen}
+        found, others = found + len(right), others + len(doubted - right)
+    print(f"{found / draws:.1f} of {planted} planted and {others / draws:.1f} others, on average")
+    assert found / draws >= 0.9 * planted
+    assert others / draws <= 0.1 * planted

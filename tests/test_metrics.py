@@ -61,13 +61,15 @@ def test_alike_pictures_make_the_interval_by_group_wider() -> None:
 
 
 def test_intervals_by_group_hold_the_truth_about_as_often_as_they_say() -> None:
-    hits = []
+    hits, of_half_the_width = [], []
     truth = np.mean([metrics.point_metrics(*some(4000, s)[:2], 0.5)["accuracy"] for s in range(50)])
     for seed in range(100, 180):
         p, labels, groups = some(1200, seed)  # 60 groups
         low, high = intervals.estimate(p, labels, groups, 0.5, draws=400)["accuracy"].by_group
         hits.append(low <= truth <= high)
-    assert 0.86 <= np.mean(hits) <= 1
+        of_half_the_width.append(abs(truth - (low + high) / 2) <= (high - low) / 4)
+    assert np.mean(hits) >= 0.86
+    assert np.mean(of_half_the_width) < 0.86
 
 
 def test_what_is_not_defined_is_said_to_be_so() -> None:
@@ -89,6 +91,27 @@ def test_one_group_alone_has_no_interval(one_a_class: bool) -> None:
     ):
         assert all(math.isnan(bound) for bound in found.by_group)
         assert all(math.isfinite(bound) for bound in found.by_picture)
+
+
+@pytest.mark.parametrize("mixed", [1, 2])
+def test_groups_with_both_classes_have_intervals(mixed: int) -> None:
+    p, labels, groups = some(1200)
+    plain = intervals.estimate(p, labels, groups, 0.5, draws=500)["accuracy"].by_group
+    for number in range(mixed):
+        of = np.array(groups) == groups[20 * number]
+        labels[np.flatnonzero(of)[0]] ^= 1
+    found = intervals.estimate(p, labels, groups, 0.5, draws=500)
+    low, high = found["accuracy"].by_group
+    assert (low, high) == pytest.approx(plain, abs=0.05)
+    assert np.isfinite(found["recall 0"].by_group).all()
+
+
+def test_the_only_group_of_a_class_has_no_interval_though_it_shows_the_other_too() -> None:
+    p, labels, groups = some()
+    labels[:] = 1
+    labels[0] = 0
+    found = intervals.estimate(p, labels, groups, 0.5, draws=50)
+    assert not np.isfinite(found["accuracy"].by_group).any()
 
 
 def test_share_of_groups() -> None:

@@ -64,7 +64,7 @@ def assign_splits(
 def parts_by_group(
     labels: NDArray[np.int64], groups: Sequence[str], parts: int, seed: int = 0
 ) -> NDArray[np.int64]:
-    """A part, 0 to ``parts - 1``, for each picture; groups are whole, shared out class by class.
+    """A part, 0 to ``parts - 1``, for each picture; groups are whole, and each kind is shared out.
 
     Args:
         labels: 0 or 1, ``(N,)``.
@@ -72,13 +72,25 @@ def parts_by_group(
         parts: How many; each class should have as many groups.
         seed: Of the drawing.
     """
-    found = np.zeros(len(labels), np.int64)
+    index = np.unique(groups, return_inverse=True)[1]
+    kinds = kinds_of_groups(labels, index)
+    found = np.zeros(len(kinds), np.int64)
     generator = np.random.default_rng(seed)
-    for label in (0, 1):
-        own = labels == label
-        names, index = np.unique(np.array(groups)[own], return_inverse=True)
-        found[own] = generator.permutation(len(names))[index] % parts
-    return found
+    for kind in (1, 2, 3):
+        found[kinds == kind] = generator.permutation((kinds == kind).sum()) % parts
+    return found[index]
+
+
+def kinds_of_groups(labels: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What each of G groups shows, ``(G,)``: 1 for class 0 alone, 2 for class 1, 3 for both.
+
+    Args:
+        labels: 0 or 1, ``(N,)``.
+        index: Group of each picture, 0 to G - 1.
+    """
+    kinds = np.zeros(index.max() + 1, np.int64)
+    np.bitwise_or.at(kinds, index, labels + 1)
+    return kinds
 
 
 def fewest_groups(labels: NDArray[np.int64], groups: Sequence[str]) -> int:

@@ -4,11 +4,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from horsehuman.data.archives import box_archives, unpack
 from horsehuman.data.folders import FIGURE, Record, scan
-from horsehuman.data.splits import assign_splits
+from horsehuman.data.splits import assign_splits, parts_by_group
 from horsehuman.errors import HorseHumanError
 
 DEFAULT = {
@@ -98,6 +99,17 @@ def test_groups_with_both_classes_stay_whole() -> None:
     found = assign_splits(both, **DEFAULT)
     assert_nothing_torn(found)
     assert len(groups(found)["test"]) == 2
+
+
+def test_parts_hold_whole_groups_of_every_kind() -> None:
+    groups = np.repeat([f"g{number:02}" for number in range(30)], 4)
+    labels = np.repeat([0, 1, 0], 40)
+    labels[80::3] = 1  # the last ten groups hold both
+    parts = parts_by_group(labels, groups.tolist(), 5)
+    for group in np.unique(groups):
+        assert len(set(parts[groups == group])) == 1
+    for kind in (slice(0, 40), slice(40, 80), slice(80, 120)):
+        assert np.bincount(parts[kind]).tolist() == [8] * 5
 
 
 def test_nothing_held_out_and_validation_on_the_test_set() -> None:
