@@ -8,11 +8,12 @@ from pathlib import Path
 from horsehuman.errors import HorseHumanError, shown
 from horsehuman.runtime import cache_dir
 
-#: What is ours in the cache folder; nothing else in it is counted or removed.
+#: What is ours in the cache folder, also of commands that were killed; nothing else in it is
+#: counted or removed.
 CACHED = {
-    f"pictures/{'[0-9a-f]' * 16}": "unpacked archives",
-    f"features/{'[0-9a-f]' * 32}.sqlite": "what the frozen backbone saw",
-    "archives/*horse-or-human.zip": "downloaded zips",
+    "pictures": ("unpacked archives", ["[0-9a-f]" * 16, ".unpacking-*"]),
+    "features": ("what the frozen backbone saw", ["[0-9a-f]" * 32 + ".sqlite*"]),
+    "archives": ("downloaded zips", ["*horse-or-human.zip", "tmp????????"]),
 }
 
 
@@ -24,15 +25,16 @@ def show_cache(*, clear: bool = False) -> None:
     """
     print(shown(cache_dir()))
     try:
-        for pattern, what in CACHED.items():
-            found = sorted(cache_dir().glob(pattern))
+        for name, (what, patterns) in CACHED.items():
+            found = [path for each in patterns for path in (cache_dir() / name).glob(each)]
             size = sum(_size(path) for path in found)
-            print(f"{pattern.partition('/')[0]:<9} {size / 2**20:8.1f} MiB  {what}")
+            print(f"{name:<9} {size / 2**20:8.1f} MiB  {what}")
             for path in found if clear else ():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
         place = shown(error.filename or cache_dir())
-        raise HorseHumanError(f"cannot empty {place}: {error.strerror}") from error
+        what = "empty" if clear else "look into"
+        raise HorseHumanError(f"cannot {what} {place}: {error.strerror}") from error
     if clear:
         print("removed")
 

@@ -68,6 +68,7 @@ def look_at(record: Record) -> tuple[Look, Tensor | None]:
         pixels = read_picture(record.path)
         with Image.open(record.path) as image:
             kind, mode, size = image.format or "", image.mode, image.size
+            kind = "JPEG" if kind == "MPO" else kind  # a JPEG that holds a second picture
     except (PictureError, OSError) as error:
         return Look(record, own, error=str(error)), None
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])

@@ -18,6 +18,9 @@ from horsehuman.errors import HorseHumanError, shown
 MAX_PIXELS = 100_000_000
 
 
+# Pixels that are scaled at a time; bounds memory.
+_AT_ONCE = 1_000_000
+
 # Values of EXIF's orientation tag, and what turns such a picture upright.
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -87,7 +90,7 @@ def _check_file(path: Path, name: str) -> bool:
         reason = getattr(error, "strerror", None) or error
         raise PictureError(f"{name}: {reason}") from error
     if stat.S_ISDIR(found.st_mode):
-        raise PictureError(f"{name}: is a folder without files")
+        raise PictureError(f"{name}: is a folder, no file (for folders inside it: --recursive)")
     if not stat.S_ISREG(found.st_mode):
         raise PictureError(f"{name}: is not an ordinary file")
     return not found.st_size
@@ -114,14 +117,18 @@ def _as_8_bit(image: Image.Image) -> Image.Image:
     """Scale integers and floats of more than 8 bits to 0..255 by the range that they can be in."""
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
-    values = np.asarray(image).astype(np.float64)
-    high = np.nanmax(values, initial=0.0)
+    values = np.asarray(image)
+    high = float(np.nanmax(values, initial=0))
     if image.mode.startswith("I;16") or high > 255:
         ceiling = 65535.0 if high <= 65535 else high
     else:
         ceiling = 1.0 if image.mode == "F" and high <= 1 else 255.0
-    scaled = np.clip(np.nan_to_num(values) / ceiling, 0, 1) * 255
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(1, _AT_ONCE // values.shape[1])
+    for top in range(0, len(values), rows):
+        part = np.nan_to_num(values[top : top + rows].astype(np.float64)) / ceiling
+        scaled[top : top + rows] = np.rint(np.clip(part, 0, 1) * 255)
+    return Image.fromarray(scaled)
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from horsehuman.errors import shown
+from horsehuman.errors import check_number, shown
 from horsehuman.pictures import PictureError, as_rgb
 from horsehuman.sources import open_picture
 
@@ -98,7 +98,11 @@ def predict(
         sources: One picture or many.
         batch_size: Pictures that are looked at together.
         always_answer: Name one of the two classes for every picture.
+
+    Raises:
+        HorseHumanError: ``batch_size`` is below 1.
     """
+    check_number("batch_size", batch_size, int, at_least=1)
     if isinstance(sources, str | Path | Image.Image) or (
         isinstance(sources, np.ndarray) and sources.ndim < 4
     ):

@@ -7,11 +7,13 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +22,9 @@ from horsehuman.errors import HorseHumanError, shown
 from horsehuman.seal import seal
 
 log = logging.getLogger(__name__)
+
+#: Seconds within which what a process that was killed has started notices that, and ends.
+LETTING_GO = 15.0
 
 #: What a slim checkpoint keeps of Lightning's: all that :func:`load_classifier` and
 #: ``load_from_checkpoint`` need, and when it was.
@@ -52,6 +57,26 @@ def claim(folder: Path) -> None:
             f"cannot write into {shown(folder)}: {error.strerror}; name another folder with "
             "hydra.run.dir=DIR"
         ) from error
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let no other process train into a run's folder meanwhile; a process that dies lets go of it.
+
+    Raises:
+        HorseHumanError: Another one does.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=LETTING_GO)
+    except Timeout as error:
+        raise HorseHumanError(
+            f"{shown(folder)} is being trained by another process: let it end, or end it"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 import shlex
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from horsehuman.callbacks import TerminalProgress, print_summary
 from horsehuman.config import check_options
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.errors import HorseHumanError, first_line
+from horsehuman.launching import process_count
 from horsehuman.logs import log_held_out, log_hyperparameters, log_start
 from horsehuman.processes import joined, of_all, of_first, rank, same_buffers
 from horsehuman.resuming import (
@@ -68,6 +70,7 @@ def _train(
             f"resume={folder}: this run has ended; there is nothing to go on with"
         )
     check_options(config)
+    check_started(config.trainer)
     quiet()
     trained = learn(config, folder, started, resume=resume, allow_changes=allow_changes)
     gc.collect()  # the memory of the model and its trainer is the test's
@@ -85,6 +88,16 @@ def _train(
     runs.point_latest(folder)
     report(folder, metrics, data)
     return metrics
+
+
+def check_started(options: Any) -> None:
+    """Raise :class:`HorseHumanError` where several processes are to train, and this is alone."""
+    count = options.get("devices", 1) * options.get("num_nodes", 1)
+    if count > 1 and process_count() == 1:
+        raise HorseHumanError(
+            f"trainer.devices={options.get('devices', 1)}: this is one process; start several with "
+            "scripts/train.py, or with torchrun"
+        )
 
 
 class Trained(NamedTuple):
@@ -115,12 +128,15 @@ def learn(
     trainer: Any = build_trainer(config, folder, data, purge=steps_done(last) if resume else None)
     if rank() == 0:
         begin(config, folder, data, resume, allow_changes)
-    if rank() == 0 and not last.is_file():
-        show_start(trainer.logger, config, folder, model, data)
-    print_summary(model)
-    fit(trainer, model, data, of_first(last if last.is_file() else None))
-    if rank() == 0:
-        keep_checkpoints(folder / "checkpoints")
+    with runs.alone(folder) if rank() == 0 else nullcontext():
+        if rank() == 0:
+            runs.remove_unfinished(folder / "checkpoints")
+            if not last.is_file():
+                show_start(trainer.logger, config, folder, model, data)
+        print_summary(model)
+        fit(trainer, model, data, of_first(last if last.is_file() else None))
+        if rank() == 0:
+            keep_checkpoints(folder / "checkpoints")
     metrics: dict[str, Any] = {
         "epochs": trainer.current_epoch,
         **last_figures(trainer),
@@ -156,15 +172,15 @@ def begin(
     record = make_record(OmegaConf.to_yaml(config, resolve=True), data)
     if resume:
         check_record(folder, record, allow_changes=allow)
-        runs.remove_unfinished(folder / "checkpoints")
         return
     assert data.root is not None
     runs.claim(folder)
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
     runs.write_splits(folder, data.root, data.records, data.class_names)
     write_record(folder, record)
     if data.skipped:
         runs.write_skipped(folder, data.skipped)
+    written = OmegaConf.to_yaml(config, resolve=True)
+    runs.write_bytes(folder / "config.yaml", written.encode())  # what is resumed has the others
 
 
 def show_start(

@@ -3,7 +3,8 @@
     python scripts/calibrate.py outputs/cnn/latest
 
 Trains the run's recipe again for each of five folds of the training groups, asks about the groups
-that were held out, and writes what follows from their answers into the run's final checkpoint: a
+that were held out (where the folder of pictures names a validation split: asks the run about that
+one instead), and writes what follows from their answers into the run's final checkpoint: a
 temperature, the probability below which an answer is unsure, and for InceptionV3 the distance from
 which a picture is neither class. The test set is not looked at. What was found is printed, and
 kept in the checkpoint for the model card.
@@ -26,13 +27,14 @@ from omegaconf import DictConfig, OmegaConf
 from horsehuman import building, training
 from horsehuman.calibration import ERROR_RATE, choose_certain_from, fit_reach, fit_temperature
 from horsehuman.checkpoint import find_checkpoint, load_classifier, read_checkpoint
-from horsehuman.data.folders import Record
+from horsehuman.data.folders import Record, scan
 from horsehuman.data.loading import decode
 from horsehuman.errors import HorseHumanError, one_line, shown
 from horsehuman.evaluate import answer
 from horsehuman.intervals import share_of_groups
 from horsehuman.metrics import Floats, point_metrics
 from horsehuman.models.inception import Inception
+from horsehuman.models.network import Network
 from horsehuman.picture_set import set_of_run
 from horsehuman.runs import write_checkpoint
 from horsehuman.runtime import keep_freed_memory
@@ -71,15 +73,16 @@ def calibrate(run: Path, config: DictConfig) -> dict[str, Any]:
     """
     path = find_checkpoint(run)
     network = load_classifier(path)
-    records = [r for r in set_of_run(run).records if r.split != "test"]
-    for label in (0, 1):
-        groups = len({record.group for record in records if record.label == label})
-        if groups < FOLDS:
-            raise HorseHumanError(
-                f"{shown(run)}: {groups} groups of {network.class_names[label]} to train on are "
-                f"fewer than {FOLDS}, and tell nothing of others"
-            )
-    asked, logits = held_out_logits(config)
+    pictures = set_of_run(run)
+    records = [r for r in pictures.records if r.split != "test"]
+    if names_validation(config):
+        held_out = pictures.split("validation")
+        check_groups(run, held_out.records, network)
+        found_there = answer(network, held_out)
+        asked, logits = found_there.records, found_there.logits * network.settings["temperature"]
+    else:
+        check_groups(run, records, network)
+        asked, logits = held_out_logits(config)
     labels = np.array([record.label for record in asked])
     groups_of = [record.group for record in asked]
     threshold = np.log(network.threshold / (1 - network.threshold))
@@ -100,6 +103,25 @@ def calibrate(run: Path, config: DictConfig) -> dict[str, Any]:
     return found
 
 
+def names_validation(config: DictConfig) -> bool:
+    """Whether a run's pictures came with a validation split of their own."""
+    data = config.data
+    if data.source != "folder":
+        return False
+    return any(r.split == "validation" for r in scan(Path(data.root), data.group_pattern)[1])
+
+
+def check_groups(run: Path, records: Sequence[Record], network: Network) -> None:
+    """Raise :class:`HorseHumanError` where a class has fewer groups than there are folds."""
+    for label, name in enumerate(network.class_names):
+        groups = len({record.group for record in records if record.label == label})
+        if groups < FOLDS:
+            raise HorseHumanError(
+                f"{shown(run)}: {groups} groups of {shown(name)} that are not the test's are fewer "
+                f"than {FOLDS}, and tell nothing of others"
+            )
+
+
 def held_out_logits(config: DictConfig) -> tuple[list[Record], Floats]:
     """Records and uncalibrated logits of all training pictures, each asked about by a stranger."""
     config = config.copy()
@@ -113,6 +135,7 @@ def held_out_logits(config: DictConfig) -> tuple[list[Record], Floats]:
                 "test": False,
                 "data": {"fold": fold, "folds": FOLDS, "validation": "held_out"},
                 "model": {"temperature": 1.0, "certain_from": 0.5},
+                "trainer": {"strategy": "auto", "devices": 1, "num_nodes": 1},
             },
         )
         assert isinstance(own, DictConfig)

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="folder for sets and runs, to be kept")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as aside:
-        work = given.work or Path(aside)
+        work = (given.work or Path(aside)).absolute()
         print("| model | pictures | processes | command, s | an epoch, s | memory, GB |")
         print("|---|---|---|---|---|---|", flush=True)
         for (name, processes, options), size in itertools.product(CASES, given.sizes):

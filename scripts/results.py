@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from horsehuman.errors import HorseHumanError, one_line, shown
+from horsehuman.errors import HorseHumanError, first_line, one_line, shown
+from horsehuman.picture_set import read_config
 
 #: Claims on the official 256 validation pictures, in per cent: the best epoch where its author
 #: gives several. Names are those of public repositories; "notebook" is the original.
@@ -96,17 +97,21 @@ def collect(folders: Sequence[Path]) -> list[Result]:
         HorseHumanError: There is none, or a file of one cannot be read.
     """
     found: dict[str, Result] = {}
-    for path in sorted({p.resolve() for folder in folders for p in folder.rglob("metrics.json")}):
+    paths = {p.resolve() for folder in folders for p in folder.rglob("metrics.json")}
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
         try:
             metrics = json.loads(path.read_text())
             if "test/acc" not in metrics:  # not tested, or a report of horsehuman evaluate
                 continue
-            config = OmegaConf.load(path.with_name("config.yaml"))
         except (OSError, ValueError) as error:
-            raise HorseHumanError(f"{shown(path.parent)} cannot be read: {error}") from error
+            raise HorseHumanError(
+                f"{shown(path)} cannot be read ({first_line(error)}): leave it out"
+            ) from error
+        config = OmegaConf.create(read_config(path.parent))
         seed = int(metrics["seed"])
         config.seed = 0
-        model = "cnn" if config.model._target_.endswith("CNNClassifier") else "inception"
+        kind = str(config.get("model", {}).get("_target_"))
+        model = "cnn" if kind.endswith("CNNClassifier") else "inception"
         key = OmegaConf.to_yaml(config)
         source = str(config.data.source)
         if config.data.get("validation") == "test":
@@ -123,7 +128,7 @@ def collect(folders: Sequence[Path]) -> list[Result]:
     if not found:
         places = ", ".join(shown(folder) for folder in folders)
         raise HorseHumanError(f"no tested run below {places}: train some with scripts/train.py")
-    return list(found.values())
+    return sorted(found.values(), key=lambda result: result.folder)
 
 
 def show(results: Sequence[Result]) -> None:

@@ -59,6 +59,9 @@ def pictures(folder: Path) -> Iterator[Case]:
         path = folder / f"{width}x{height}.png"
         path.write_bytes(header + struct.pack(">IIBBBBBI", width, height, 8, 2, 0, 0, 0, 0))
         yield f"picture {path.name}", lambda path=path: read_picture(path)
+    deep = folder / "deep.png"
+    Image.fromarray(np.zeros((10_000, 9_999), np.uint16)).save(deep, compress_level=1)
+    yield "picture deep.png", lambda: read_picture(deep)
     path = folder / "bomb.bmp"
     path.write_bytes(b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 99999, 99999, 1, 24,
                                          0, 0, 0, 0, 0, 0))  # fmt: skip

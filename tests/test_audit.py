@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from horsehuman.audit import Finding, audit, labels
-from horsehuman.data.folders import FIGURE
-from horsehuman.likeness import clusters, look_at_all
+from horsehuman.audit import Finding, audit, files, labels
+from horsehuman.data.folders import FIGURE, Record
+from horsehuman.likeness import clusters, look_at, look_at_all
 from horsehuman.picture_set import PictureSet, find_set
 from horsehuman.pictures import read_picture
 
@@ -71,6 +71,17 @@ def test_report_and_exit_codes(tree: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def box() -> PictureSet:
     return find_set("box")
+
+
+def test_a_jpeg_that_holds_a_second_picture_is_what_its_name_says(tmp_path: Path) -> None:
+    path = tmp_path / "phone.jpg"
+    pictures = [Image.effect_noise((80, 80), 60).convert("RGB") for _ in range(2)]
+    pictures[0].save(path, "MPO", save_all=True, append_images=pictures[1:])
+    with Image.open(path) as image:
+        assert image.format == "MPO"
+    look, _ = look_at(Record(path, 0, "a", "train"))
+    assert look.kind == "JPEG"
+    assert files([look]) == []
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import calibrate as script
@@ -84,7 +85,7 @@ def test_a_run_is_calibrated_and_stays_loadable(tree: Path, tmp_path: Path) -> N
     run = tmp_path / "run"
     training.train(config, run)
     before = load_classifier(run)
-    with pytest.raises(HorseHumanError, match="4 groups of horses to train on are fewer than 5"):
+    with pytest.raises(HorseHumanError, match=r"4 groups of horses .* are fewer than 5"):
         script.calibrate(run, config)
     script.FOLDS, folds = 2, script.FOLDS
     try:
@@ -103,6 +104,27 @@ def test_a_run_is_calibrated_and_stays_loadable(tree: Path, tmp_path: Path) -> N
     model = InceptionClassifier.load_from_checkpoint(run / "checkpoints" / "final.ckpt")
     assert torch.equal(model.network.class_means, after.class_means)
     assert OmegaConf.load(run / "config.yaml").model.get("far_from") is None
+
+
+def test_a_validation_folder_is_what_a_run_is_calibrated_on(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(tree, tmp_path / "set")
+    for path in sorted((root / "train").rglob("*0[34]-*")):
+        target = root / "validation" / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    overrides = ["model=cnn", "model.image_size=32", "model.channels=[4]", "trainer.max_epochs=1"]
+    overrides += ["data=folder", f"data.root={root}", f'data.group_pattern="{FIGURE}"']
+    with hydra.initialize_config_dir(str(train.CONFIGS), version_base="1.3"):
+        config = hydra.compose("train", overrides)
+    run = tmp_path / "run"
+    training.train(config, run)
+    monkeypatch.setattr(script, "FOLDS", 2)
+    found = script.calibrate(run, config)
+    assert (found["pictures"], found["groups"]) == (12, 4)
+    temperature = load_classifier(run).settings["temperature"]
+    assert temperature == found["temperature"] == script.calibrate(run, config)["temperature"]
 
 
 def test_a_network_that_cannot_tell_calls_nothing_strange() -> None:

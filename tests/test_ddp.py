@@ -19,11 +19,12 @@ import pytest
 import torch
 import train as script
 
-from horsehuman import HorseHumanDataModule, load_classifier
+from horsehuman import HorseHumanDataModule, HorseHumanError, load_classifier
 from horsehuman.data.folders import FIGURE
 from horsehuman.launching import free_port, launch
 from horsehuman.processes import joined, of_all, of_first, rank, same_buffers, share, whole
 from tests.test_resume import CLOCK, CNN, INCEPTION, printed_by, same, scalars, start
+from tests.test_train import train
 
 TWO = ["trainer=ddp", "data.batch_size=4", "trainer.max_epochs=3"]
 
@@ -98,6 +99,12 @@ def test_what_cannot_be_shared_evenly_is_repeated(monkeypatch: pytest.MonkeyPatc
     for number in range(4):
         monkeypatch.setattr(loading, "rank", lambda number=number: number)
         assert len(list(loading.EpochSampler(15, 8, 0, lambda: 0))) == 2  # one whole batch
+
+
+def test_one_process_alone_does_not_begin_what_several_should(tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(HorseHumanError, match=r"trainer\.devices=2: this is one process"):
+        train(tmp_path / "run", *CNN, *of_tree(tree), *TWO)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,8 @@ def test_cache_is_shown_and_emptied_and_nothing_else_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("HORSEHUMAN_CACHE", str(tmp_path))
-    ours = f"pictures/{'a1' * 8}/train/1.png", f"features/{'b2' * 16}.sqlite"
+    ours = [f"pictures/{'a1' * 8}/train/1.png", f"features/{'b2' * 16}.sqlite"]
+    ours += ["pictures/.unpacking-x/1.png", f"features/{'b2' * 16}.sqlite-journal"]  # killed
     others = "pictures/holiday/1.png", "archives/mine.zip", "mine/file"
     for name in (*ours, *others):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -164,8 +165,8 @@ def test_cache_is_shown_and_emptied_and_nothing_else_is_touched(
     out = capsys.readouterr().out
     assert [line.split()[:2] for line in out.splitlines()] == [
         [str(tmp_path)],
-        ["pictures", "1.0"],
-        ["features", "1.0"],
+        ["pictures", "2.0"],
+        ["features", "2.0"],
         ["archives", "0.0"],
     ]
     assert run(monkeypatch, "cache", "--clear") == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,26 @@ def test_the_plot_is_drawn(tmp_path: Path) -> None:
     with Image.open(target) as image:
         assert image.width > 800
         assert len(np.unique(np.asarray(image.convert("L")))) > 20
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json"])
+def test_a_damaged_run_is_one_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(tmp_path / "a", "cnn", 0, 3)
+    (tmp_path / "a" / name).write_text("{a: [")
+    assert script.main([str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {tmp_path / 'a' / name}")
+    assert told.count("\n") == 1
+
+
+def test_the_run_that_ended_later_counts(tmp_path: Path) -> None:
+    run(tmp_path / "sweep_1" / "0", "cnn", 0, 3)
+    run(tmp_path / "a", "cnn", 0, 4)
+    os.utime(tmp_path / "sweep_1" / "0" / "metrics.json", (1, 1))
+    (result,) = script.collect([tmp_path])
+    assert result.accuracies == [100.0]
 
 
 def test_no_runs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -22,7 +22,7 @@ import torch
 import train as script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from horsehuman import HorseHumanError, training
+from horsehuman import HorseHumanError, runs, training
 from horsehuman.data.folders import FIGURE
 from horsehuman.resuming import WholeFiles
 
@@ -220,6 +220,23 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     assert last.read_bytes() == before
     assert "is not saved" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_run_that_is_alive_is_left_alone(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "LETTING_GO", 0.1)
+    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
+    process = start(tmp_path, *CNN, *data, "trainer.max_epochs=10000", "hydra.run.dir=run")
+    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file() and process.poll() is None:
+        time.sleep(0.05)
+    with pytest.raises(HorseHumanError, match=r"run is being trained by another process"):
+        training.resume_run(tmp_path / "run")
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    printed_by(process)
+    with runs.alone(tmp_path / "run"):  # a process that died does not hold it
+        pass
 
 
 @pytest.mark.parametrize(

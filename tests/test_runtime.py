@@ -68,16 +68,20 @@ print(digest.hexdigest())
     assert found[0] == found[1]
 
 
-def test_help_takes_little_processor_time() -> None:
+def processor_time(*arguments: str) -> float:
+    """Seconds of the quickest of three calls of Python."""
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-m", "horsehuman", "--help"], capture_output=True, check=True
-        )
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(times) < 0.3
+    return min(times)
+
+
+def test_help_takes_little_processor_time() -> None:
+    """Three times that of its parser's import; torch alone would take fifteen times as much."""
+    assert processor_time("-m", "horsehuman", "--help") < 6 * processor_time("-c", "import typer")
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_files_folders_patterns_and_addresses_in_order(
     ]
     assert list(expand(["."], recursive=True))[-1] == "deep/c.png"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PictureError, match="folder without files"):
+    with pytest.raises(PictureError, match="is a folder, no file"):
         open_picture(next(expand(["empty"])))
 
 
