@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from horsehuman.errors import HorseHumanError, closest, shown
+from horsehuman.errors import HorseHumanError, closest, first_line, shown
 from horsehuman.models.network import Network, check_origin
 from horsehuman.runtime import TRUNK, asset
 from horsehuman.seal import is_whole
@@ -60,7 +60,7 @@ def load_classifier(source: str | Path = "inception") -> Network:
     except HorseHumanError as error:
         raise HorseHumanError(f"{shown(path)}: {error}") from error
     except Exception as error:  # a damaged or foreign file may hold anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise HorseHumanError(
             f"{shown(path)} does not hold what its classifier needs ({reason}): train it again"
         ) from error

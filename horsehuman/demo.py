@@ -67,7 +67,7 @@ def serve(model: str, port: int, *, browser: bool) -> None:
         HorseHumanError: Gradio is missing, or no port is free.
     """
     traceback.print_exc = line_instead_of_traceback  # Gradio calls it for every bad request
-    chosen = free_port(port)
+    chosen = next_free_port(port)
     page, options = build(model)
     if chosen != port:
         log.warning("port %d is in use: %d is taken", port, chosen)
@@ -75,7 +75,7 @@ def serve(model: str, port: int, *, browser: bool) -> None:
     page.launch(server_port=chosen, inbrowser=browser, **options)
 
 
-def free_port(first: int) -> int:
+def next_free_port(first: int) -> int:
     """The first port that is free, of :data:`PORTS`.
 
     Raises:

@@ -18,6 +18,8 @@ from horsehuman.errors import HorseHumanError, shown
 MAX_PIXELS = 100_000_000
 
 
+_LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+
 # Pixels that are scaled at a time; bounds memory.
 _AT_ONCE = 1_000_000
 
@@ -80,6 +82,11 @@ def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDAr
         raise
     except Exception as error:  # decoders of hostile files raise whatever they like
         raise PictureError(f"{name}: {_reason(error)}") from error
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is hidden, or a file manager's own."""
+    return name.startswith(".") or name in _LITTER
 
 
 def _check_file(path: Path, name: str) -> bool:

@@ -17,9 +17,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 import numpy as np
 from numpy.typing import NDArray
 
-from horsehuman.data.folders import is_litter
 from horsehuman.errors import shown
-from horsehuman.pictures import PictureError, read_picture
+from horsehuman.pictures import PictureError, is_litter, read_picture
 
 #: What a picture from the web may take: bytes, seconds for all of it, redirections.
 MAX_BYTES, MAX_SECONDS, MAX_REDIRECTS = 50_000_000, 30.0, 5

@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import hydra
-from config_errors import CONFIGS
+from hydra_config import compose
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from horsehuman import load_classifier, logs, training
@@ -44,8 +43,7 @@ def logging(way: str, steps: int) -> dict[str, float]:
     TensorBoardLogger.log_metrics = timed(TensorBoardLogger.log_metrics)  # type: ignore[method-assign]
     TensorBoardLogger.save = timed(TensorBoardLogger.save)  # type: ignore[method-assign]
     small = ["trainer.max_epochs=1", "model.scales=[75]", "test=false"] if steps == 1 else []
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", ["model=inception", *small])
+    config = compose("model=inception", *small)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         training.train(config, Path(folder) / "run")

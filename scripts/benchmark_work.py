@@ -17,12 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 import torch
 from benchmark_plain import BATCH, PlainModule, plain_cnn, plain_loader, plain_trunk
 from benchmark_use import logging, throughput_cnn, throughput_inception
-from config_errors import CONFIGS
+from hydra_config import compose
 from torch import nn
 from torch.nn import functional
 from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
@@ -68,8 +67,7 @@ def cnn_step(way: str, steps: int) -> dict[str, float]:
 
 def notebook_cnn() -> CNN:
     """The notebook's network as we build it."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", ["experiment=notebook_cnn"])
+    config = compose("experiment=notebook_cnn")
     network: CNN = building.build("model", config).network
     return network
 
@@ -163,8 +161,7 @@ def cnn_epoch(way: str, steps: int) -> dict[str, float]:
     if way == "plain":
         return epoch_of_plain("cnn", steps)
 
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", ["model=cnn"])
+    config = compose("model=cnn")
     building.quiet()
     model = building.build("model", config)
     data = building.build("data", config, image_size=model.image_size, seed=0)

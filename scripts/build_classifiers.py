@@ -17,10 +17,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 import torch
 from calibrate import calibrate
-from config_errors import CONFIGS
+from hydra_config import compose
 
 from horsehuman import training
 from horsehuman.checkpoint import IN_THE_BOX, find_checkpoint, load_classifier
@@ -60,8 +59,7 @@ def build(
     name: str, target: Path, overrides: Sequence[str] = (), *, calibrated: bool = True
 ) -> None:
     """Train the default recipe of ``name`` and write what the package does not hold yet."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", [f"model={name}", *OVERRIDES, *overrides])
+    config = compose(f"model={name}", *OVERRIDES, *overrides)
     with tempfile.TemporaryDirectory() as folder:
         training.train(config, Path(folder) / "run")
         if calibrated:

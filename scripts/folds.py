@@ -18,14 +18,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 import numpy as np
-from config_errors import CONFIGS, explain
 from hydra.errors import HydraException
+from hydra_config import compose, explain
 from omegaconf.errors import OmegaConfBaseException
 
 from horsehuman import building, load_classifier, training
 from horsehuman.errors import HorseHumanError, one_line
+from horsehuman.metrics import log_losses
 from horsehuman.models.network import Network
 from horsehuman.prediction import predict
 from horsehuman.runtime import keep_freed_memory
@@ -74,8 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def answer_fold(cutouts: Path, run: Path, overrides: Sequence[str]) -> dict[str, Answers]:
     """Train without one fold and ask about its figures, plain and cut out."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", [*overrides, "test=false"])
+    config = compose(*overrides, "test=false")
     training.train(config, run)
     data = building.build("data", config, image_size=config.model.image_size, seed=config.seed)
     data.prepare_data()
@@ -111,7 +110,7 @@ def summarise(answers: Answers) -> dict[str, float]:
     """Share of right answers for each class, their mean, and the balanced log loss."""
     labels, probabilities = map(np.array, zip(*answers, strict=True))
     right = (probabilities >= 0.5) == labels
-    loss = -np.log(np.where(labels == 1, probabilities, 1 - probabilities).clip(1e-7))
+    loss = log_losses(probabilities, labels)
     first, second = labels == 0, labels == 1
     return {
         "class 0": float(right[first].mean()),

@@ -15,10 +15,10 @@ from typing import Any
 os.environ["HYDRA_FULL_ERROR"] = "1"  # before hydra: its errors are told by explain()
 
 import hydra
-from config_errors import CONFIGS, explain
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from hydra_config import CONFIGS, explain
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path, PurePosixPath
 
+import build_assets as script
 import numpy as np
 import pytest
 from PIL import Image
@@ -65,7 +66,7 @@ def test_the_pictures_in_the_box_are_close_to_the_originals(split: str, original
 
 @pytest.mark.slow
 def test_the_box_can_be_rebuilt_the_same_twice(originals: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "scripts/build_assets.py", "--archives", str(originals)]
+    command = [sys.executable, script.__file__, "--archives", str(originals)]
     built = []
     for number in ("1", "2"):
         target = tmp_path / number

@@ -4,11 +4,10 @@ import shutil
 from pathlib import Path
 
 import calibrate as script
-import hydra
 import numpy as np
 import pytest
 import torch
-import train
+from hydra_config import compose
 from omegaconf import OmegaConf
 
 from horsehuman import HorseHumanError, InceptionClassifier, load_classifier, read_picture, training
@@ -80,8 +79,7 @@ def test_reach_holds_what_is_alike_and_not_what_is_strange() -> None:
 def test_a_run_is_calibrated_and_stays_loadable(tree: Path, tmp_path: Path) -> None:
     overrides = ["model.image_size=96", "model.scales=[80]", "trainer.max_epochs=3"]
     overrides += ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
-    with hydra.initialize_config_dir(str(train.CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", overrides)
+    config = compose(*overrides)
     run = tmp_path / "run"
     training.train(config, run)
     before = load_classifier(run)
@@ -116,8 +114,7 @@ def test_a_validation_folder_is_what_a_run_is_calibrated_on(
         path.rename(target)
     overrides = ["model=cnn", "model.image_size=32", "model.channels=[4]", "trainer.max_epochs=1"]
     overrides += ["data=folder", f"data.root={root}", f'data.group_pattern="{FIGURE}"']
-    with hydra.initialize_config_dir(str(train.CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", overrides)
+    config = compose(*overrides)
     run = tmp_path / "run"
     training.train(config, run)
     monkeypatch.setattr(script, "FOLDS", 2)

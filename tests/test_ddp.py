@@ -192,10 +192,8 @@ def test_a_dead_process_ends_the_run_which_goes_on_to_the_bit(tree: Path, tmp_pa
     while not last.is_file() and process.poll() is None:
         time.sleep(0.05)
     time.sleep(0.3)
-    began = time.monotonic()
     kill_one_of(process, 1)
     printed, _ = process.communicate(timeout=60)
-    assert time.monotonic() - began < 60
     assert process.returncode == 1
     assert printed.splitlines()[-1].startswith("error: process 2 of 2 was killed by signal 9; the")
     assert "Traceback" not in printed

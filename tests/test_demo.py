@@ -16,7 +16,7 @@ import pytest
 
 from horsehuman import HorseHumanError
 from horsehuman.checkpoint import load_classifier
-from horsehuman.demo import PORTS, free_port, respond, sentence
+from horsehuman.demo import PORTS, next_free_port, respond, sentence
 from horsehuman.prediction import Prediction
 
 BROWSER = next(
@@ -24,14 +24,14 @@ BROWSER = next(
 )
 
 
-def test_the_next_free_port_is_taken() -> None:
+def test_the_next_next_free_port_is_taken() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert port < free_port(port) < port + PORTS
+        assert port < next_free_port(port) < port + PORTS
     with pytest.raises(HorseHumanError, match="65536"):
-        free_port(65_536)
+        next_free_port(65_536)
 
 
 def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ class Page(NamedTuple):
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """The page, served by the command."""
     said = tmp_path_factory.mktemp("page") / "stderr.txt"
-    port = free_port(7900)
+    port = next_free_port(7900)
     command = [sys.executable, "-m", "horsehuman", "demo", "--no-browser", "--port", str(port)]
     with (
         said.open("w") as stderr,

@@ -7,10 +7,9 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
-import train as script
+from hydra_config import compose
 
 from horsehuman import HorseHumanError, training
 from horsehuman.checkpoint import load_classifier
@@ -30,8 +29,7 @@ def run(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=2"]
     overrides += ["data=folder", f"data.root={tree}", "data.batch_size=4"]
     overrides += [f'data.group_pattern="{FIGURE}"', "trainer.log_every_n_steps=1"]
-    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", overrides)
+    config = compose(*overrides)
     training.train(config, folder)
     return folder
 
@@ -163,8 +161,7 @@ def test_names_are_shown_as_they_are(odd: Path, tmp_path: Path) -> None:
 def test_training_on_such_names(odd: Path, tmp_path: Path) -> None:
     overrides = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=1"]
     overrides += ["data=folder", f'data.root="{odd}"', "data.batch_size=4"]
-    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", overrides)
+    config = compose(*overrides)
     assert training.train(config, tmp_path / "run")["test/pictures"] > 0
     assert evaluate("--model", str(tmp_path / "run"), "--split", "validation")[0] == 0
 

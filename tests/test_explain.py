@@ -2,10 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
-import train as script
+from hydra_config import compose
 from typer.testing import CliRunner
 
 from horsehuman import load_classifier, training
@@ -154,8 +153,7 @@ def test_training_on_cached_features_is_explained_like_training_on_pictures(
     overrides += ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
     for cached in ("true", "false"):
         run = tmp_path / cached
-        with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
-            config = hydra.compose("train", [*overrides, f"model.cache_features={cached}"])
+        config = compose(*overrides, f"model.cache_features={cached}")
         training.train(config, run)
         heat.append(explain(load_classifier(run), picture)[0].heat)
     torch.testing.assert_close(heat[0], heat[1], rtol=1e-3, atol=1e-6)

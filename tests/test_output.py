@@ -142,8 +142,6 @@ def test_command(tree: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_was_answered(tree: Path, tmp_path: Path) -> None:
-    fifo = tmp_path / "names"
-    os.mkfifo(fifo)
     out = tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "horsehuman", "predict", "-", "--model", "cnn"]
     process = subprocess.Popen(

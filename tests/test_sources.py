@@ -46,12 +46,12 @@ class Handler(BaseHTTPRequestHandler):
         if name == "huge":
             body = bytes(10_000)
         if name == "drip":
-            for _ in range(100):
+            for _ in range(300):
                 self.wfile.write(b"x")
                 self.wfile.flush()
                 time.sleep(0.1)
         if name == "hang":
-            time.sleep(3)
+            time.sleep(30)
         self.wfile.write(body)
 
     def log_message(self, *unused: object) -> None:
@@ -87,8 +87,8 @@ def test_a_picture_from_the_web(server: str) -> None:
 def test_what_the_web_does_wrong(
     path: str, text: str, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_SECONDS", 1.0)
-    monkeypatch.setattr(sources, "PATIENCE", 1.0)
+    if path in ("drip", "hang"):
+        monkeypatch.setattr(sources, "MAX_SECONDS" if path == "drip" else "PATIENCE", 1.0)
     if path == "huge":
         monkeypatch.setattr(sources, "MAX_BYTES", 50)
     start = time.monotonic()
@@ -96,7 +96,7 @@ def test_what_the_web_does_wrong(
         open_picture(f"{server}/{path}")
     assert server in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 15
 
 
 def test_servers_that_are_not_there() -> None:

@@ -6,11 +6,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 import pytest
 import torch
-import train as script
+from hydra_config import compose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from horsehuman import (
@@ -42,8 +41,7 @@ def options(tree: Path) -> list[str]:
 
 
 def train(folder: Path, *overrides: str) -> dict[str, Any]:
-    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", list(overrides))
+    config = compose(*overrides)
     return training.train(config, folder)
 
 
@@ -179,8 +177,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
         if trainer.current_epoch == 2:
             raise Stopped
 
-    with hydra.initialize_config_dir(str(script.CONFIGS), version_base="1.3"):
-        config = hydra.compose("train", overrides)
+    config = compose(*overrides)
     L.seed_everything(0, verbose=False)
     model = building.build("model", config)
     data = building.build("data", config, image_size=model.image_size, seed=0)

@@ -40,8 +40,7 @@ class Augment:
             colour, white for ``white`` of the pictures and random for the rest.
         white: Probability of a white canvas.
         spotlight: Probability that only a soft-edged ellipse of the picture is left on its
-            canvas; needs ``fill="canvas"``, as does ``blob``.
-        blob: Probability that a random blob of it is left instead.
+            canvas; needs ``fill="canvas"``.
         brightness: Largest relative change, as are ``contrast`` and ``saturation``.
         contrast: See ``brightness``.
         saturation: See ``brightness``.
@@ -59,7 +58,6 @@ class Augment:
     fill: str = "nearest"
     white: float = 0.0
     spotlight: float = 0.0
-    blob: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -77,12 +75,10 @@ class Augment:
         check_number(
             "data.augment.zoom_to", self.zoom_to, float, at_least=self.zoom_from, at_most=10
         )
-        room = 1 - self.spotlight
-        check_number("data.augment.blob", self.blob, float, at_least=0, at_most=room)
         check_flag("data.augment.flip", self.flip)
         check_flag("data.augment.zoom_per_axis", self.zoom_per_axis)
         check_choice("data.augment.fill", self.fill, ("nearest", "canvas"))
-        for name in ("white", "spotlight", "blob"):
+        for name in ("white", "spotlight"):
             if getattr(self, name) and self.fill != "canvas":
                 raise HorseHumanError(
                     f"data.augment.{name}={getattr(self, name)} needs data.augment.fill=canvas"
@@ -135,14 +131,9 @@ class Augment:
         """How much of the picture is seen at each place of the result: ``(N, 1, S, S)``, 0 to 1."""
         count, device = len(grid), grid.device
         shown = (grid.abs() <= 1).all(dim=3).float()
-        if not (self.spotlight or self.blob):
-            return shown.unsqueeze(1)
-        draw = torch.rand(count, device=device)
-        lit = draw < self.spotlight
-        shown[lit] *= _ellipses(grid[lit])
-        if self.blob:
-            lit = (draw >= self.spotlight) & (draw < self.spotlight + self.blob)
-            shown[lit] *= _blobs(grid[lit])
+        if self.spotlight:
+            lit = torch.rand(count, device=device) < self.spotlight
+            shown[lit] *= _ellipses(grid[lit])
         return shown.unsqueeze(1)
 
     def _recolour(self, pictures: Tensor) -> Tensor:
@@ -217,20 +208,6 @@ def _ellipses(grid: Tensor) -> Tensor:
     distance = ((grid - centre) / radius).square().sum(dim=3).sqrt()
     softness = _between(0.03, 0.3, (count, 1, 1), device)
     return torch.sigmoid((1 - distance) / softness)
-
-
-def _blobs(grid: Tensor) -> Tensor:
-    """Regions of random outline, mostly about the middle: ``(N, S, S)``, 0 to 1.
-
-    Smooth noise on a 6 x 6 lattice, less the distance to the middle, is above zero there.
-    """
-    count, size, device = len(grid), grid.shape[1], grid.device
-    noise = torch.randn(count, 1, 6, 6, device=device)
-    noise = functional.interpolate(noise, (size, size), mode="bicubic", align_corners=True)[:, 0]
-    centre = _between(-0.15, 0.15, (count, 1, 1, 2), device)
-    distance = (grid - centre).square().sum(dim=3).sqrt()
-    softness = _between(0.02, 0.2, (count, 1, 1), device)
-    return torch.sigmoid((noise + 1.2 - 2.2 * distance) / softness)
 
 
 def _hue_rotation(angle: Tensor) -> Tensor:

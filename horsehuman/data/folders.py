@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from horsehuman.errors import HorseHumanError, shown
+from horsehuman.pictures import is_litter
 
 T = TypeVar("T")
 
@@ -31,8 +32,6 @@ SPLITS = {
 
 #: Of the official file names, what names the rendered figure: all before the last dash.
 FIGURE = r"([^/]+)-[^-/]*$"
-
-_LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
 @dataclass(frozen=True)
@@ -212,11 +211,6 @@ def _files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
             yield from _files(entry, above | {real})
         else:
             yield entry
-
-
-def is_litter(name: str) -> bool:
-    """Whether a file or folder is hidden, or a file manager's own."""
-    return name.startswith(".") or name in _LITTER
 
 
 def _refuse_torn_groups(root: Path, records: Sequence[Record]) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra_config import compose
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -12,9 +13,9 @@ from horsehuman import CNNClassifier, HorseHumanError
 from horsehuman.models.cnn import CNN
 
 NOTEBOOK: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
-    OmegaConf.load("configs/experiment/notebook_cnn.yaml").model
+    compose("experiment=notebook_cnn").model
 )
-for name in ("optimizer", "schedule", "label_smoothing"):
+for name in ("_target_", "optimizer", "schedule", "label_smoothing"):
     del NOTEBOOK[name]
 
 

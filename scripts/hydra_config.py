@@ -1,4 +1,4 @@
-"""Errors of Hydra and of the config, told in one line with the closest names."""
+"""The config that options make, and what is wrong with them, in one line with the closest names."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from horsehuman.errors import closest
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def compose(*overrides: str) -> DictConfig:
+    """What ``scripts/train.py`` makes of options, such as ``model=cnn``."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose("train", list(overrides))
 
 
 def explain(error: Exception) -> str:
@@ -42,8 +48,7 @@ def explain(error: Exception) -> str:
 
 def option_names() -> dict[str, set[str]]:
     """Names of groups and options: those of the default config (under ""), and of each choice."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        names = {"": flat_names(hydra.compose("train"))}
+    names = {"": flat_names(compose())}
     names[""] |= {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
     for path in sorted(CONFIGS.glob("*/*.yaml")):
         group = path.parent.name
