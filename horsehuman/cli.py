@@ -138,7 +138,8 @@ def compare(
 @app.command(epilog="Example: horsehuman explain photo.jpg --out heat.png")
 def explain(
     pictures: Annotated[
-        list[str], typer.Argument(metavar="PICTURE...", help="As in predict: files, folders, ...")
+        list[str],
+        typer.Argument(metavar="PICTURE...", help="As in predict; folders inside folders, too."),
     ],
     model: Model = "inception",
     layer: Annotated[
@@ -194,7 +195,7 @@ def export(
 
     found = write(model, form, out, force=force)
     print(f"{shown(out)}: {out.stat().st_size / 1e6:.1f} MB")
-    print(f"largest difference to the checkpoint, probabilities of 12 pictures: {found:.1g}")
+    print(f"largest difference to the checkpoint, of probabilities and strangeness: {found:.1g}")
 
 
 @app.command(epilog="Example: horsehuman card --model outputs/cnn/latest --folder upload")

@@ -85,8 +85,9 @@ def export(model: str, form: str, out: Path, *, force: bool) -> float:
         found = largest_difference(module, run)
         if not found <= TOLERANCE:
             raise HorseHumanError(
-                f"the exported file's probabilities differ by {found:.2g} from the network's, more "
-                f"than {TOLERANCE:g}: it is not written; please report it with your versions"
+                f"the exported file's probabilities or strangeness differ by {found:.2g} from the "
+                f"network's, more than {TOLERANCE:g}: it is not written; please report it with "
+                "your versions"
             )
         data = path.read_bytes()
     try:

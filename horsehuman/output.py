@@ -105,6 +105,8 @@ class Writer:
         self._count += 1
         with self._told():
             self._file.write(text)
+            if self._aside is None:
+                self._file.flush()  # whoever reads it through a pipe need not wait
 
     def __exit__(self, *unused: object) -> None:
         with self._told():

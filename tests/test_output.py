@@ -165,6 +165,21 @@ def test_ctrl_c_keeps_what_was_answered(tree: Path, tmp_path: Path) -> None:
     assert all(json.loads(line)["class"] == "horses" for line in lines)
 
 
+def test_answers_come_while_more_is_asked(tree: Path) -> None:
+    command = [sys.executable, "-m", "horsehuman", "predict", "-", "--model", "cnn"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdin
+    assert process.stdout
+    name = tree / "test" / "horses" / "horse1-000.webp"
+    process.stdin.write(f"{name}\n" * 64)
+    process.stdin.flush()
+    assert process.stdout.readline().startswith(str(name))
+    assert process.poll() is None
+    process.communicate()
+
+
 def test_a_reader_that_has_seen_enough(tree: Path) -> None:
     command = f"{sys.executable} -m horsehuman predict - --model cnn | head -n 1"
     name = str(tree / "test" / "horses" / "horse1-000.webp")
