@@ -139,7 +139,7 @@ def compare(
 def explain(
     pictures: Annotated[
         list[str],
-        typer.Argument(metavar="PICTURE...", help="As in predict; folders inside folders, too."),
+        typer.Argument(metavar="PICTURE...", help="As in predict -r: files, folders, ..."),
     ],
     model: Model = "inception",
     layer: Annotated[

@@ -73,6 +73,8 @@ def alone(folder: Path) -> Iterator[None]:
         raise HorseHumanError(
             f"{shown(folder)} is being trained by another process: let it end, or end it"
         ) from error
+    except NotImplementedError:
+        log.warning("%s is on a disk without locks: let no other process train it", shown(folder))
     try:
         yield
     finally:
