@@ -30,10 +30,10 @@ SMALL = ["data.batch_size=4", "trainer.max_epochs=40", "trainer.log_every_n_step
 CNN = ["model=cnn", "model.image_size=48", "model.channels=[4,8]"]
 INCEPTION = ["model=inception", "model.image_size=96", "model.scales=[80]"]
 KINDS = {
-    "cnn": CNN,
-    "inception, cached": INCEPTION,
-    "cnn, two workers": [*CNN, "data.memory_limit=0", "data.num_workers=2", "trainer.max_epochs=6"],
-    "inception, not cached": [*INCEPTION, "model.cache_features=false", "trainer.max_epochs=6"],
+    "cnn": [*CNN, "trainer.max_epochs=100"],
+    "inception, cached": [*INCEPTION, "trainer.max_epochs=400"],
+    "cnn, two workers": [*CNN, "data.memory_limit=0", "data.num_workers=2"],
+    "inception, not cached": [*INCEPTION, "model.cache_features=false"],
 }
 
 #: What differs between any two runs.
@@ -84,38 +84,25 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
         pytest.skip("part of the campaign: --kills 5")
     data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
     options = [*SMALL, *data, *KINDS[kind]]
-    began = time.monotonic()
     whole = start(tmp_path, *options, "hydra.run.dir=whole")
     text = printed_by(whole)
     assert whole.returncode == 0, text
-    length = time.monotonic() - began
     generator = random.Random(kind)
     process = start(tmp_path, *options, "hydra.run.dir=run")
-    killed = writing = 0
+    writing = 0
     for number in range(kills):
-        if number % 2 == 0:
-            wait_for_a_checkpoint_that_is_written(tmp_path / "run", process, generator)
-        else:
-            time.sleep(generator.uniform(0.5, 1) * length)
-        killed += process.poll() is None
+        wait_for_a_moment(number, tmp_path / "run", process, generator)
+        assert process.poll() is None, printed_by(process)
         process.send_signal(signal.SIGKILL)
         printed_by(process)
-        writing += len(unfinished_files(tmp_path / "run"))
-        if not (tmp_path / "run" / "config.yaml").exists():  # it had not begun
-            shutil.rmtree(tmp_path / "run", ignore_errors=True)
-            process = start(tmp_path, *options, "hydra.run.dir=run")
-        elif (tmp_path / "run" / "metrics.json").exists():
-            break
-        else:
-            process = start(tmp_path, "resume=run")
-    print(f"{killed} of {kills} kills, {writing} of them while a checkpoint was written")
-    assert killed > 0
-    printed = printed_by(process) if process.returncode is None else ""
-    ended = (tmp_path / "run" / "metrics.json").exists()
-    assert ended, printed
+        writing += sum(name.endswith(f".{process.pid}") for name in half_written(tmp_path / "run"))
+        process = start(tmp_path, "resume=run")
+    print(f"{kills} kills, {writing} of them while a checkpoint was written")
+    printed = printed_by(process)
+    assert process.returncode == 0, printed
     check_alike(tmp_path / "whole", tmp_path / "run")
     assert not (tmp_path / "outputs").exists()  # no second folder
-    assert not unfinished_files(tmp_path / "run")
+    assert not half_written(tmp_path / "run")
 
 
 def check_alike(*runs: Path) -> None:
@@ -129,23 +116,34 @@ def check_alike(*runs: Path) -> None:
     assert scalars(runs[0]) == scalars(runs[1])
 
 
-def unfinished_files(run: Path) -> list[Path]:
-    return list((run / "checkpoints").glob(".*"))
+def half_written(run: Path) -> set[str]:
+    """Names of files that are being written beside the checkpoints, or were."""
+    return {path.name for path in (run / "checkpoints").glob(".*")}
 
 
-def wait_for_a_checkpoint_that_is_written(
-    run: Path, process: subprocess.Popen[str], generator: random.Random
+def written_at(run: Path) -> int:
+    last = run / "checkpoints" / "last.ckpt"
+    return last.stat().st_mtime_ns if last.exists() else 0
+
+
+def wait_for_a_moment(
+    number: int, run: Path, process: subprocess.Popen[str], generator: random.Random
 ) -> None:
-    """One of the next few that the process writes."""
-    left, seen = set(unfinished_files(run)), 0
+    """Of three kinds in turn: a checkpoint is being written, an epoch goes on, the run begins."""
+    if number % 3 == 2:
+        time.sleep(generator.uniform(0, 5))
+        return
     wanted = generator.randint(1, 4)
-    while process.poll() is None:
-        new = set(unfinished_files(run)) - left
-        seen += bool(new)
-        left |= new
-        if seen >= wanted and new:
-            return
+    while process.poll() is None and wanted > 0:
+        before = written_at(run)
+        while process.poll() is None and written_at(run) == before:
+            time.sleep(0.0003)
+        wanted -= 1
+    left = half_written(run)
+    while number % 3 == 0 and process.poll() is None and half_written(run) <= left:
         time.sleep(0.0003)
+    if number % 3 == 1:
+        time.sleep(generator.uniform(0, 0.2))
 
 
 def run(
