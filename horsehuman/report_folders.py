@@ -88,5 +88,6 @@ def newest_evaluation(model: str, root: Path | None) -> Path:
 
 
 def _is_on(report: dict[str, Any], root: Path | None) -> bool:
-    same = root is None or Path(str(report.get("data"))).name == root.name
-    return same and report.get("split") == "test"
+    if root is None:
+        return "metrics" in report
+    return Path(str(report.get("data"))).name == root.name and report.get("split") == "test"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from huggingface_hub import ModelCard
 
 from horsehuman import HorseHumanError, load_classifier
 from horsehuman.card import card
+from horsehuman.checkpoint import find_checkpoint
 
 from . import commands
 
@@ -97,6 +99,16 @@ def test_the_newest_report_on_the_own_pictures_counts(
     assert "figures are those of outputs/evaluate/cnn\n" in text
     assert commands.run("evaluate", "--model", "cnn", "--no-plot")[0] == 0
     assert "figures are those of outputs/evaluate/cnn-3\n" in command("--model", "cnn")
+
+
+def test_a_checkpoint_of_unknown_origin_has_the_report_that_there_is(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(find_checkpoint("cnn"), "mine.ckpt")
+    options = ["--data", str(tree / "train"), "--no-plot"]
+    assert commands.run("evaluate", "--model", "mine.ckpt", *options)[0] == 0
+    assert "On 24 pictures" in command("--model", "mine.ckpt")
 
 
 def test_a_run_is_no_report(tmp_path: Path) -> None:
