@@ -191,7 +191,7 @@ def grouping(
     remedy = "name what belongs together with data.group_pattern"
     if pattern:
         text += f", the nearest other picture of {share:.0%} has the same name up to its number"
-        remedy += f": '{pattern}' fits the file names"
+        remedy += f": --group-pattern '{pattern}' fits the file names"
     largest = by_cluster(looks, cluster)[:8]
     return [Finding("error", f"{text}, and no groups are named", remedy, largest)]
 

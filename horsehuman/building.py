@@ -47,7 +47,8 @@ def load_config(folder: Path) -> DictConfig:
         raise HorseHumanError(
             f"{shown(folder / 'config.yaml')} is not as a run has written it: there is no going on"
         )
-    config = OmegaConf.create({"histograms": False, **found})  # runs of before there was such
+    found.setdefault("histograms", False)  # runs of before there was such
+    config = OmegaConf.create(found)
     assert isinstance(config, DictConfig)
     return config
 

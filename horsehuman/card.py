@@ -53,6 +53,8 @@ def card(model: str, report: Path | None = None) -> str:
     found = _evaluation(model, report, pictures.root if pictures else None)
     source = read_config(run)["data"].get("source") if run else None
     official = model in IN_THE_BOX or source in ("box", "archives")
+    if official and pictures and Path(str(found.get("data"))).name == pictures.root.name:
+        found["data"] = "Horses or Humans"
     parts = [
         _metadata(model, network, found, official),
         f"# {_title(network)}\n",

@@ -146,9 +146,10 @@ def explain(
         str | None,
         typer.Option(metavar="NAME", help="Whose maps are meant, such as Mixed_5d [the last]."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The drawing, as PNG.")] = Path(
-        "explain.png"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The drawing, as PNG [explain.png]."),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Draw where a classifier looked: what spoke for its answer, laid over each picture.

@@ -107,6 +107,7 @@ def read_curves(run: Path, epochs: float | None = None) -> dict[str, list[float]
         run: Its folder.
         epochs: That it had, where that is known.
     """
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of runs that went on
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     try:
         events.Reload()

@@ -44,7 +44,9 @@ def shown(path: object) -> str:
 
 def closest(value: str, options: Iterable[str]) -> str:
     """Name what was probably meant, as in ``" (did you mean a, b?)"``; empty if nothing is near."""
-    near = difflib.get_close_matches(value, sorted(options), n=3, cutoff=0.6)
+    names = sorted(options)
+    near = [name for name in names if value and name.startswith(value)][:3]
+    near = near or difflib.get_close_matches(value, names, n=3, cutoff=0.6)
     return f" (did you mean {', '.join(near)}?)" if near else ""
 
 

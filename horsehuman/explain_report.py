@@ -19,7 +19,7 @@ from horsehuman.errors import HorseHumanError, shown
 from horsehuman.explain import activations, explain, find_layer, short, stages
 from horsehuman.models.network import Network
 from horsehuman.pictures import PictureError
-from horsehuman.places import check_free
+from horsehuman.places import check_free, free_path
 from horsehuman.prediction import prediction_of
 from horsehuman.sources import expand, open_picture
 from horsehuman.terminal import track
@@ -33,7 +33,9 @@ LIMIT = 160
 log = logging.getLogger(__name__)
 
 
-def draw(model: str, sources: Sequence[str], layer: str | None, out: Path, *, force: bool) -> bool:
+def draw(
+    model: str, sources: Sequence[str], layer: str | None, out: Path | None, *, force: bool
+) -> bool:
     """What ``horsehuman explain`` does; returns whether all pictures could be read.
 
     One picture is drawn with what each layer sees of it, several are a contact sheet.
@@ -42,6 +44,7 @@ def draw(model: str, sources: Sequence[str], layer: str | None, out: Path, *, fo
         HorseHumanError: ``out`` is there already, there is no such layer, or no picture can be
             read.
     """
+    out = out or free_path(Path("explain.png"), Path.exists)
     check_free(out, force=force)
     if out.suffix.lower() != ".png":
         raise HorseHumanError(f"--out {shown(out)}: the drawing is PNG; let the name end so")

@@ -31,7 +31,7 @@ GroupPattern = Annotated[
 
 #: Where a report goes, and whether over an earlier one.
 ReportFolder = Annotated[
-    Path | None, typer.Option(help="Folder for the report [in the run, or below outputs].")
+    Path | None, typer.Option(help="Folder for the report [below outputs; evaluate's in the run].")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Write over what --out holds.")]
 Plot = Annotated[bool, typer.Option(help="Draw the pictures of the report.")]

@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ RECORD = "run.json"
 
 _PACKAGES = ("horsehuman", "lightning", "numpy", "pillow", "timm", "torch", "torchvision")
 
-_FIGURES = "horsehuman_figures"
+_FIGURES, _SECONDS = "horsehuman_figures", "horsehuman_seconds"
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -53,14 +54,17 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class KeepFigures(L.Callback):
-    """Puts the latest figures into each checkpoint, and the log on the disk before it.
+    """Puts figures and time into each checkpoint, and the log on the disk before it.
 
     Attributes:
         figures: Of the epoch that the checkpoint ends with, by name.
+        before: Seconds that a run which goes on had taken up to its checkpoint.
     """
 
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}
+        self.before = 0.0
+        self._started = time.monotonic()
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -68,6 +72,7 @@ class KeepFigures(L.Callback):
         """Keep the figures, and write what the log has waiting."""
         self.figures = figures_of(trainer)
         checkpoint[_FIGURES] = self.figures
+        checkpoint[_SECONDS] = self.before + time.monotonic() - self._started
         logger: Any = trainer.logger
         logger.experiment.flush()
 
@@ -76,6 +81,7 @@ class KeepFigures(L.Callback):
     ) -> None:
         """Take them back."""
         self.figures = dict(checkpoint.get(_FIGURES, {}))
+        self.before = float(checkpoint.get(_SECONDS, 0))
 
 
 def figures_of(trainer: L.Trainer) -> dict[str, float]:

@@ -79,7 +79,7 @@ def _train(
         final = of_first(folder / "checkpoints" / "final.ckpt")  # when it is there
         tested = trained.kind.load_from_checkpoint(final, map_location="cpu")
         metrics |= test(tested, data, config.trainer)
-    metrics["seconds"] = round(time.monotonic() - started, 1)
+    metrics["seconds"] = round(trained.before + time.monotonic() - started, 1)
     if rank() > 0:
         return metrics
     options = OmegaConf.to_container(config, resolve=True)
@@ -109,6 +109,7 @@ class Trained(NamedTuple):
         logger: Its log, open.
         steps: That it has trained.
         kind: Class of the model.
+        before: Seconds of a run that went on, up to there.
     """
 
     metrics: dict[str, Any]
@@ -116,6 +117,7 @@ class Trained(NamedTuple):
     logger: Any
     steps: int
     kind: Any
+    before: float
 
 
 def learn(
@@ -137,17 +139,19 @@ def learn(
         fit(trainer, model, data, of_first(last if last.is_file() else None))
         if rank() == 0:
             keep_checkpoints(folder / "checkpoints")
+    kept = next(c for c in trainer.callbacks if isinstance(c, KeepFigures))
     metrics: dict[str, Any] = {
         "epochs": trainer.current_epoch,
-        **last_figures(trainer),
+        # of a run that was killed after its last epoch, the kept ones
+        **(figures_of(trainer) or kept.figures),
         "seed": config.seed,
-        "seconds_training": round(time.monotonic() - started, 1),
+        "seconds_training": round(kept.before + time.monotonic() - started, 1),
         "peak_memory_gb": total_memory(memory),
     }
     same_buffers(model)
     log_held_out(trainer.logger, model, data, trainer.global_step)
     data.trainer = None
-    return Trained(metrics, data, trainer.logger, trainer.global_step, type(model))
+    return Trained(metrics, data, trainer.logger, trainer.global_step, type(model), kept.before)
 
 
 def total_memory(memory: PeakMemory) -> float | None:
@@ -189,12 +193,6 @@ def show_start(
     """Show some pictures as the model gets them, and the config in the log."""
     sheet = runs.write_samples(folder, data.samples(model.hparams.get("views", 1)))
     log_start(logger, OmegaConf.to_yaml(config, resolve=True), sheet)
-
-
-def last_figures(trainer: Any) -> dict[str, float]:
-    """The last epoch's figures; of a run that was killed after its last epoch, the kept ones."""
-    kept = next(c for c in trainer.callbacks if isinstance(c, KeepFigures))
-    return figures_of(trainer) or kept.figures
 
 
 def fit(

@@ -13,6 +13,9 @@ kept in the checkpoint for the model card.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -40,6 +43,8 @@ from horsehuman.runs import write_checkpoint
 from horsehuman.runtime import keep_freed_memory
 from horsehuman.terminal import show_notes, track
 
+log = logging.getLogger("horsehuman.calibrate")
+
 FOLDS = 5
 
 
@@ -57,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    print(f"written into {shown(find_checkpoint(given.run))}:")
     for name, value in found.items():
         print(f"{name:<55}{value if isinstance(value, int) else f'{value:.4f}'}")
     return 0
@@ -139,9 +145,11 @@ def held_out_logits(config: DictConfig) -> tuple[list[Record], Floats]:
             },
         )
         assert isinstance(own, DictConfig)
+        log.info("fold %d of %d", fold + 1, FOLDS)
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
-            training.train(own, run)
+            with contextlib.redirect_stdout(io.StringIO()):  # its report, of what is removed
+                training.train(own, run)
             found = answer(load_classifier(run), set_of_run(run).split("validation"))
         records += found.records
         logits.append(found.logits)

@@ -49,14 +49,14 @@ PUBLISHED = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Result:
     """Runs that differ by their seed alone.
 
     Attributes:
         model: ``cnn`` or ``inception``.
         data: Where the pictures came from, and whether all of them trained.
-        folder: One of the runs.
+        folder: The run that ended last.
         metrics: ``metrics.json`` of each run, by seed.
     """
 
@@ -121,10 +121,11 @@ def collect(folders: Sequence[Path]) -> list[Result]:
         result = found.setdefault(key, Result(model, source, path.parent, {}))
         if seed in result.metrics:
             print(
-                f"{shown(path.parent)}: seed {seed} once more; the later run counts",
+                f"{shown(path.parent)}: seed {seed} once more; it ended later, and counts",
                 file=sys.stderr,
             )
         result.metrics[seed] = metrics
+        result.folder = path.parent
     if not found:
         places = ", ".join(shown(folder) for folder in folders)
         raise HorseHumanError(f"no tested run below {places}: train some with scripts/train.py")

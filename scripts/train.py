@@ -133,9 +133,10 @@ def tell(error: Exception, folder: Path) -> None:
 def kept(folder: Path) -> str:
     """What is left of a run that did not end, and how to go on with it."""
     last = folder / "checkpoints" / "last.ckpt"
-    if not last.is_file():
-        return "no epoch was finished"
     command = f"python scripts/train.py resume={shlex.quote(str(folder))}"
+    if not last.is_file():
+        begun = (folder / "config.yaml").is_file()
+        return "no epoch was finished" + (f"; begin again with {command}" if begun else "")
     return f"the last whole epoch is in {last}; go on with {command}"
 
 

@@ -54,3 +54,9 @@ def test_names_are_shown_on_one_line() -> None:
     assert shown("a\nb") == r"'a\nb'"
     assert shown("\udcff.jpg") == r"'\udcff.jpg'"
     assert shown(b"run/events") == "run/events"
+
+
+def test_the_beginning_of_a_name_is_nearest() -> None:
+    assert closest("val", ["train", "validation", "test", "all"]) == " (did you mean validation?)"
+    assert closest("incepton", ["cnn", "inception"]) == " (did you mean inception?)"
+    assert closest("", ["cnn"]) == ""

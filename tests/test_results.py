@@ -75,6 +75,7 @@ def test_the_run_that_ended_later_counts(tmp_path: Path) -> None:
     os.utime(tmp_path / "sweep_1" / "0" / "metrics.json", (1, 1))
     (result,) = script.collect([tmp_path])
     assert result.accuracies == [100.0]
+    assert result.folder == tmp_path / "a"
 
 
 def test_no_runs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -100,6 +100,7 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
     print(f"{kills} kills, {writing} of them while a checkpoint was written")
     printed = printed_by(process)
     assert process.returncode == 0, printed
+    assert "has changed" not in printed
     check_alike(tmp_path / "whole", tmp_path / "run")
     assert not (tmp_path / "outputs").exists()  # no second folder
     assert not half_written(tmp_path / "run")
@@ -173,8 +174,12 @@ def test_what_has_changed_is_named(
     shutil.copy(next((copy / "test" / "horses").iterdir()), picture)
     with pytest.raises(HorseHumanError, match="allow_changes=true"):
         training.resume_run(folder)
-    assert training.resume_run(folder, allow_changes=True)["epochs"] == 2
+    metrics = training.resume_run(folder, allow_changes=True)
+    assert metrics["epochs"] == 2
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert metrics["seconds"] > metrics["seconds_training"] >= last["horsehuman_seconds"] > 0
     assert "torch has changed since this run began (1.0, now" in caplog.text
+    assert "config has changed" not in caplog.text
     with pytest.raises(HorseHumanError, match="has ended"):
         training.resume_run(folder)
 

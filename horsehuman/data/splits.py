@@ -147,7 +147,7 @@ def _move(records: Sequence[Record], groups: set[str], into: str, asked: str) ->
         if missing:
             example = next(record for record in records if record.label in missing)
             raise HorseHumanError(
-                f"{asked}: the class of {shown(example.path)} has too few groups for it: hold out "
-                "less (data.val_fraction=0 trains on all) or group differently"
+                f"{asked}: the class of {shown(example.path)} has too few groups for it: add "
+                "pictures of that class, hold out less, or group differently"
             )
     return moved
