@@ -29,18 +29,22 @@ def check_options(config: Any) -> None:
         check_number("ema", config.ema, float, above=0, below=1)
 
 
+def processes_wanted(options: Any) -> int:
+    """How many processes a trainer's options ask for, on all machines together."""
+    return int(options.get("devices", 1) * options.get("num_nodes", 1))
+
+
 def check_processes(config: Any) -> None:
     """Check how many processes there are to be, and that a batch can be shared among them."""
     options = config.trainer
-    count = 1
     for name in ("devices", "num_nodes"):
         value = options.get(name, 1)
         check_number(f"trainer.{name}", value, int, at_least=1, at_most=64)
-        count *= value
         if value > 1 and options.get("strategy") != "ddp":
             raise HorseHumanError(
                 f"trainer.{name}={value} goes with several processes: add trainer=ddp"
             )
+    count = processes_wanted(options)
     if process_count() > 1 and count != process_count():
         raise HorseHumanError(
             f"{process_count()} processes are running, and trainer.devices x trainer.num_nodes are "

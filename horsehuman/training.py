@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from horsehuman import runs
 from horsehuman.building import build_parts, build_trainer, environment, load_config, quiet
 from horsehuman.callbacks import TerminalProgress, print_summary
-from horsehuman.config import check_options
+from horsehuman.config import check_options, processes_wanted
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.errors import HorseHumanError, first_line
 from horsehuman.launching import process_count
@@ -92,8 +92,7 @@ def _train(
 
 def check_started(options: Any) -> None:
     """Raise :class:`HorseHumanError` where several processes are to train, and this is alone."""
-    count = options.get("devices", 1) * options.get("num_nodes", 1)
-    if count > 1 and process_count() == 1:
+    if processes_wanted(options) > 1 and process_count() == 1:
         raise HorseHumanError(
             f"trainer.devices={options.get('devices', 1)}: this is one process; start several with "
             "scripts/train.py, or with torchrun"

@@ -22,7 +22,7 @@ from hydra_config import CONFIGS, explain
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from horsehuman.config import check_options
+from horsehuman.config import check_options, processes_wanted
 from horsehuman.errors import HorseHumanError, PeerGoneError, check_flag, first_line, one_line
 from horsehuman.launching import (
     GRACE,
@@ -99,10 +99,9 @@ def begin(config: DictConfig, folder: Path) -> None:
 
 def is_to_launch(options: Any) -> bool:
     """Whether several processes are asked for, and this is none of them."""
-    devices, machines = options.get("devices", 1), options.get("num_nodes", 1)
-    if devices * machines == 1 or process_count() > 1:
+    if processes_wanted(options) == 1 or process_count() > 1:
         return False
-    if machines > 1:
+    if (machines := options.get("num_nodes", 1)) > 1:
         raise HorseHumanError(
             f"trainer.num_nodes={machines}: start it on each machine with torchrun; docs/use.md "
             "shows how"

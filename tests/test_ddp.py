@@ -13,7 +13,6 @@ from collections import Counter
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from horsehuman import HorseHumanDataModule, HorseHumanError, load_classifier
 from horsehuman.data.folders import FIGURE
 from horsehuman.launching import free_port, launch
 from horsehuman.processes import joined, of_all, of_first, rank, same_buffers, share, whole
-from tests.test_resume import CLOCK, CNN, INCEPTION, printed_by, same, scalars, start
+from tests.test_resume import CLOCK, CNN, INCEPTION, check_alike, printed_by, scalars, start
 from tests.test_train import train
 
 TWO = ["trainer=ddp", "data.batch_size=4", "trainer.max_epochs=3"]
@@ -201,20 +200,8 @@ def test_a_dead_process_ends_the_run_which_goes_on_to_the_bit(tree: Path, tmp_pa
     resumed = start(tmp_path, "resume=run")
     text = printed_by(resumed)
     assert resumed.returncode == 0, text
-    check_equal(tmp_path / "whole", tmp_path / "run")
+    check_alike(tmp_path / "whole", tmp_path / "run")
     assert not (tmp_path / "outputs").exists()
-
-
-def check_equal(one: Path, two: Path) -> None:
-    """The same training, to the bit."""
-    first, second = (json.loads((run / "metrics.json").read_text()) for run in (one, two))
-    assert first | dict.fromkeys(CLOCK) == second | dict.fromkeys(CLOCK)
-    both: list[dict[str, Any]] = [
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, two)
-    ]
-    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert same(both[0][key], both[1][key]), key
-    assert scalars(one) == scalars(two)
 
 
 if __name__ == "__main__":

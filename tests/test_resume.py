@@ -107,6 +107,7 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
 
 
 def check_alike(*runs: Path) -> None:
+    """The same training, to the bit."""
     first, second = (json.loads((run / "metrics.json").read_text()) for run in runs)
     assert first | dict.fromkeys(CLOCK) == second | dict.fromkeys(CLOCK)
     for name in ("last", "final", "best"):
