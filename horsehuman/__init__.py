@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from horsehuman.errors import HorseHumanError
 
 if TYPE_CHECKING:
-    from horsehuman.checkpoint import load_classifier
     from horsehuman.data.datamodule import HorseHumanDataModule
-    from horsehuman.models.classifier import CNNClassifier, InceptionClassifier
-    from horsehuman.pictures import read_picture
-    from horsehuman.prediction import Prediction, predict
+    from horsehuman.data.images import read_picture
+    from horsehuman.decision import Prediction
+    from horsehuman.inference.predict import predict
+    from horsehuman.models.checkpoint import load_classifier
+    from horsehuman.training.module import CNNClassifier, InceptionClassifier
 
 __version__ = "0.1.0"
 
@@ -32,13 +33,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CNNClassifier": "horsehuman.models.classifier",
+    "CNNClassifier": "horsehuman.training.module",
     "HorseHumanDataModule": "horsehuman.data.datamodule",
-    "InceptionClassifier": "horsehuman.models.classifier",
-    "load_classifier": "horsehuman.checkpoint",
-    "Prediction": "horsehuman.prediction",
-    "predict": "horsehuman.prediction",
-    "read_picture": "horsehuman.pictures",
+    "InceptionClassifier": "horsehuman.training.module",
+    "load_classifier": "horsehuman.models.checkpoint",
+    "Prediction": "horsehuman.decision",
+    "predict": "horsehuman.inference.predict",
+    "read_picture": "horsehuman.data.images",
 }
 
 

@@ -12,8 +12,7 @@ import typer
 
 import horsehuman
 from horsehuman.errors import HorseHumanError, one_line, shown
-from horsehuman.options import Data, Force, GroupPattern, Model, Plot, ReportFolder, Split
-from horsehuman.terminal import Interrupted, raise_on_signals, show_notes
+from horsehuman.runtime import Interrupted, raise_on_signals, show_notes
 
 app = typer.Typer(
     name="horsehuman",
@@ -23,6 +22,39 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+
+#: Which classifier a command uses.
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|RUN|FILE",
+        help="inception or cnn (in the box), a run, a checkpoint; predict takes .onnx, too.",
+    ),
+]
+
+#: Which pictures it is asked about.
+Data = Annotated[
+    str | None,
+    typer.Option(metavar="box|RUN|FOLDER", help="Pictures [the model's own run, or the box]."),
+]
+
+Split = Annotated[
+    str | None, typer.Option(help="train, validation, test or all [test, if there is one].")
+]
+
+GroupPattern = Annotated[
+    str | None,
+    typer.Option(help="Of a folder: regular expression with one (...) that names the group."),
+]
+
+#: Where a report goes, and whether over an earlier one.
+ReportFolder = Annotated[
+    Path | None, typer.Option(help="Folder for the report [below outputs; evaluate's in the run].")
+]
+
+Force = Annotated[bool, typer.Option("--force", help="Write over what --out holds.")]
+
+Plot = Annotated[bool, typer.Option(help="Draw the pictures of the report.")]
 
 
 def main() -> None:
@@ -81,7 +113,7 @@ def predict(
 ) -> None:
     """Say what each picture shows, with which probability."""
     _begin()
-    from horsehuman.predict_report import predict_and_report
+    from horsehuman.inference.predict import predict_and_report
 
     if not predict_and_report(
         sources,
@@ -108,7 +140,7 @@ def evaluate(
 ) -> None:
     """Say how good a classifier is, with intervals by group, and where it fails."""
     _begin()
-    from horsehuman.evaluate_report import evaluate_and_report
+    from horsehuman.evaluation.evaluate import evaluate_and_report
 
     if not evaluate_and_report(model, data, split, group_pattern, out, force=force, plot=plot):
         raise typer.Exit(1)
@@ -129,7 +161,7 @@ def compare(
 ) -> None:
     """Compare classifiers on the same pictures: accuracy, doubt, disagreements and cost."""
     _begin()
-    from horsehuman.compare_report import compare_and_report
+    from horsehuman.evaluation.compare import compare_and_report
 
     if not compare_and_report(models, data, split, group_pattern, out, force=force, plot=plot):
         raise typer.Exit(1)
@@ -157,7 +189,7 @@ def explain(
     One picture is drawn with what each layer sees of it, several make a contact sheet.
     """
     _begin()
-    from horsehuman.explain_report import draw
+    from horsehuman.inference.explain import draw
 
     if not draw(model, pictures, layer, out, force=force):
         raise typer.Exit(1)
@@ -175,7 +207,7 @@ def data(
 ) -> None:
     """Count pictures and draw them: a sheet for each class and split, a row for each group."""
     _begin()
-    from horsehuman.sheets import show_set
+    from horsehuman.data.contact_sheets import show_set
 
     if not show_set(data, group_pattern, out, augmented=augmented, force=force):
         raise typer.Exit(1)
@@ -192,7 +224,7 @@ def export(
 ) -> None:
     """Write a classifier as one file for other programs, and check that it answers alike."""
     _begin()
-    from horsehuman.export import export as write
+    from horsehuman.inference.export import export as write
 
     found = write(model, form, out, force=force)
     print(f"{shown(out)}: {out.stat().st_size / 1e6:.1f} MB")
@@ -213,8 +245,8 @@ def card(
 ) -> None:
     """Print a model card, every figure of it out of the classifier's files."""
     _begin()
-    from horsehuman.card import card as write
-    from horsehuman.card import write_folder
+    from horsehuman.inference.hub import card as write
+    from horsehuman.inference.hub import write_folder
 
     text = write(model, report)
     if folder is None:
@@ -232,7 +264,7 @@ def demo(
 ) -> None:
     """Serve a page: drop a picture, get the answer and where it looked. For this machine alone."""
     _begin()
-    from horsehuman.demo import serve
+    from horsehuman.inference.demo import serve
 
     serve(model, port, browser=browser)
 
@@ -249,7 +281,7 @@ def audit(
 ) -> None:
     """Say what is wrong with pictures, before anyone trains on them."""
     _begin()
-    from horsehuman.audit_report import audit_and_report
+    from horsehuman.evaluation.audit import audit_and_report
 
     if not audit_and_report(data, group_pattern, out, fail_on, force=force):
         raise typer.Exit(1)
@@ -260,7 +292,7 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept.")] = False,
 ) -> None:
     """Show what is kept in the user's cache, or empty it; all of it can be made again."""
-    from horsehuman.cache import show_cache
+    from horsehuman.runtime import show_cache
 
     show_cache(clear=clear)
 

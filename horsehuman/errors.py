@@ -28,7 +28,7 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError):
         place = f": {shown(error.filename)}" if error.filename else ""
         return f"{error.strerror or error}{place}"
-    return str(error).strip().splitlines()[-1].removeprefix("horsehuman.pictures.PictureError: ")
+    return str(error).strip().splitlines()[-1].removeprefix("horsehuman.data.images.PictureError: ")
 
 
 def first_line(error: BaseException) -> str:

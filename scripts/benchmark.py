@@ -26,8 +26,7 @@ from benchmark_rows import ROWS, Bench, Row
 from rich.console import Console
 from rich.table import Table
 
-from horsehuman.runtime import cpu_flags, cpu_name
-from horsehuman.terminal import track
+from horsehuman.runtime import cpu_flags, cpu_name, track
 
 #: Extensions that decide how fast float32 and bf16 are.
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")

@@ -18,7 +18,7 @@ from torchmetrics.classification import BinaryAccuracy
 from torchvision import datasets, transforms
 
 from horsehuman.data.archives import box_archives, unpack
-from horsehuman.models.weights import box_trunk
+from horsehuman.models.inception import box_trunk
 
 BATCH = 32
 

@@ -16,10 +16,12 @@ from typing import Any
 from hydra_config import compose
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from horsehuman import load_classifier, logs, training
+from horsehuman import load_classifier
 from horsehuman.data.archives import box_archives, unpack
-from horsehuman.pictures import read_picture
-from horsehuman.prediction import predict
+from horsehuman.data.images import read_picture
+from horsehuman.inference.predict import predict
+from horsehuman.training import tensorboard
+from horsehuman.training.run import train
 
 
 def logging(way: str, steps: int) -> dict[str, float]:
@@ -39,14 +41,14 @@ def logging(way: str, steps: int) -> dict[str, float]:
         return wrapper
 
     for name in ("log_start", "log_held_out", "log_hyperparameters"):
-        setattr(logs, name, timed(getattr(logs, name)))
+        setattr(tensorboard, name, timed(getattr(tensorboard, name)))
     TensorBoardLogger.log_metrics = timed(TensorBoardLogger.log_metrics)  # type: ignore[method-assign]
     TensorBoardLogger.save = timed(TensorBoardLogger.save)  # type: ignore[method-assign]
     small = ["trainer.max_epochs=1", "model.scales=[75]", "test=false"] if steps == 1 else []
     config = compose("model=inception", *small)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        training.train(config, Path(folder) / "run")
+        train(config, Path(folder) / "run")
     return {"seconds": time.perf_counter() - start, "seconds_logging": spent}
 
 

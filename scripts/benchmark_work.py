@@ -27,12 +27,13 @@ from torch.nn import functional
 from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
 from torch.utils.flop_counter import FlopCounterMode
 
-from horsehuman import InceptionClassifier, building
-from horsehuman.callbacks import AverageWeights
-from horsehuman.data.loading import EpochSampler, KeptBatches, make_loader
+from horsehuman import InceptionClassifier
+from horsehuman.data.datasets import EpochSampler, KeptBatches, make_loader
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import Inception
 from horsehuman.runtime import keep_freed_memory
+from horsehuman.training.build import build, quiet
+from horsehuman.training.callbacks import AverageWeights
 
 TRAIN, OFFICIAL, EPOCHS = 834, 256, 25
 
@@ -68,7 +69,7 @@ def cnn_step(way: str, steps: int) -> dict[str, float]:
 def notebook_cnn() -> CNN:
     """The notebook's network as we build it."""
     config = compose("experiment=notebook_cnn")
-    network: CNN = building.build("model", config).network
+    network: CNN = build("model", config).network
     return network
 
 
@@ -143,7 +144,7 @@ def head_step(way: str, steps: int) -> dict[str, float]:
 
         return {"seconds": fastest(epoch, steps) / (TRAIN // BATCH)}
 
-    building.quiet()
+    quiet()
     order = EpochSampler(TRAIN, BATCH, 0, lambda: 0)
     loader = make_loader(KeptBatches(features, labels, range(TRAIN)), order, BATCH, 0)
     clock = EpochClock()
@@ -162,9 +163,9 @@ def cnn_epoch(way: str, steps: int) -> dict[str, float]:
         return epoch_of_plain("cnn", steps)
 
     config = compose("model=cnn")
-    building.quiet()
-    model = building.build("model", config)
-    data = building.build("data", config, image_size=model.image_size, seed=0)
+    quiet()
+    model = build("model", config)
+    data = build("data", config, image_size=model.image_size, seed=0)
     data.prepare_data()
     clock = EpochClock()
     trainer = L.Trainer(
@@ -184,7 +185,7 @@ def inception_run(way: str, steps: int) -> dict[str, float]:
 
 def epoch_of_plain(model: str, steps: int) -> dict[str, float]:
     """Time some batches of Lightning's own loop and extrapolate to an epoch, and to 25."""
-    building.quiet()
+    quiet()
     clock = BatchClock()
     trainer = L.Trainer(
         max_epochs=1,

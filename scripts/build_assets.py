@@ -24,11 +24,10 @@ import timm
 import torch
 from PIL import Image
 
-from horsehuman.data.archives import local_archives
-from horsehuman.data.downloads import download_archives
+from horsehuman.data.archives import download_archives, local_archives
 from horsehuman.errors import HorseHumanError
-from horsehuman.models.weights import CUTS, load_trunk, read_trunk
-from horsehuman.terminal import show_notes, track
+from horsehuman.models.inception import CUTS, load_trunk, read_trunk
+from horsehuman.runtime import show_notes, track
 
 CUT = "Mixed_6e"
 

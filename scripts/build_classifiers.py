@@ -21,12 +21,10 @@ import torch
 from calibrate import calibrate
 from hydra_config import compose
 
-from horsehuman import training
-from horsehuman.checkpoint import IN_THE_BOX, find_checkpoint, load_classifier
 from horsehuman.errors import HorseHumanError, check_choice, one_line
-from horsehuman.runs import write_checkpoint
-from horsehuman.runtime import keep_freed_memory
-from horsehuman.terminal import show_notes
+from horsehuman.models.checkpoint import find_checkpoint, load_classifier, write_checkpoint
+from horsehuman.runtime import IN_THE_BOX, keep_freed_memory, show_notes
+from horsehuman.training.run import train
 
 OVERRIDES = ["data.val_fraction=0", "test=false"]
 
@@ -61,7 +59,7 @@ def build(
     """Train the default recipe of ``name`` and write what the package does not hold yet."""
     config = compose(f"model={name}", *OVERRIDES, *overrides)
     with tempfile.TemporaryDirectory() as folder:
-        training.train(config, Path(folder) / "run")
+        train(config, Path(folder) / "run")
         if calibrated:
             calibrate(Path(folder) / "run", config)
         final = Path(folder) / "run" / "checkpoints" / "final.ckpt"

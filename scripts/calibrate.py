@@ -27,21 +27,30 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from horsehuman import building, training
-from horsehuman.calibration import ERROR_RATE, choose_certain_from, fit_reach, fit_temperature
-from horsehuman.checkpoint import find_checkpoint, load_classifier, read_checkpoint
-from horsehuman.data.folders import Record, scan
-from horsehuman.data.loading import decode
+from horsehuman.data.datasets import decode
+from horsehuman.data.image_sets import set_of_run
+from horsehuman.data.records import Record, scan
+from horsehuman.decision import Floats
 from horsehuman.errors import HorseHumanError, one_line, shown
-from horsehuman.evaluate import answer
-from horsehuman.intervals import share_of_groups
-from horsehuman.metrics import Floats, point_metrics
+from horsehuman.evaluation.evaluate import answer
+from horsehuman.evaluation.metrics import point_metrics, share_of_groups
+from horsehuman.models.base import Network
+from horsehuman.models.calibration import (
+    ERROR_RATE,
+    choose_certain_from,
+    fit_reach,
+    fit_temperature,
+)
+from horsehuman.models.checkpoint import (
+    find_checkpoint,
+    load_classifier,
+    read_checkpoint,
+    write_checkpoint,
+)
 from horsehuman.models.inception import Inception
-from horsehuman.models.network import Network
-from horsehuman.picture_set import set_of_run
-from horsehuman.runs import write_checkpoint
-from horsehuman.runtime import keep_freed_memory
-from horsehuman.terminal import show_notes, track
+from horsehuman.runtime import keep_freed_memory, show_notes, track
+from horsehuman.training.resume import load_config
+from horsehuman.training.run import train
 
 log = logging.getLogger("horsehuman.calibrate")
 
@@ -58,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show_notes()
     keep_freed_memory()
     try:
-        found = calibrate(given.run, building.load_config(given.run))
+        found = calibrate(given.run, load_config(given.run))
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
@@ -149,7 +158,7 @@ def held_out_logits(config: DictConfig) -> tuple[list[Record], Floats]:
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
             with contextlib.redirect_stdout(io.StringIO()):  # its report, of what is removed
-                training.train(own, run)
+                train(own, run)
             found = answer(load_classifier(run), set_of_run(run).split("validation"))
         records += found.records
         logits.append(found.logits)

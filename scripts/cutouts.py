@@ -37,8 +37,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from horsehuman import HorseHumanDataModule
 from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.models.inception import Inception
-from horsehuman.runtime import keep_freed_memory
-from horsehuman.terminal import show_notes, track
+from horsehuman.runtime import keep_freed_memory, show_notes, track
 
 #: Pixels of the pictures that GrabCut sees, and of the cut-outs.
 SMALL, LARGE = 150, 300

@@ -23,13 +23,14 @@ from hydra.errors import HydraException
 from hydra_config import compose, explain
 from omegaconf.errors import OmegaConfBaseException
 
-from horsehuman import building, load_classifier, training
+from horsehuman import load_classifier
 from horsehuman.errors import HorseHumanError, one_line
-from horsehuman.metrics import log_losses
-from horsehuman.models.network import Network
-from horsehuman.prediction import predict
-from horsehuman.runtime import keep_freed_memory
-from horsehuman.terminal import show_notes
+from horsehuman.evaluation.metrics import log_losses
+from horsehuman.inference.predict import predict
+from horsehuman.models.base import Network
+from horsehuman.runtime import keep_freed_memory, show_notes
+from horsehuman.training.build import build
+from horsehuman.training.run import train
 
 #: Label, and probability of class 1, of each picture.
 Answers = list[tuple[int, float]]
@@ -75,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def answer_fold(cutouts: Path, run: Path, overrides: Sequence[str]) -> dict[str, Answers]:
     """Train without one fold and ask about its figures, plain and cut out."""
     config = compose(*overrides, "test=false")
-    training.train(config, run)
-    data = building.build("data", config, image_size=config.model.image_size, seed=config.seed)
+    train(config, run)
+    data = build("data", config, image_size=config.model.image_size, seed=config.seed)
     data.prepare_data()
     with (run / "splits.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]

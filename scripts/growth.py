@@ -30,7 +30,7 @@ from benchmark_rows import Bench
 from PIL import Image
 
 from horsehuman.data.archives import find_pictures
-from horsehuman.terminal import track
+from horsehuman.runtime import track
 
 SCRIPT = Path(__file__).with_name("train.py")
 

@@ -20,13 +20,12 @@ import sklearn.datasets
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from horsehuman import plots
-from horsehuman.checkpoint import load_classifier
-from horsehuman.data.folders import Record
+from horsehuman.data.image_sets import find_set
+from horsehuman.data.records import Record
 from horsehuman.errors import HorseHumanError, one_line
-from horsehuman.picture_set import find_set
-from horsehuman.prediction import predict
-from horsehuman.runtime import keep_freed_memory
-from horsehuman.terminal import console, show_notes, table, track
+from horsehuman.inference.predict import predict
+from horsehuman.models.checkpoint import load_classifier
+from horsehuman.runtime import console, keep_freed_memory, show_notes, table, track
 
 #: Pictures of each kind that is made.
 COUNT = 40

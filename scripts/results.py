@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from horsehuman.data.image_sets import read_config
 from horsehuman.errors import HorseHumanError, first_line, one_line, shown
-from horsehuman.picture_set import read_config
 
 #: Claims on the official 256 validation pictures, in per cent: the best epoch where its author
 #: gives several. Names are those of public repositories; "notebook" is the original.

@@ -22,18 +22,17 @@ from hydra_config import CONFIGS, explain
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from horsehuman.config import check_options, processes_wanted
+from horsehuman.distributed import process_count, process_number
 from horsehuman.errors import HorseHumanError, PeerGoneError, check_flag, first_line, one_line
-from horsehuman.launching import (
-    GRACE,
-    PEER_GONE,
-    end_with_parent,
-    launch,
-    process_count,
-    process_number,
+from horsehuman.runtime import (
+    Interrupted,
+    be_silent,
+    keep_freed_memory,
+    raise_on_signals,
+    show_notes,
 )
-from horsehuman.runtime import keep_freed_memory
-from horsehuman.terminal import Interrupted, be_silent, raise_on_signals, show_notes
+from horsehuman.training.build import check_options, processes_wanted
+from horsehuman.training.launch import GRACE, PEER_GONE, end_with_parent, launch
 
 # One time for all runs of a sweep, and all processes; Hydra's own ${now:} moves on.
 LAUNCHED = os.environ.get("HORSEHUMAN_STARTED")
@@ -92,7 +91,7 @@ def begin(config: DictConfig, folder: Path) -> None:
     if is_to_launch(config.trainer):
         launch_all(config.trainer.devices, folder)
         return
-    from horsehuman.training import train
+    from horsehuman.training.run import train
 
     train(config, folder)
 
@@ -149,14 +148,14 @@ def go_on(config: DictConfig, folder: Path) -> None:
             f"resume={config.resume} goes on with the options that the run began with: drop {what}"
         )
     check_flag("allow_changes", config.allow_changes)
-    from horsehuman.building import load_config
+    from horsehuman.training.resume import load_config
 
     begun = load_config(folder)
     check_options(begun)
     if is_to_launch(begun.trainer):
         launch_all(begun.trainer.devices, folder)
         return
-    from horsehuman.training import resume_run
+    from horsehuman.training.run import resume_run
 
     resume_run(folder, allow_changes=config.allow_changes)
 

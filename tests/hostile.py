@@ -18,14 +18,14 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from horsehuman import load_classifier
-from horsehuman.checkpoint import find_checkpoint
 from horsehuman.data.archives import unpack
-from horsehuman.data.folders import scan
-from horsehuman.models.weights import read_trunk
-from horsehuman.onnx_model import OnnxClassifier
-from horsehuman.picture_set import find_set
-from horsehuman.pictures import read_picture
-from horsehuman.sources import open_picture
+from horsehuman.data.image_sets import find_set
+from horsehuman.data.images import read_picture
+from horsehuman.data.records import scan
+from horsehuman.data.sources import open_picture
+from horsehuman.inference.onnx import OnnxClassifier
+from horsehuman.models.checkpoint import find_checkpoint
+from horsehuman.models.inception import read_trunk
 
 Case = tuple[str, Callable[[], object]]
 

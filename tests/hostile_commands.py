@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from horsehuman import HorseHumanError
-from horsehuman.training import resume_run
+from horsehuman.training.run import resume_run
 from tests.commands import run
 from tests.hostile import Case
 
@@ -84,7 +84,7 @@ def trainings(folder: Path, canary: Path) -> Iterator[Case]:
                     "log_every_n_steps": 1, "devices": 1},
     }  # fmt: skip
     command = {"_target_": "subprocess.Popen", "args": f"touch {canary}", "shell": True}
-    through = {**command, "_target_": "horsehuman.launching.subprocess.Popen"}
+    through = {**command, "_target_": "horsehuman.training.launch.subprocess.Popen"}
     changes: list[dict[str, Any]] = [
         {},  # it can be gone on with
         {"model": command},

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from horsehuman.data.archives import box_archives
-from horsehuman.models.weights import box_trunk
+from horsehuman.models.inception import box_trunk
 
 ASSETS = box_trunk().parent
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from horsehuman.audit import Finding, audit, files, labels
-from horsehuman.data.folders import FIGURE, Record
-from horsehuman.likeness import clusters, look_at, look_at_all
-from horsehuman.picture_set import PictureSet, find_set
-from horsehuman.pictures import read_picture
+from horsehuman.data.image_sets import PictureSet, find_set
+from horsehuman.data.images import read_picture
+from horsehuman.data.records import FIGURE, Record
+from horsehuman.evaluation.findings import Finding, audit, files, labels
+from horsehuman.evaluation.near_duplicates import clusters, look_at, look_at_all
 
 from . import commands
 

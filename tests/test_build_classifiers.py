@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from horsehuman import load_classifier
-from horsehuman.checkpoint import IN_THE_BOX, find_checkpoint
+from horsehuman.models.checkpoint import find_checkpoint
+from horsehuman.runtime import IN_THE_BOX
 
 
 def options(tree: Path) -> list[str]:
@@ -37,7 +38,7 @@ def test_names(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IN_THE_BOX)
 def test_classifiers_in_the_box_know_their_training_pictures(name: str, tree: Path) -> None:
-    from horsehuman.prediction import predict
+    from horsehuman.inference.predict import predict
 
     paths = sorted((tree / "train").rglob("*.webp"))[::3]
     answers = predict(load_classifier(name), paths)

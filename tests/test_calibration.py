@@ -10,17 +10,18 @@ import torch
 from hydra_config import compose
 from omegaconf import OmegaConf
 
-from horsehuman import HorseHumanError, InceptionClassifier, load_classifier, read_picture, training
-from horsehuman.calibration import (
+from horsehuman import HorseHumanError, InceptionClassifier, load_classifier, read_picture
+from horsehuman.data.records import FIGURE
+from horsehuman.inference.predict import predict
+from horsehuman.models.calibration import (
     SLACK,
     choose_certain_from,
     fit_reach,
     fit_temperature,
     group_weights,
 )
-from horsehuman.data.folders import FIGURE
 from horsehuman.models.inception import Inception, class_means, distance
-from horsehuman.prediction import predict
+from horsehuman.training.run import train
 
 
 def answers(scale: float, count: int = 4000) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -81,7 +82,7 @@ def test_a_run_is_calibrated_and_stays_loadable(tree: Path, tmp_path: Path) -> N
     overrides += ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
     config = compose(*overrides)
     run = tmp_path / "run"
-    training.train(config, run)
+    train(config, run)
     before = load_classifier(run)
     with pytest.raises(HorseHumanError, match=r"4 groups of horses .* are fewer than 5"):
         script.calibrate(run, config)
@@ -116,7 +117,7 @@ def test_a_validation_folder_is_what_a_run_is_calibrated_on(
     overrides += ["data=folder", f"data.root={root}", f'data.group_pattern="{FIGURE}"']
     config = compose(*overrides)
     run = tmp_path / "run"
-    training.train(config, run)
+    train(config, run)
     monkeypatch.setattr(script, "FOLDS", 2)
     found = script.calibrate(run, config)
     assert (found["pictures"], found["groups"]) == (12, 4)

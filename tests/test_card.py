@@ -10,8 +10,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from horsehuman import HorseHumanError, load_classifier
-from horsehuman.card import card
-from horsehuman.checkpoint import find_checkpoint
+from horsehuman.inference.hub import card
+from horsehuman.models.checkpoint import find_checkpoint
 
 from . import commands
 

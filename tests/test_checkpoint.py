@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from horsehuman import CNNClassifier, HorseHumanError, InceptionClassifier, load_classifier
-from horsehuman.checkpoint import find_checkpoint
-from horsehuman.models.classifier import BinaryClassifier
+from horsehuman.models.checkpoint import find_checkpoint
+from horsehuman.training.module import BinaryClassifier
 
 TINY_CNN = {"image_size": 32, "channels": [4, 8], "threshold": 0.7, "temperature": 1.5}
 

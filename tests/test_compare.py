@@ -10,13 +10,13 @@ import pytest
 from hydra_config import compose
 from scipy.stats import binom
 
-from horsehuman import intervals, metrics, training
-from horsehuman.checkpoint import load_classifier
-from horsehuman.compare import common, contend, read_curves
-from horsehuman.compare_report import short_names
-from horsehuman.data.folders import FIGURE
-from horsehuman.picture_set import find_set
-from horsehuman.pictures import read_picture
+from horsehuman.data.image_sets import find_set
+from horsehuman.data.images import read_picture
+from horsehuman.data.records import FIGURE
+from horsehuman.evaluation import metrics
+from horsehuman.evaluation.compare import common, contend, read_curves, short_names
+from horsehuman.models.checkpoint import load_classifier
+from horsehuman.training.run import train
 
 from . import commands
 
@@ -30,7 +30,7 @@ def runs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         overrides = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "ema=null"]
         overrides += ["data=folder", f"data.root={tree}", "data.batch_size=4"]
         overrides += [f'data.group_pattern="{FIGURE}"', f"trainer.max_epochs={epochs}"]
-        training.train(compose(*overrides), folder)
+        train(compose(*overrides), folder)
         folders.append(folder)
     return folders
 
@@ -173,7 +173,7 @@ def test_paired_intervals_are_narrower_than_those_of_two_alone() -> None:
     hard = generator.random(20)[np.arange(400) // 20]
     first = (hard + generator.normal(0, 0.1, 400) > 0.4).astype(float)
     second = (hard + generator.normal(0, 0.1, 400) > 0.5).astype(float)
-    paired = intervals.estimate_mean(second - first, labels, groups, draws=2000)
-    alone = intervals.estimate_mean(first, labels, groups, draws=2000)
+    paired = metrics.estimate_mean(second - first, labels, groups, draws=2000)
+    alone = metrics.estimate_mean(first, labels, groups, draws=2000)
     assert np.ptp(paired.by_group) < np.ptp(alone.by_group)
     assert paired.by_group[0] <= paired.value <= paired.by_group[1]

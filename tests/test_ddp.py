@@ -19,9 +19,10 @@ import torch
 import train as script
 
 from horsehuman import HorseHumanDataModule, HorseHumanError, load_classifier
-from horsehuman.data.folders import FIGURE
-from horsehuman.launching import free_port, launch
-from horsehuman.processes import joined, of_all, of_first, rank, same_buffers, share, whole
+from horsehuman.data import datasets
+from horsehuman.data.records import FIGURE
+from horsehuman.distributed import joined, of_all, of_first, rank, same_buffers, share, whole
+from horsehuman.training.launch import free_port, launch
 from tests.test_resume import CLOCK, CNN, INCEPTION, check_alike, printed_by, scalars, start
 from tests.test_train import train
 
@@ -83,21 +84,20 @@ def test_two_processes_share_the_pictures(
 
 
 def test_what_cannot_be_shared_evenly_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    from horsehuman.data import loading
 
-    monkeypatch.setattr(loading, "world_size", lambda: 4)
+    monkeypatch.setattr(datasets, "world_size", lambda: 4)
     seen: Counter[int] = Counter()
     for number in range(4):
-        monkeypatch.setattr(loading, "rank", lambda number=number: number)
-        sampler = loading.EpochSampler(10, 12, 0, lambda: 0)
+        monkeypatch.setattr(datasets, "rank", lambda number=number: number)
+        sampler = datasets.EpochSampler(10, 12, 0, lambda: 0)
         order = list(sampler)
         assert len(order) == len(sampler) == 3
         seen.update(order)
     assert sorted(seen) == list(range(10))
     assert sum(seen.values()) - 10 == 2  # fewer than there are processes
     for number in range(4):
-        monkeypatch.setattr(loading, "rank", lambda number=number: number)
-        assert len(list(loading.EpochSampler(15, 8, 0, lambda: 0))) == 2  # one whole batch
+        monkeypatch.setattr(datasets, "rank", lambda number=number: number)
+        assert len(list(datasets.EpochSampler(15, 8, 0, lambda: 0))) == 2  # one whole batch
 
 
 def test_one_process_alone_does_not_begin_what_several_should(tree: Path, tmp_path: Path) -> None:

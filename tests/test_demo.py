@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from horsehuman import HorseHumanError
-from horsehuman.checkpoint import load_classifier
-from horsehuman.demo import PORTS, next_free_port, respond, sentence
-from horsehuman.prediction import Prediction
+from horsehuman.decision import Prediction
+from horsehuman.inference.demo import PORTS, next_free_port, respond, sentence
+from horsehuman.models.checkpoint import load_classifier
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hydra_config import compose
 
-from horsehuman import HorseHumanError, training
-from horsehuman.checkpoint import load_classifier
-from horsehuman.data.folders import FIGURE
-from horsehuman.evaluate import answer, by_group, summarise, worst
-from horsehuman.evaluate_report import caveats
-from horsehuman.picture_set import find_set, seen_in_training
-from horsehuman.pictures import read_picture
+from horsehuman import HorseHumanError
+from horsehuman.data.image_sets import find_set, seen_in_training
+from horsehuman.data.images import read_picture
+from horsehuman.data.records import FIGURE
+from horsehuman.evaluation.evaluate import answer, by_group, caveats, summarise, worst
+from horsehuman.models.checkpoint import load_classifier
+from horsehuman.training.run import train
 
 from . import commands
 
@@ -30,7 +30,7 @@ def run(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     overrides += ["data=folder", f"data.root={tree}", "data.batch_size=4"]
     overrides += [f'data.group_pattern="{FIGURE}"', "trainer.log_every_n_steps=1"]
     config = compose(*overrides)
-    training.train(config, folder)
+    train(config, folder)
     return folder
 
 
@@ -162,7 +162,7 @@ def test_training_on_such_names(odd: Path, tmp_path: Path) -> None:
     overrides = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=1"]
     overrides += ["data=folder", f'data.root="{odd}"', "data.batch_size=4"]
     config = compose(*overrides)
-    assert training.train(config, tmp_path / "run")["test/pictures"] > 0
+    assert train(config, tmp_path / "run")["test/pictures"] > 0
     assert evaluate("--model", str(tmp_path / "run"), "--split", "validation")[0] == 0
 
 

@@ -7,16 +7,17 @@ import torch
 from hydra_config import compose
 from typer.testing import CliRunner
 
-from horsehuman import load_classifier, training
+from horsehuman import load_classifier
 from horsehuman.cli import app
-from horsehuman.data.folders import FIGURE
-from horsehuman.data.loading import decode
+from horsehuman.data.datasets import decode
+from horsehuman.data.image_sets import find_set
+from horsehuman.data.images import read_picture
+from horsehuman.data.records import FIGURE
 from horsehuman.errors import HorseHumanError
-from horsehuman.explain import activations, explain, find_layer, heat_on_figures, stages
+from horsehuman.inference.explain import activations, explain, find_layer, heat_on_figures, stages
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import Inception
-from horsehuman.picture_set import find_set
-from horsehuman.pictures import read_picture
+from horsehuman.training.run import train
 
 
 @pytest.mark.parametrize("name", ["cnn", "inception"])
@@ -135,7 +136,7 @@ def test_a_picture_without_heat_is_told(
 ) -> None:
     network = load_classifier("cnn")
     network.head[-1].weight.data.zero_()  # the bias alone decides
-    monkeypatch.setattr("horsehuman.explain_report.load_classifier", lambda model: network)
+    monkeypatch.setattr("horsehuman.inference.explain.load_classifier", lambda model: network)
     picture = tree / "test" / "horses" / "horse1-000.webp"
     arguments = ["explain", str(picture), "--out", str(tmp_path / "o.png")]
     result = CliRunner().invoke(app, arguments)
@@ -154,7 +155,7 @@ def test_training_on_cached_features_is_explained_like_training_on_pictures(
     for cached in ("true", "false"):
         run = tmp_path / cached
         config = compose(*overrides, f"model.cache_features={cached}")
-        training.train(config, run)
+        train(config, run)
         heat.append(explain(load_classifier(run), picture)[0].heat)
     torch.testing.assert_close(heat[0], heat[1], rtol=1e-3, atol=1e-6)
 

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 import horsehuman
 from horsehuman import HorseHumanError, load_classifier, read_picture
 from horsehuman.cli import app
-from horsehuman.export import Exported, export
-from horsehuman.onnx_model import OnnxClassifier
-from horsehuman.prediction import predict
+from horsehuman.inference.export import Exported, export
+from horsehuman.inference.onnx import OnnxClassifier
+from horsehuman.inference.predict import predict
 
 #: Where the package's files are.
 HERE = os.fsencode(Path(horsehuman.__file__).parent)

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from horsehuman import HorseHumanError, load_classifier
-from horsehuman.checkpoint import find_checkpoint
 from horsehuman.data.archives import unpack
-from horsehuman.export import export
-from horsehuman.models.features import FeatureCache
-from horsehuman.models.network import Network
-from horsehuman.onnx_model import OnnxClassifier
-from horsehuman.seal import checksum, is_whole, seal
+from horsehuman.inference.export import export
+from horsehuman.inference.onnx import OnnxClassifier
+from horsehuman.models.base import Network
+from horsehuman.models.checkpoint import checksum, find_checkpoint, is_whole, seal
+from horsehuman.models.feature_cache import FeatureCache
 
 T = TypeVar("T")
 

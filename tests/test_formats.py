@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from horsehuman import HorseHumanError, load_classifier
-from horsehuman.models.network import FORMAT
-from horsehuman.onnx_model import FORMAT as EXPORT_FORMAT
-from horsehuman.onnx_model import OnnxClassifier
+from horsehuman.inference.onnx import FORMAT as EXPORT_FORMAT
+from horsehuman.inference.onnx import OnnxClassifier
+from horsehuman.models.base import FORMAT
 
 FIXTURES = Path(__file__).with_name("fixtures")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchmetrics.functional import classification as reference
 
-from horsehuman import intervals, metrics
+from horsehuman.evaluation import metrics
 
 NAMES = {
     "accuracy": reference.binary_accuracy,
@@ -46,7 +46,7 @@ def test_figures_are_those_of_torchmetrics() -> None:
 
 def test_alike_pictures_make_the_interval_by_group_wider() -> None:
     p, labels, groups = some()
-    found = intervals.estimate(p, labels, groups, 0.5, draws=1000)
+    found = metrics.estimate(p, labels, groups, 0.5, draws=1000)
     for name, estimate in found.items():
         for low, high in (estimate.by_group, estimate.by_picture):
             assert low <= high
@@ -55,9 +55,9 @@ def test_alike_pictures_make_the_interval_by_group_wider() -> None:
         )
     width = [np.ptp(found["accuracy"].by_group), np.ptp(found["accuracy"].by_picture)]
     assert width[0] > 1.5 * width[1]
-    again = intervals.estimate(p, labels, groups, 0.5, draws=1000)
+    again = metrics.estimate(p, labels, groups, 0.5, draws=1000)
     assert again == found
-    assert intervals.estimate(p, labels, groups, 0.5, draws=1000, seed=1) != found
+    assert metrics.estimate(p, labels, groups, 0.5, draws=1000, seed=1) != found
 
 
 def test_intervals_by_group_hold_the_truth_about_as_often_as_they_say() -> None:
@@ -65,7 +65,7 @@ def test_intervals_by_group_hold_the_truth_about_as_often_as_they_say() -> None:
     truth = np.mean([metrics.point_metrics(*some(4000, s)[:2], 0.5)["accuracy"] for s in range(50)])
     for seed in range(100, 180):
         p, labels, groups = some(1200, seed)  # 60 groups
-        low, high = intervals.estimate(p, labels, groups, 0.5, draws=400)["accuracy"].by_group
+        low, high = metrics.estimate(p, labels, groups, 0.5, draws=400)["accuracy"].by_group
         hits.append(low <= truth <= high)
         of_half_the_width.append(abs(truth - (low + high) / 2) <= (high - low) / 4)
     assert np.mean(hits) >= 0.86
@@ -74,7 +74,7 @@ def test_intervals_by_group_hold_the_truth_about_as_often_as_they_say() -> None:
 
 def test_what_is_not_defined_is_said_to_be_so() -> None:
     p = np.array([0.2, 0.9, 0.7])
-    found = intervals.estimate(p, np.array([1, 1, 1]), ["a", "a", "b"], 0.5, draws=50)
+    found = metrics.estimate(p, np.array([1, 1, 1]), ["a", "a", "b"], 0.5, draws=50)
     for name in ("ROC-AUC", "average precision", "recall 0", "balanced accuracy"):
         assert math.isnan(found[name].value), name
         assert all(math.isnan(bound) for bound in found[name].by_group), name
@@ -86,8 +86,8 @@ def test_one_group_alone_has_no_interval(one_a_class: bool) -> None:
     p, labels, _ = some()
     groups = [f"g{label}" if one_a_class else "one" for label in labels]
     for found in (
-        intervals.estimate(p, labels, groups, 0.5, draws=50)["accuracy"],
-        intervals.estimate_mean(p, labels, groups, draws=50),
+        metrics.estimate(p, labels, groups, 0.5, draws=50)["accuracy"],
+        metrics.estimate_mean(p, labels, groups, draws=50),
     ):
         assert all(math.isnan(bound) for bound in found.by_group)
         assert all(math.isfinite(bound) for bound in found.by_picture)
@@ -96,11 +96,11 @@ def test_one_group_alone_has_no_interval(one_a_class: bool) -> None:
 @pytest.mark.parametrize("mixed", [1, 2])
 def test_groups_with_both_classes_have_intervals(mixed: int) -> None:
     p, labels, groups = some(1200)
-    plain = intervals.estimate(p, labels, groups, 0.5, draws=500)["accuracy"].by_group
+    plain = metrics.estimate(p, labels, groups, 0.5, draws=500)["accuracy"].by_group
     for number in range(mixed):
         of = np.array(groups) == groups[20 * number]
         labels[np.flatnonzero(of)[0]] ^= 1
-    found = intervals.estimate(p, labels, groups, 0.5, draws=500)
+    found = metrics.estimate(p, labels, groups, 0.5, draws=500)
     low, high = found["accuracy"].by_group
     assert (low, high) == pytest.approx(plain, abs=0.05)
     assert np.isfinite(found["recall 0"].by_group).all()
@@ -110,12 +110,12 @@ def test_the_only_group_of_a_class_has_no_interval_though_it_shows_the_other_too
     p, labels, groups = some()
     labels[:] = 1
     labels[0] = 0
-    found = intervals.estimate(p, labels, groups, 0.5, draws=50)
+    found = metrics.estimate(p, labels, groups, 0.5, draws=50)
     assert not np.isfinite(found["accuracy"].by_group).any()
 
 
 def test_share_of_groups() -> None:
     """Clopper and Pearson: the lower bound of n of n is (0.025) ** (1 / n)."""
-    low, high = intervals.share_of_groups(11, 11)
+    low, high = metrics.share_of_groups(11, 11)
     assert low == pytest.approx(0.025 ** (1 / 11))
     assert high == 1

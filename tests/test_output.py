@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from horsehuman import HorseHumanError, load_classifier
 from horsehuman.cli import app
-from horsehuman.output import COLUMNS, Sorter, Writer
-from horsehuman.pictures import read_picture
-from horsehuman.prediction import Answer, Prediction, predict, prediction_of
+from horsehuman.data.images import read_picture
+from horsehuman.decision import Answer, Prediction, prediction_of
+from horsehuman.inference.output import COLUMNS, Sorter, Writer
+from horsehuman.inference.predict import predict
 
 NAN = float("nan")
 NAMES = ["=1+1.png", "a,b.png", 'say "x".png', "two\nlines.png", os.fsdecode(b"\xff.png"), "-x.png"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from horsehuman.pictures import MAX_PIXELS, PictureError, read_picture
+from horsehuman.data.images import MAX_PIXELS, PictureError, read_picture
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 

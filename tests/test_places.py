@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from horsehuman import HorseHumanError
-from horsehuman.places import check_free
+from horsehuman.run_dir import check_free
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -11,7 +11,7 @@ from PIL import Image
 import horsehuman
 from horsehuman import CNNClassifier
 from horsehuman.cli import main
-from horsehuman.prediction import predict
+from horsehuman.inference.predict import predict
 
 from .test_checkpoint import save
 

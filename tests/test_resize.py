@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from horsehuman.resize import resize
+from horsehuman.data.transforms import resize
 
 
 def cubic(x: torch.Tensor) -> torch.Tensor:

@@ -22,9 +22,10 @@ import train as script
 from hydra_config import compose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from horsehuman import HorseHumanError, runs, training
-from horsehuman.data.folders import FIGURE
-from horsehuman.resuming import WholeFiles
+from horsehuman import HorseHumanError, run_dir
+from horsehuman.data.records import FIGURE
+from horsehuman.training.callbacks import WholeFiles
+from horsehuman.training.run import resume_run, train
 
 SMALL = ["data.batch_size=4", "trainer.max_epochs=40", "trainer.log_every_n_steps=3"]
 CNN = ["model=cnn", "model.image_size=48", "model.channels=[4,8]"]
@@ -153,7 +154,7 @@ def run(
 ) -> dict[str, Any]:
     data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"', "test=false"]
     config = compose(*model, *data, "trainer.max_epochs=2", *overrides)
-    return training.train(config, folder)
+    return train(config, folder)
 
 
 def unfinished(folder: Path, tree: Path) -> Path:
@@ -174,15 +175,15 @@ def test_what_has_changed_is_named(
     picture = next((copy / "train" / "horses").iterdir())
     shutil.copy(next((copy / "test" / "horses").iterdir()), picture)
     with pytest.raises(HorseHumanError, match="allow_changes=true"):
-        training.resume_run(folder)
-    metrics = training.resume_run(folder, allow_changes=True)
+        resume_run(folder)
+    metrics = resume_run(folder, allow_changes=True)
     assert metrics["epochs"] == 2
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert metrics["seconds"] > metrics["seconds_training"] >= last["horsehuman_seconds"] > 0
     assert "torch has changed since this run began (1.0, now" in caplog.text
     assert "config has changed" not in caplog.text
     with pytest.raises(HorseHumanError, match="has ended"):
-        training.resume_run(folder)
+        resume_run(folder)
 
 
 @pytest.mark.parametrize("value", ["${oc.env:HOME}", '"\\u0024{oc.env:HOME}"'])
@@ -192,7 +193,7 @@ def test_a_config_that_would_look_something_up_is_refused(
     config = unfinished(tmp_path / "run", tree) / "config.yaml"
     config.write_text(config.read_text() + f"more: {value}\n")
     with pytest.raises(HorseHumanError, match="is not as a run has written it"):
-        training.resume_run(tmp_path / "run")
+        resume_run(tmp_path / "run")
 
 
 def test_a_run_that_was_killed_before_its_first_epoch_begins_again(
@@ -202,7 +203,7 @@ def test_a_run_that_was_killed_before_its_first_epoch_begins_again(
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
     expected = run(tmp_path / "whole", tree)
-    found = training.resume_run(folder)
+    found = resume_run(folder)
     assert found | dict.fromkeys(CLOCK) == expected | dict.fromkeys(CLOCK)
     assert scalars(folder) == scalars(tmp_path / "whole")
 
@@ -230,17 +231,17 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
 def test_a_run_that_is_alive_is_left_alone(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "LETTING_GO", 0.1)
+    monkeypatch.setattr(run_dir, "LETTING_GO", 0.1)
     data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
     process = start(tmp_path, *CNN, *data, "trainer.max_epochs=10000", "hydra.run.dir=run")
     while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file() and process.poll() is None:
         time.sleep(0.05)
     with pytest.raises(HorseHumanError, match=r"run is being trained by another process"):
-        training.resume_run(tmp_path / "run")
+        resume_run(tmp_path / "run")
     assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     printed_by(process)
-    with runs.alone(tmp_path / "run"):  # a process that died does not hold it
+    with run_dir.alone(tmp_path / "run"):  # a process that died does not hold it
         pass
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from horsehuman.data.folders import Record
+from horsehuman.data.records import Record, write_splits
 from horsehuman.errors import HorseHumanError
-from horsehuman.runs import claim, point_latest, write_splits, write_whole
+from horsehuman.run_dir import claim, point_latest, write_whole
 
 
 def test_a_folder_is_claimed_once(tmp_path: Path) -> None:

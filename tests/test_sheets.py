@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from horsehuman import HorseHumanError
-from horsehuman.data.folders import FIGURE
-from horsehuman.pictures import read_picture
-from horsehuman.sheets import training_recipe
+from horsehuman.data.contact_sheets import training_recipe
+from horsehuman.data.images import read_picture
+from horsehuman.data.records import FIGURE
 
 from . import commands
 

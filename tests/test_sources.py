@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from horsehuman import sources
-from horsehuman.pictures import PictureError
-from horsehuman.sources import expand, open_picture
+from horsehuman.data import sources
+from horsehuman.data.images import PictureError
+from horsehuman.data.sources import expand, open_picture
 from tests.commands import serving
 
 

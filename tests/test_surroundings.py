@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from horsehuman import load_classifier
-from horsehuman.data.folders import FIGURE
-from horsehuman.resuming import WholeFiles
+from horsehuman.data.records import FIGURE
+from horsehuman.training.callbacks import WholeFiles
 from tests.test_resume import CLOCK, CNN, INCEPTION, run, start
 
 NOBODY = 65534

@@ -12,18 +12,14 @@ import torch
 from hydra_config import compose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from horsehuman import (
-    CNNClassifier,
-    HorseHumanDataModule,
-    HorseHumanError,
-    building,
-    load_classifier,
-    training,
-)
-from horsehuman.data.augment import augment_each
-from horsehuman.data.embedding import view_key
-from horsehuman.pictures import read_picture
-from horsehuman.prediction import predict
+from horsehuman import CNNClassifier, HorseHumanDataModule, HorseHumanError, load_classifier
+from horsehuman.data.datasets import view_key
+from horsehuman.data.images import read_picture
+from horsehuman.data.transforms import augment_each
+from horsehuman.inference.predict import predict
+from horsehuman.training.build import build, build_trainer
+from horsehuman.training.run import keep_checkpoints
+from horsehuman.training.run import train as train_run
 
 CNN = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=2"]
 INCEPTION = [
@@ -42,7 +38,7 @@ def options(tree: Path) -> list[str]:
 
 def train(folder: Path, *overrides: str) -> dict[str, Any]:
     config = compose(*overrides)
-    return training.train(config, folder)
+    return train_run(config, folder)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -179,21 +175,21 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
 
     config = compose(*overrides)
     L.seed_everything(0, verbose=False)
-    model = building.build("model", config)
-    data = building.build("data", config, image_size=model.image_size, seed=0)
+    model = build("model", config)
+    data = build("data", config, image_size=model.image_size, seed=0)
     data.setup()
-    trainer = building.build_trainer(config, tmp_path / "parts", data)
+    trainer = build_trainer(config, tmp_path / "parts", data)
     trainer.callbacks[0].on_train_batch_start = stop_after_two
     with pytest.raises(Stopped):
         trainer.fit(model, datamodule=data)
     last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
 
-    model = building.build("model", config)
-    data = building.build("data", config, image_size=model.image_size, seed=0)
+    model = build("model", config)
+    data = build("data", config, image_size=model.image_size, seed=0)
     data.setup()
-    trainer = building.build_trainer(config, tmp_path / "parts", data)
+    trainer = build_trainer(config, tmp_path / "parts", data)
     trainer.fit(model, datamodule=data, ckpt_path=last)
-    training.keep_checkpoints(last.parent)
+    keep_checkpoints(last.parent)
     expected = weights(tmp_path / "whole")
     for name, value in weights(tmp_path / "parts").items():
         assert torch.equal(value, expected[name]), name

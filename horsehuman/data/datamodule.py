@@ -13,22 +13,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from horsehuman.data.archives import find_pictures
-from horsehuman.data.augment import augment_each, make_augment
-from horsehuman.data.embedding import Embed, check_views, embed_all, embed_views, view_key
-from horsehuman.data.folders import FIGURE, Record, describe, scan
-from horsehuman.data.loading import (
+from horsehuman.data.datasets import (
     Batch,
     Batches,
     DecodedBatches,
+    Embed,
     EpochSampler,
     KeptBatches,
     Share,
+    check_views,
     decode_all,
+    embed_all,
+    embed_views,
     make_loader,
+    view_key,
 )
-from horsehuman.data.splits import assign_splits
+from horsehuman.data.records import FIGURE, Record, assign_splits, describe, scan
+from horsehuman.data.transforms import augment_each, make_augment
+from horsehuman.distributed import world_size
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, shown
-from horsehuman.processes import world_size
 
 log = logging.getLogger(__name__)
 

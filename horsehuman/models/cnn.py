@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from horsehuman.errors import HorseHumanError, check_flag, check_number, check_widths
-from horsehuman.models.layers import Pool, dense_layers, initialise
-from horsehuman.models.network import Network
-from horsehuman.models.preprocess import Preprocess
+from horsehuman.models.base import Network, Pool, Preprocess, dense_layers, initialise
 
 
 class CNN(Network):

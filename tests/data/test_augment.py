@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from horsehuman.data.augment import Augment
+from horsehuman.data.transforms import Augment
 from horsehuman.errors import HorseHumanError
 
 
@@ -42,7 +42,7 @@ def test_geometry_is_keras_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.tensor([[zoom[1], zoom[0]]]),
         ]
     )
-    monkeypatch.setattr("horsehuman.data.augment._between", lambda *args: next(draws))
+    monkeypatch.setattr("horsehuman.data.transforms._between", lambda *args: next(draws))
     found = Augment(zoom_per_axis=True)._maps(1, torch.device("cpu"))[0]
 
     rotate = torch.tensor(

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from horsehuman import HorseHumanDataModule, HorseHumanError
-from horsehuman.data.folders import FIGURE
-from horsehuman.data.splits import assign_splits
+from horsehuman.data.records import FIGURE, assign_splits
 
 
 def make(tree: Path, **options: object) -> HorseHumanDataModule:

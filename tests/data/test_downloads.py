@@ -12,9 +12,8 @@ from typing import ClassVar
 
 import pytest
 
-from horsehuman import sources
-from horsehuman.data import downloads
-from horsehuman.data.downloads import Archive, download_archives
+from horsehuman.data import archives, sources
+from horsehuman.data.archives import Archive, download_archives
 from horsehuman.errors import HorseHumanError
 from tests.commands import serving
 
@@ -63,9 +62,9 @@ def _small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     Handler.asked.clear()
     for key, (name, content) in zip(("train", "test"), FILES.items(), strict=True):
         archive = Archive(name, hashlib.sha256(content).hexdigest())
-        monkeypatch.setitem(downloads.ARCHIVES, key, archive)
-    monkeypatch.setattr(downloads, "RETRIES", 0)
-    monkeypatch.setattr(downloads, "GRACE", 1)
+        monkeypatch.setitem(archives.ARCHIVES, key, archive)
+    monkeypatch.setattr(archives, "RETRIES", 0)
+    monkeypatch.setattr(archives, "GRACE", 1)
     monkeypatch.setattr(sources, "PATIENCE", 1)
 
 
@@ -113,7 +112,7 @@ def test_what_is_redirected_or_there_already(server: str, tmp_path: Path) -> Non
 def test_a_mirror_is_asked_again(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(downloads, "RETRIES", 1)
+    monkeypatch.setattr(archives, "RETRIES", 1)
     check_whole(download_archives(tmp_path, [f"{server}/flaky/"]))
     assert Handler.asked["flaky"] == 4
     assert "mirror" not in caplog.text

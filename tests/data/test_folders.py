@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from horsehuman.data.folders import scan
+from horsehuman.data.records import scan
 from horsehuman.errors import HorseHumanError
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from horsehuman.data.archives import box_archives, unpack
-from horsehuman.data.folders import FIGURE, Record, scan
-from horsehuman.data.splits import assign_splits, parts_by_group
+from horsehuman.data.records import FIGURE, Record, assign_splits, parts_by_group, scan
 from horsehuman.errors import HorseHumanError
 
 DEFAULT = {

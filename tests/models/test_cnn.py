@@ -94,7 +94,7 @@ def test_an_answer_does_not_depend_on_where_a_figure_looks() -> None:
 def test_resizing_is_part_of_the_network() -> None:
     model = CNN(image_size=32, channels=[4]).eval()
     large = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
-    from horsehuman.resize import resize
+    from horsehuman.data.transforms import resize
 
     assert torch.equal(model(large), model(resize(large, 32)))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from horsehuman import InceptionClassifier
-from horsehuman.models.features import FeatureCache, cache_key
+from horsehuman.models.feature_cache import FeatureCache, cache_key
 from horsehuman.models.inception import Inception
 
 

@@ -10,10 +10,9 @@ import timm
 import torch
 
 from horsehuman import HorseHumanDataModule, HorseHumanError, InceptionClassifier
-from horsehuman.data.folders import FIGURE
-from horsehuman.models.inception import FrozenBackbone, Inception
-from horsehuman.models.weights import Trunk, box_trunk, read_trunk
-from horsehuman.resize import resize
+from horsehuman.data.records import FIGURE
+from horsehuman.data.transforms import resize
+from horsehuman.models.inception import FrozenBackbone, Inception, Trunk, box_trunk, read_trunk
 
 SMALL = 96
 

@@ -5,8 +5,8 @@ import timm
 import torch
 
 from horsehuman import HorseHumanError
-from horsehuman.models.preprocess import Preprocess
-from horsehuman.resize import resize
+from horsehuman.data.transforms import resize
+from horsehuman.models.base import Preprocess
 
 
 def test_scales_and_normalises_like_timm() -> None:

@@ -1,0 +1,116 @@
+"""What the processes of one run tell each other; one process alone is a group of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from horsehuman.errors import HorseHumanError, PeerGoneError, first_line
+
+T = TypeVar("T")
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Be one of the processes that the environment tells of, as torchrun sets it.
+
+    Gloo connects the CPUs and NCCL the GPUs. Where the environment tells of one, nothing happens.
+
+    Raises:
+        HorseHumanError: They cannot be connected.
+        PeerGoneError: Another process has ended before its time.
+    """
+    if process_count() == 1:
+        yield
+        return
+    try:
+        distributed.init_process_group()
+    except (RuntimeError, ValueError) as error:
+        raise HorseHumanError(f"the processes cannot be connected: {first_line(error)}") from error
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error).lower():
+            reason = f"another process of this run is gone ({first_line(error)})"
+            raise PeerGoneError(reason) from error
+        raise
+    distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, from 0 on."""
+    return distributed.get_rank() if _is_joined() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if _is_joined() else 1
+
+
+def _is_joined() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def of_first(value: T) -> T:
+    """What the first process gave here; all of them must come here."""
+    values = [value]
+    if world_size() > 1:
+        distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def of_all(value: T) -> list[T]:
+    """What each process gave here, in their order; all of them must come here."""
+    values: list[T] = [value] * world_size()
+    if world_size() > 1:
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def share(count: int) -> range:
+    """Which of ``count`` items are this process's: each is one process's."""
+    return range(rank(), count, world_size())
+
+
+def whole(part: Tensor) -> Tensor:
+    """From what each process found for its :func:`share`, ``(n, ...)``, all of it, in order."""
+    if world_size() == 1:
+        return part
+    parts = of_all(part)
+    found = part.new_empty(sum(map(len, parts)), *part.shape[1:])
+    for first, values in enumerate(parts):
+        found[first :: world_size()] = values
+    return found
+
+
+def same_buffers(module: nn.Module) -> None:
+    """Give all processes the first one's buffers: each has seen other batches."""
+    if world_size() > 1:
+        with torch.no_grad():
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)
+
+
+def process_count() -> int:
+    """How many processes this run has, as torchrun's environment tells."""
+    return _told("WORLD_SIZE", 1) if "RANK" in os.environ else 1
+
+
+def process_number() -> int:
+    """Which of them this is, from 0 on."""
+    return _told("RANK", 0) if process_count() > 1 else 0
+
+
+def process_on_machine() -> int:
+    """Which of those on this machine this is, from 0 on."""
+    return _told("LOCAL_RANK", 0) if process_count() > 1 else 0
+
+
+def _told(name: str, otherwise: int) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() else otherwise
