@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 import horsehuman
-from horsehuman.errors import HorseHumanError, one_line, shown
-from horsehuman.runtime import Interrupted, raise_on_signals, show_notes
+from horsehuman.errors import HorseHumanError, one_line, printable
+from horsehuman.runtime import Interrupted, log_to_stderr, raise_on_signals
 
 app = typer.Typer(
     name="horsehuman",
@@ -189,9 +189,9 @@ def explain(
     One picture is drawn with what each layer sees of it, several make a contact sheet.
     """
     _begin()
-    from horsehuman.inference.explain import draw
+    from horsehuman.inference.explain import explain_and_draw
 
-    if not draw(model, pictures, layer, out, force=force):
+    if not explain_and_draw(model, pictures, layer, out, force=force):
         raise typer.Exit(1)
 
 
@@ -207,9 +207,9 @@ def data(
 ) -> None:
     """Count pictures and draw them: a sheet for each class and split, a row for each group."""
     _begin()
-    from horsehuman.data.contact_sheets import show_set
+    from horsehuman.data.contact_sheets import show_images
 
-    if not show_set(data, group_pattern, out, augmented=augmented, force=force):
+    if not show_images(data, group_pattern, out, augmented=augmented, force=force):
         raise typer.Exit(1)
 
 
@@ -227,12 +227,12 @@ def export(
     from horsehuman.inference.export import export as write
 
     found = write(model, form, out, force=force)
-    print(f"{shown(out)}: {out.stat().st_size / 1e6:.1f} MB")
+    print(f"{printable(out)}: {out.stat().st_size / 1e6:.1f} MB")
     print(f"largest difference to the checkpoint, of probabilities and strangeness: {found:.1g}")
 
 
 @app.command(epilog="Example: horsehuman card --model outputs/cnn/latest --folder upload")
-def card(
+def model_card(
     model: Model = "inception",
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Report of evaluate [the run's, if any].")
@@ -245,15 +245,15 @@ def card(
 ) -> None:
     """Print a model card, every figure of it out of the classifier's files."""
     _begin()
-    from horsehuman.inference.hub import card as write
-    from horsehuman.inference.hub import write_folder
+    from horsehuman.inference.hub import model_card as write
+    from horsehuman.inference.hub import write_hub_folder
 
     text = write(model, report)
     if folder is None:
         print(text, end="")
     else:
-        write_folder(model, folder, text, force=force)
-        print(shown(folder))
+        write_hub_folder(model, folder, text, force=force)
+        print(printable(folder))
 
 
 @app.command(epilog="Example: horsehuman demo --port 8000")
@@ -299,7 +299,7 @@ def cache(
 
 def _begin() -> None:
     """What comes before a command's first tensor."""
-    show_notes()
+    log_to_stderr()
     from horsehuman.runtime import keep_freed_memory
 
     keep_freed_memory()

@@ -9,27 +9,27 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from horsehuman.errors import shown
+from horsehuman.errors import printable
 
 #: Bins of the calibration error, of equal width.
-BINS = 15
+CALIBRATION_BINS = 15
 
 Floats = NDArray[np.float64]
 
 
-class Answer(NamedTuple):
+class Scores(NamedTuple):
     """What a network says of a picture.
 
     Attributes:
         logit: Calibrated.
         probability: Of class 1: the logit's sigmoid.
-        strangeness: How far it is from all training pictures, where the network can tell; from 1
+        neither_score: How far it is from all training pictures, where the network can tell; from 1
             on it is neither class.
     """
 
     logit: float
     probability: float
-    strangeness: float = 0.0
+    neither_score: float = 0.0
 
 
 class Classifier(Protocol):
@@ -44,13 +44,13 @@ class Classifier(Protocol):
         """Probability from which on a picture is of class 1."""
 
     @property
-    def certain_from(self) -> float:
+    def confidence_threshold(self) -> float:
         """Probability of an answer, at least 0.5, below which it is unsure."""
 
-    def read(self, picture: NDArray[np.uint8]) -> Any:
-        """Make of a picture, ``(H, W, 3)``, what :meth:`answer` takes."""
+    def preprocess(self, picture: NDArray[np.uint8]) -> Any:
+        """Make of a picture, ``(H, W, 3)``, what :meth:`score` takes."""
 
-    def answer(self, pictures: Sequence[Any]) -> list[Answer]:
+    def score(self, pictures: Sequence[Any]) -> list[Scores]:
         """Answer a batch."""
 
 
@@ -76,27 +76,27 @@ class Prediction:
     error: str = ""
 
 
-def prediction_of(
-    classifier: Classifier, source: str, answer: Answer, always_answer: bool = False
+def decide(
+    classifier: Classifier, source: str, answer: Scores, always_answer: bool = False
 ) -> Prediction:
     """What an answer means."""
-    if answer.strangeness >= 1 and not always_answer:
+    if answer.neither_score >= 1 and not always_answer:
         return Prediction(source, "", float("nan"), answer.logit, "neither")
     label = int(answer.probability >= classifier.threshold)
     share = answer.probability if label else 1 - answer.probability
-    unsure = share < classifier.certain_from and not always_answer
+    unsure = share < classifier.confidence_threshold and not always_answer
     name = classifier.class_names[label]
     return Prediction(source, name, share, answer.logit, "unsure" if unsure else "ok")
 
 
-def describe(prediction: Prediction) -> str:
+def format_prediction(prediction: Prediction) -> str:
     """What a prediction says, for a person: ``horses  99.10%``, ``unsure (horses 55.00%)``."""
     if prediction.status in ("neither", "error"):
         return prediction.status
-    answer = f"{shown(prediction.class_name)}  {prediction.probability:7.2%}"
+    answer = f"{printable(prediction.class_name)}  {prediction.probability:7.2%}"
     return answer if prediction.status == "ok" else f"unsure ({' '.join(answer.split())})"
 
 
-def bins_of(probabilities: Floats) -> NDArray[np.int64]:
-    """Which of :data:`BINS` bins of equal width each probability falls into."""
-    return np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
+def calibration_bins(probabilities: Floats) -> NDArray[np.int64]:
+    """Which of :data:`CALIBRATION_BINS` bins of equal width each probability falls into."""
+    return np.minimum((probabilities * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Be one of the processes that the environment tells of, as torchrun sets it.
 
     Gloo connects the CPUs and NCCL the GPUs. Where the environment tells of one, nothing happens.
@@ -25,7 +25,7 @@ def joined() -> Iterator[None]:
         HorseHumanError: They cannot be connected.
         PeerGoneError: Another process has ended before its time.
     """
-    if process_count() == 1:
+    if env_world_size() == 1:
         yield
         return
     try:
@@ -44,19 +44,19 @@ def joined() -> Iterator[None]:
 
 def rank() -> int:
     """This process's number, from 0 on."""
-    return distributed.get_rank() if _is_joined() else 0
+    return distributed.get_rank() if _is_initialized() else 0
 
 
 def world_size() -> int:
     """How many processes there are."""
-    return distributed.get_world_size() if _is_joined() else 1
+    return distributed.get_world_size() if _is_initialized() else 1
 
 
-def _is_joined() -> bool:
+def _is_initialized() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def of_first(value: T) -> T:
+def broadcast(value: T) -> T:
     """What the first process gave here; all of them must come here."""
     values = [value]
     if world_size() > 1:
@@ -64,7 +64,7 @@ def of_first(value: T) -> T:
     return values[0]
 
 
-def of_all(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """What each process gave here, in their order; all of them must come here."""
     values: list[T] = [value] * world_size()
     if world_size() > 1:
@@ -72,23 +72,23 @@ def of_all(value: T) -> list[T]:
     return values
 
 
-def share(count: int) -> range:
+def shard_indices(count: int) -> range:
     """Which of ``count`` items are this process's: each is one process's."""
     return range(rank(), count, world_size())
 
 
-def whole(part: Tensor) -> Tensor:
-    """From what each process found for its :func:`share`, ``(n, ...)``, all of it, in order."""
+def gather_sharded(part: Tensor) -> Tensor:
+    """From what each process found for its :func:`shard_indices`, ``(n, ...)``, all of it, in order."""
     if world_size() == 1:
         return part
-    parts = of_all(part)
+    parts = all_gather(part)
     found = part.new_empty(sum(map(len, parts)), *part.shape[1:])
     for first, values in enumerate(parts):
         found[first :: world_size()] = values
     return found
 
 
-def same_buffers(module: nn.Module) -> None:
+def sync_buffers(module: nn.Module) -> None:
     """Give all processes the first one's buffers: each has seen other batches."""
     if world_size() > 1:
         with torch.no_grad():
@@ -96,21 +96,21 @@ def same_buffers(module: nn.Module) -> None:
                 distributed.broadcast(buffer, 0)
 
 
-def process_count() -> int:
+def env_world_size() -> int:
     """How many processes this run has, as torchrun's environment tells."""
-    return _told("WORLD_SIZE", 1) if "RANK" in os.environ else 1
+    return _read_env("WORLD_SIZE", 1) if "RANK" in os.environ else 1
 
 
-def process_number() -> int:
+def env_rank() -> int:
     """Which of them this is, from 0 on."""
-    return _told("RANK", 0) if process_count() > 1 else 0
+    return _read_env("RANK", 0) if env_world_size() > 1 else 0
 
 
-def process_on_machine() -> int:
+def env_local_rank() -> int:
     """Which of those on this machine this is, from 0 on."""
-    return _told("LOCAL_RANK", 0) if process_count() > 1 else 0
+    return _read_env("LOCAL_RANK", 0) if env_world_size() > 1 else 0
 
 
-def _told(name: str, otherwise: int) -> int:
+def _read_env(name: str, otherwise: int) -> int:
     value = os.environ.get(name, "")
     return int(value) if value.isdigit() else otherwise

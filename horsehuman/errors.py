@@ -26,7 +26,7 @@ class PeerGoneError(HorseHumanError):
 def one_line(error: Exception) -> str:
     """The text of an error; of one from a worker process, the last line of its traceback."""
     if isinstance(error, OSError):
-        place = f": {shown(error.filename)}" if error.filename else ""
+        place = f": {printable(error.filename)}" if error.filename else ""
         return f"{error.strerror or error}{place}"
     return str(error).strip().splitlines()[-1].removeprefix("horsehuman.data.images.PictureError: ")
 
@@ -36,7 +36,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def shown(path: object) -> str:
+def printable(path: object) -> str:
     """Write a name on one line: control characters and broken encodings are escaped."""
     text = os.fsdecode(path) if isinstance(path, bytes) else str(path)
     return text if text.isprintable() else ascii(text)

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
-from horsehuman.decision import BINS, Floats, bins_of
-from horsehuman.errors import shown
-from horsehuman.run_dir import write_whole
+from horsehuman.decision import CALIBRATION_BINS, Floats, calibration_bins
+from horsehuman.errors import printable
+from horsehuman.run_dir import write_atomic
 
 #: Colours that the colour-blind tell apart (Okabe and Ito 2008): class 0, class 1, others.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -40,12 +40,12 @@ STYLE: Any = {
 
 def literal(text: str) -> str:
     """Foreign text, such as a file's name, as it is: no formula, and nothing that cannot print."""
-    return "\n".join(map(shown, text.split("\n"))).replace("$", r"\$")
+    return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
-    write_whole(path, lambda file: figure.savefig(file, format="png"))
+    write_atomic(path, lambda file: figure.savefig(file, format="png"))
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
@@ -130,7 +130,7 @@ def _curves(
 def _reliability(
     axes: Axes, probabilities: Floats, labels: NDArray[np.int64], names: Sequence[str]
 ) -> None:
-    bins = bins_of(probabilities)
+    bins = calibration_bins(probabilities)
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
     for index in np.unique(bins):
         there = bins == index
@@ -139,7 +139,7 @@ def _reliability(
         axes.annotate(str(count), (x, y), (0, 9), textcoords="offset points", ha="center",
                       fontsize=7, color=GREY)  # fmt: skip
     axes.set(
-        title=f"Reliability, {BINS} bins, pictures in each",
+        title=f"Reliability, {CALIBRATION_BINS} bins, pictures in each",
         xlabel=f"probability of {names[1]}",
         ylabel=f"share of {names[1]}",
         xlim=(-0.04, 1.04),

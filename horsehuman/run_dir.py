@@ -15,19 +15,19 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from horsehuman.errors import HorseHumanError, shown
-from horsehuman.runtime import IN_THE_BOX
+from horsehuman.errors import HorseHumanError, printable
+from horsehuman.runtime import BUNDLED
 
 log = logging.getLogger(__name__)
 
 #: Seconds within which what a process that was killed has started notices that, and ends.
-LETTING_GO = 15.0
+LOCK_TIMEOUT = 15.0
 
 #: What ``horsehuman evaluate`` writes.
-EVALUATION = ("metrics.json", "predictions.csv", "report.png", "pictures.png")
+EVALUATION_FILES = ("metrics.json", "predictions.csv", "report.png", "pictures.png")
 
 
-def claim(folder: Path) -> None:
+def create_run_dir(folder: Path) -> None:
     """Take a folder for a new run.
 
     Raises:
@@ -37,18 +37,18 @@ def claim(folder: Path) -> None:
         (folder / "checkpoints").mkdir(parents=True)
     except FileExistsError as error:
         raise HorseHumanError(
-            f"{shown(folder)} holds a run already: start again, or name another folder with "
+            f"{printable(folder)} holds a run already: start again, or name another folder with "
             "hydra.run.dir=DIR"
         ) from error
     except OSError as error:
         raise HorseHumanError(
-            f"cannot write into {shown(folder)}: {error.strerror}; name another folder with "
+            f"cannot write into {printable(folder)}: {error.strerror}; name another folder with "
             "hydra.run.dir=DIR"
         ) from error
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def lock_run(folder: Path) -> Iterator[None]:
     """Let no other process train into a run's folder meanwhile; a process that dies lets go of it.
 
     Raises:
@@ -56,20 +56,22 @@ def alone(folder: Path) -> Iterator[None]:
     """
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=LETTING_GO)
+        lock.acquire(timeout=LOCK_TIMEOUT)
     except Timeout as error:
         raise HorseHumanError(
-            f"{shown(folder)} is being trained by another process: let it end, or end it"
+            f"{printable(folder)} is being trained by another process: let it end, or end it"
         ) from error
     except NotImplementedError:
-        log.warning("%s is on a disk without locks: let no other process train it", shown(folder))
+        log.warning(
+            "%s is on a disk without locks: let no other process train it", printable(folder)
+        )
     try:
         yield
     finally:
         lock.release()
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file aside, sync it to the disk and rename it: it is there whole or not at all."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -85,15 +87,15 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what :func:`write_whole` was writing when its process was killed."""
+def remove_partial_files(folder: Path) -> None:
+    """Remove what :func:`write_atomic` was writing when its process was killed."""
     for aside in folder.glob(".*.*.*"):
         aside.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file with this content, whole or not at all."""
-    write_whole(path, lambda file: file.write(content))
+    write_atomic(path, lambda file: file.write(content))
 
 
 def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
@@ -131,7 +133,7 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
     return folder / "metrics.json"
 
 
-def point_latest(folder: Path) -> None:
+def link_latest(folder: Path) -> None:
     """Let ``latest``, beside the folder of a run or of its sweep, point to the run."""
     top = folder.parent.parent if folder.parent.name.startswith("sweep_") else folder.parent
     link, aside = top / "latest", top / f".latest-{os.getpid()}"
@@ -140,10 +142,10 @@ def point_latest(folder: Path) -> None:
         aside.replace(link)
     except OSError as error:  # Windows without the right to link; a folder of that name
         aside.unlink(missing_ok=True)
-        log.info("%s is not updated: %s", shown(link), error.strerror)
+        log.info("%s is not updated: %s", printable(link), error.strerror)
 
 
-def free_path(path: Path, is_taken: Callable[[Path], bool], *, is_folder: bool = False) -> Path:
+def unused_path(path: Path, is_taken: Callable[[Path], bool], *, is_folder: bool = False) -> Path:
     """The path, or with the first number behind its name, from 2 on, that is not taken."""
     ending = "" if is_folder else path.suffix
     found, number = path, 2
@@ -153,7 +155,7 @@ def free_path(path: Path, is_taken: Callable[[Path], bool], *, is_folder: bool =
     return found
 
 
-def check_free(path: Path, *, force: bool) -> None:
+def check_output_file(path: Path, *, force: bool) -> None:
     """Check the file that ``--out`` names before any work is done for it.
 
     Raises:
@@ -161,14 +163,20 @@ def check_free(path: Path, *, force: bool) -> None:
             folder.
     """
     if path.exists() and not path.is_file():
-        raise HorseHumanError(f"--out {shown(path)} is a folder or a device: name a file")
+        raise HorseHumanError(f"--out {printable(path)} is a folder or a device: name a file")
     if not path.parent.is_dir():
-        raise HorseHumanError(f"--out {shown(path)}: there is no folder {shown(path.parent)}")
+        raise HorseHumanError(
+            f"--out {printable(path)}: there is no folder {printable(path.parent)}"
+        )
     if path.exists() and not force:
-        raise HorseHumanError(f"--out {shown(path)} is there already: name another, or add --force")
+        raise HorseHumanError(
+            f"--out {printable(path)} is there already: name another, or add --force"
+        )
 
 
-def report_folder(given: Path | None, default: Path, *, force: bool, report: Sequence[str]) -> Path:
+def create_report_dir(
+    given: Path | None, default: Path, *, force: bool, report: Sequence[str]
+) -> Path:
     """Make the folder of a report; one that holds a report already is not written over.
 
     Args:
@@ -184,12 +192,12 @@ def report_folder(given: Path | None, default: Path, *, force: bool, report: Seq
     def holds_report(folder: Path) -> bool:
         return folder.is_file() or any(any(folder.glob(pattern)) for pattern in report)
 
-    folder = given or free_path(default, holds_report, is_folder=True)
+    folder = given or unused_path(default, holds_report, is_folder=True)
     if is_run(folder):
-        raise HorseHumanError(f"--out {shown(folder)} is a run: name another folder")
+        raise HorseHumanError(f"--out {printable(folder)} is a run: name another folder")
     if not force and holds_report(folder):
         raise HorseHumanError(
-            f"--out {shown(folder)} holds a report already: name another folder, or add --force"
+            f"--out {printable(folder)} holds a report already: name another folder, or add --force"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -197,12 +205,12 @@ def report_folder(given: Path | None, default: Path, *, force: bool, report: Seq
         (folder / ".writable").unlink()
     except OSError as error:
         raise HorseHumanError(
-            f"cannot write into {shown(folder)}: {error.strerror}; name another folder with --out"
+            f"cannot write into {printable(folder)}: {error.strerror}; name another folder with --out"
         ) from error
     return folder
 
 
-def evaluation_folder(model: str, split: str | None, data: str | None = None) -> Path:
+def evaluation_dir(model: str, split: str | None, data: str | None = None) -> Path:
     """Where an evaluation of a classifier goes, unless the user says otherwise.
 
     Args:
@@ -210,14 +218,14 @@ def evaluation_folder(model: str, split: str | None, data: str | None = None) ->
         split: Of the run's own pictures.
         data: Other pictures, if any.
     """
-    run = None if data else run_of(model)
+    run = None if data else find_run(model)
     if run:
         return run / f"evaluate-{split}"
-    name = model if model in IN_THE_BOX else Path(model).expanduser().resolve().name
+    name = model if model in BUNDLED else Path(model).expanduser().resolve().name
     return Path("outputs/evaluate") / name
 
 
-def newest_evaluation(model: str, root: Path | None) -> Path:
+def latest_evaluation(model: str, root: Path | None) -> Path:
     """The newest report on a classifier's test set, under its own name or one with a number.
 
     Args:
@@ -228,7 +236,7 @@ def newest_evaluation(model: str, root: Path | None) -> Path:
     Returns:
         Its folder; where there is none, the one that it would have.
     """
-    default = evaluation_folder(model, "test")
+    default = evaluation_dir(model, "test")
     numbered = re.compile(rf"{re.escape(default.name)}(-[0-9]+)?")
     found = {
         path.parent: path.stat().st_mtime
@@ -249,9 +257,9 @@ def is_run(folder: Path) -> bool:
     return (folder / "splits.csv").is_file()
 
 
-def run_of(model: str) -> Path | None:
+def find_run(model: str) -> Path | None:
     """The folder of the run that a classifier comes from, where that is known."""
-    if model in IN_THE_BOX:
+    if model in BUNDLED:
         return None
     path = Path(model).expanduser()
     folders = [path] if path.is_dir() else [path.parent.parent]

@@ -30,13 +30,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.errors import HorseHumanError, printable
 
 #: The trained classifiers in the package.
-IN_THE_BOX = ("inception", "cnn")
+BUNDLED = ("inception", "cnn")
 
 #: The pretrained trunk in the package.
-TRUNK = "inception_v3_trunk.safetensors"
+BACKBONE_FILE = "inception_v3_trunk.safetensors"
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -174,18 +174,18 @@ def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
     return found
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """A figure, or that it is undefined."""
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def span(bounds: Sequence[float | None]) -> str:
+def format_interval(bounds: Sequence[float | None]) -> str:
     """An interval; nothing where it is not defined."""
     low, high = bounds
     return "" if low is None or high is None else f"{low:.4f} - {high:.4f}"
 
 
-def show_notes() -> None:
+def log_to_stderr() -> None:
     """Print what the package logs as plain lines on stderr; for commands, not for libraries."""
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # ours is another
     handler = logging.StreamHandler(sys.stderr)
@@ -196,7 +196,7 @@ def show_notes() -> None:
     logger.propagate = False
 
 
-def be_silent() -> None:
+def silence() -> None:
     """Show nothing more on the terminal: another process of the same run says it."""
     global _silent
     _silent = True
@@ -242,7 +242,7 @@ def show_cache(*, clear: bool = False) -> None:
     Raises:
         HorseHumanError: Something cannot be read or removed.
     """
-    print(shown(cache_dir()))
+    print(printable(cache_dir()))
     try:
         for name, (what, patterns) in CACHED.items():
             found = [path for each in patterns for path in (cache_dir() / name).glob(each)]
@@ -251,7 +251,7 @@ def show_cache(*, clear: bool = False) -> None:
             for path in found if clear else ():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
-        place = shown(error.filename or cache_dir())
+        place = printable(error.filename or cache_dir())
         what = "empty" if clear else "look into"
         raise HorseHumanError(f"cannot {what} {place}: {error.strerror}") from error
     if clear:

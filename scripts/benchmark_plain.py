@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import BinaryAccuracy
 from torchvision import datasets, transforms
 
-from horsehuman.data.archives import box_archives, unpack
-from horsehuman.models.inception import box_trunk
+from horsehuman.data.archives import bundled_archives, unpack
+from horsehuman.models.inception import bundled_backbone
 
 BATCH = 32
 
@@ -35,7 +35,7 @@ def plain_cnn() -> nn.Sequential:
 def plain_trunk() -> Any:
     """Timm's Inception-v3 up to ``Mixed_6e`` with the weights of the box, frozen."""
     trunk = timm.create_model("inception_v3", features_only=True, out_indices=(3,))
-    trunk.load_state_dict(safetensors.torch.load_file(box_trunk()))
+    trunk.load_state_dict(safetensors.torch.load_file(bundled_backbone()))
     return trunk.eval().requires_grad_(False)
 
 
@@ -90,5 +90,5 @@ def plain_loader(model: str, split: str) -> DataLoader[Any]:
             transforms.RandomHorizontalFlip(),
         ]
     steps += [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
-    folder = datasets.ImageFolder(unpack(box_archives()) / split, transforms.Compose(steps))
+    folder = datasets.ImageFolder(unpack(bundled_archives()) / split, transforms.Compose(steps))
     return DataLoader(folder, BATCH, shuffle=split == "train", num_workers=2)

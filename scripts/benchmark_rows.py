@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from horsehuman.data.archives import box_archives, unpack
+from horsehuman.data.archives import bundled_archives, unpack
 
 SCRIPTS = Path(__file__).resolve().parent
 
@@ -181,7 +181,7 @@ def inception(bench: Bench) -> list[Row]:
 
 def predict(bench: Bench) -> list[Row]:
     """One picture, cold, from a checkpoint and from an ONNX file; and many."""
-    picture = str(next((unpack(box_archives()) / "test" / "horses").glob("*.webp")))
+    picture = str(next((unpack(bundled_archives()) / "test" / "horses").glob("*.webp")))
     ours, bare, other = [], [], []
     model = "cnn" if bench.short else "inception"
     bench.command("-m", "horsehuman", "export", "--model", model, "--out", "box.onnx")

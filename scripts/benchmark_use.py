@@ -17,7 +17,7 @@ from hydra_config import compose
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from horsehuman import load_classifier
-from horsehuman.data.archives import box_archives, unpack
+from horsehuman.data.archives import bundled_archives, unpack
 from horsehuman.data.images import read_picture
 from horsehuman.inference.predict import predict
 from horsehuman.training import tensorboard
@@ -40,7 +40,7 @@ def logging(way: str, steps: int) -> dict[str, float]:
 
         return wrapper
 
-    for name in ("log_start", "log_held_out", "log_hyperparameters"):
+    for name in ("log_run_inputs", "log_validation_report", "log_hyperparameters"):
         setattr(tensorboard, name, timed(getattr(tensorboard, name)))
     TensorBoardLogger.log_metrics = timed(TensorBoardLogger.log_metrics)  # type: ignore[method-assign]
     TensorBoardLogger.save = timed(TensorBoardLogger.save)  # type: ignore[method-assign]
@@ -71,20 +71,20 @@ def throughput(model: str, count: int, steps: int) -> dict[str, float]:
         steps: With one alone each piece runs once, otherwise three times.
     """
     classifier = load_classifier(model)
-    paths = sorted((unpack(box_archives()) / "train").rglob("*.webp"))[:count]
+    paths = sorted((unpack(bundled_archives()) / "train").rglob("*.webp"))[:count]
     pictures: list[Any] = []
 
     def decode() -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            pictures[:] = pool.map(lambda path: classifier.read(read_picture(path)), paths)
+            pictures[:] = pool.map(lambda path: classifier.preprocess(read_picture(path)), paths)
 
     def look() -> None:
         for start in range(0, len(pictures), 32):
-            classifier.answer(pictures[start : start + 32])
+            classifier.score(pictures[start : start + 32])
 
     def loop() -> None:
         for path in paths:
-            classifier.answer([classifier.read(read_picture(path))])
+            classifier.score([classifier.preprocess(read_picture(path))])
 
     calls: dict[str, Callable[[], object]] = {
         "decode": decode,

@@ -28,11 +28,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from horsehuman import InceptionClassifier
-from horsehuman.data.datasets import EpochSampler, KeptBatches, make_loader
+from horsehuman.data.datasets import EpochSampler, InMemoryDataset, make_loader
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import Inception
 from horsehuman.runtime import keep_freed_memory
-from horsehuman.training.build import build, quiet
+from horsehuman.training.build import build, silence_lightning
 from horsehuman.training.callbacks import AverageWeights
 
 TRAIN, OFFICIAL, EPOCHS = 834, 256, 25
@@ -144,9 +144,9 @@ def head_step(way: str, steps: int) -> dict[str, float]:
 
         return {"seconds": fastest(epoch, steps) / (TRAIN // BATCH)}
 
-    quiet()
+    silence_lightning()
     order = EpochSampler(TRAIN, BATCH, 0, lambda: 0)
-    loader = make_loader(KeptBatches(features, labels, range(TRAIN)), order, BATCH, 0)
+    loader = make_loader(InMemoryDataset(features, labels, range(TRAIN)), order, BATCH, 0)
     clock = EpochClock()
     trainer = L.Trainer(
         max_epochs=steps + 2,
@@ -163,7 +163,7 @@ def cnn_epoch(way: str, steps: int) -> dict[str, float]:
         return epoch_of_plain("cnn", steps)
 
     config = compose("model=cnn")
-    quiet()
+    silence_lightning()
     model = build("model", config)
     data = build("data", config, image_size=model.image_size, seed=0)
     data.prepare_data()
@@ -185,7 +185,7 @@ def inception_run(way: str, steps: int) -> dict[str, float]:
 
 def epoch_of_plain(model: str, steps: int) -> dict[str, float]:
     """Time some batches of Lightning's own loop and extrapolate to an epoch, and to 25."""
-    quiet()
+    silence_lightning()
     clock = BatchClock()
     trainer = L.Trainer(
         max_epochs=1,

@@ -26,8 +26,8 @@ from PIL import Image
 
 from horsehuman.data.archives import download_archives, local_archives
 from horsehuman.errors import HorseHumanError
-from horsehuman.models.inception import CUTS, load_trunk, read_trunk
-from horsehuman.runtime import show_notes, track
+from horsehuman.models.inception import CUTS, load_pretrained, read_pretrained
+from horsehuman.runtime import log_to_stderr, track
 
 CUT = "Mixed_6e"
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", default="tv_in1k", help="timm tag or safetensors file")
     parser.add_argument("--out", type=Path, default=_assets(), metavar="DIR", help="target folder")
     given = parser.parse_args(arguments)
-    show_notes()
+    log_to_stderr()
     try:
         given.out.mkdir(parents=True, exist_ok=True)
         built = [pack_trunk(given.weights, given.out / "inception_v3_trunk.safetensors")]
@@ -85,7 +85,7 @@ def pack_trunk(source: str, target: Path) -> Path:
     trunk: Any = timm.create_model(
         "inception_v3", features_only=True, out_indices=(list(CUTS).index(CUT),)
     )
-    load_trunk(trunk, read_trunk(source), CUT)
+    load_pretrained(trunk, read_pretrained(source), CUT)
     tensors = {
         name: tensor.to(torch.float16 if tensor.ndim == 4 else tensor.dtype).contiguous()
         for name, tensor in trunk.state_dict().items()

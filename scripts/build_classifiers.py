@@ -23,7 +23,7 @@ from hydra_config import compose
 
 from horsehuman.errors import HorseHumanError, check_choice, one_line
 from horsehuman.models.checkpoint import find_checkpoint, load_classifier, write_checkpoint
-from horsehuman.runtime import IN_THE_BOX, keep_freed_memory, show_notes
+from horsehuman.runtime import BUNDLED, keep_freed_memory, log_to_stderr
 from horsehuman.training.run import train
 
 OVERRIDES = ["data.val_fraction=0", "test=false"]
@@ -34,14 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=" | ".join(IN_THE_BOX))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=" | ".join(BUNDLED))
     parser.add_argument("--out", type=Path, metavar="DIR", help="target folder [the package]")
     given = parser.parse_args(arguments)
-    show_notes()
+    log_to_stderr()
     keep_freed_memory()
     try:
-        for name in given.names or IN_THE_BOX:
-            check_choice("NAME", name, IN_THE_BOX)
+        for name in given.names or BUNDLED:
+            check_choice("NAME", name, BUNDLED)
             target = given.out / f"{name}.ckpt" if given.out else find_checkpoint(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             build(name, target)

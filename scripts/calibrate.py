@@ -28,17 +28,17 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from horsehuman.data.datasets import decode
-from horsehuman.data.image_sets import set_of_run
-from horsehuman.data.records import Record, scan
+from horsehuman.data.image_sets import read_run_images
+from horsehuman.data.records import Record, scan_folder
 from horsehuman.decision import Floats
-from horsehuman.errors import HorseHumanError, one_line, shown
-from horsehuman.evaluation.evaluate import answer
-from horsehuman.evaluation.metrics import point_metrics, share_of_groups
+from horsehuman.errors import HorseHumanError, one_line, printable
+from horsehuman.evaluation.evaluate import predict_labelled
+from horsehuman.evaluation.metrics import clopper_pearson_interval, point_metrics
 from horsehuman.models.base import Network
 from horsehuman.models.calibration import (
     ERROR_RATE,
-    choose_certain_from,
-    fit_reach,
+    fit_confidence_threshold,
+    fit_neither_threshold,
     fit_temperature,
 )
 from horsehuman.models.checkpoint import (
@@ -48,7 +48,7 @@ from horsehuman.models.checkpoint import (
     write_checkpoint,
 )
 from horsehuman.models.inception import Inception
-from horsehuman.runtime import keep_freed_memory, show_notes, track
+from horsehuman.runtime import keep_freed_memory, log_to_stderr, track
 from horsehuman.training.resume import load_config
 from horsehuman.training.run import train
 
@@ -64,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="folder of a run")
     given = parser.parse_args(arguments)
-    show_notes()
+    log_to_stderr()
     keep_freed_memory()
     try:
         found = calibrate(given.run, load_config(given.run))
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    print(f"written into {shown(find_checkpoint(given.run))}:")
+    print(f"written into {printable(find_checkpoint(given.run))}:")
     for name, value in found.items():
         print(f"{name:<55}{value if isinstance(value, int) else f'{value:.4f}'}")
     return 0
@@ -88,12 +88,12 @@ def calibrate(run: Path, config: DictConfig) -> dict[str, Any]:
     """
     path = find_checkpoint(run)
     network = load_classifier(path)
-    pictures = set_of_run(run)
+    pictures = read_run_images(run)
     records = [r for r in pictures.records if r.split != "test"]
     if names_validation(config):
         held_out = pictures.split("validation")
         check_groups(run, held_out.records, network)
-        found_there = answer(network, held_out)
+        found_there = predict_labelled(network, held_out)
         asked, logits = found_there.records, found_there.logits * network.settings["temperature"]
     else:
         check_groups(run, records, network)
@@ -102,14 +102,16 @@ def calibrate(run: Path, config: DictConfig) -> dict[str, Any]:
     groups_of = [record.group for record in asked]
     threshold = np.log(network.threshold / (1 - network.threshold))
     temperature = fit_temperature(logits - threshold, labels, groups_of)
-    certain = choose_certain_from((logits - threshold) / temperature, labels, groups_of)
-    found = summarise(logits, temperature, certain, labels, groups_of, network.threshold)
+    certain = fit_confidence_threshold((logits - threshold) / temperature, labels, groups_of)
+    found = summarize(logits, temperature, certain, labels, groups_of, network.threshold)
     settings: dict[str, Any] = {"temperature": temperature, "certain_from": certain}
     checkpoint = read_checkpoint(path)
     if isinstance(network, Inception) and network.settings["pool"] != "flatten":
         features = features_of(network, records)
         own = torch.tensor([record.label for record in records])
-        means, reach = fit_reach(features, own, [record.group for record in records], FOLDS)
+        means, reach = fit_neither_threshold(
+            features, own, [record.group for record in records], FOLDS
+        )
         checkpoint["state_dict"]["network.class_means"] = means
         settings["far_from"] = found["distance from which a picture is neither"] = reach
     checkpoint["hyper_parameters"].update(settings)
@@ -123,7 +125,7 @@ def names_validation(config: DictConfig) -> bool:
     data = config.data
     if data.source != "folder":
         return False
-    return any(r.split == "validation" for r in scan(Path(data.root), data.group_pattern)[1])
+    return any(r.split == "validation" for r in scan_folder(Path(data.root), data.group_pattern)[1])
 
 
 def check_groups(run: Path, records: Sequence[Record], network: Network) -> None:
@@ -132,7 +134,7 @@ def check_groups(run: Path, records: Sequence[Record], network: Network) -> None
         groups = len({record.group for record in records if record.label == label})
         if groups < FOLDS:
             raise HorseHumanError(
-                f"{shown(run)}: {groups} groups of {shown(name)} that are not the test's are fewer "
+                f"{printable(run)}: {groups} groups of {printable(name)} that are not the test's are fewer "
                 f"than {FOLDS}, and tell nothing of others"
             )
 
@@ -159,7 +161,7 @@ def held_out_logits(config: DictConfig) -> tuple[list[Record], Floats]:
             run = Path(folder) / "run"
             with contextlib.redirect_stdout(io.StringIO()):  # its report, of what is removed
                 train(own, run)
-            found = answer(load_classifier(run), set_of_run(run).split("validation"))
+            found = predict_labelled(load_classifier(run), read_run_images(run).split("validation"))
         records += found.records
         logits.append(found.logits)
     return records, np.concatenate(logits)
@@ -176,7 +178,7 @@ def features_of(network: Inception, records: Sequence[Record]) -> torch.Tensor:
     return torch.cat(found)
 
 
-def summarise(
+def summarize(
     logits: Floats,
     temperature: float,
     certain_from: float,
@@ -204,7 +206,7 @@ def summarise(
     found["share of errors that is aimed at"] = ERROR_RATE
     bad = len({group for group, error in zip(groups, wrong, strict=True) if error})
     found["groups with an error"] = bad
-    found["share of groups with an error, upper 97.5 % bound"] = share_of_groups(
+    found["share of groups with an error, upper 97.5 % bound"] = clopper_pearson_interval(
         bad, found["groups"]
     )[1]
     return found

@@ -37,7 +37,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from horsehuman import HorseHumanDataModule
 from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.models.inception import Inception
-from horsehuman.runtime import keep_freed_memory, show_notes, track
+from horsehuman.runtime import keep_freed_memory, log_to_stderr, track
 
 #: Pixels of the pictures that GrabCut sees, and of the cut-outs.
 SMALL, LARGE = 150, 300
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("cutouts"), metavar="DIR")
     given = parser.parse_args(arguments)
-    show_notes()
+    log_to_stderr()
     keep_freed_memory()
     cv2.setNumThreads(1)
     try:
@@ -117,7 +117,9 @@ def cut_out(data: HorseHumanDataModule) -> tuple[list[Path], NDArray[Any], list[
     pictures = images.permute(0, 2, 3, 1).numpy()
     network = Inception(scales=[299])
     chunks = torch.split(images, 32)
-    maps = torch.cat([network.maps(c)[0] for c in track(chunks, "looking", len(chunks))])
+    maps = torch.cat(
+        [network.forward_features(c)[0] for c in track(chunks, "looking", len(chunks))]
+    )
     maps = (maps - maps.mean((0, 2, 3), True)) / (maps.std((0, 2, 3), keepdim=True) + 1e-6)
 
     places = places_of_the_class(maps, labels)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 PACKAGE = Path(__file__).resolve().parents[1] / "horsehuman"
 
@@ -83,8 +84,7 @@ def draw() -> Figure:
     return figure
 
 
-def _box(level: int) -> object:
-    from matplotlib.patches import Rectangle
+def _box(level: int) -> Rectangle:
 
     return Rectangle((0.1, level), 8.7, 0.8, facecolor="#EAF2F8", edgecolor="#0072B2")
 

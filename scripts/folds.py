@@ -28,12 +28,12 @@ from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.evaluation.metrics import log_losses
 from horsehuman.inference.predict import predict
 from horsehuman.models.base import Network
-from horsehuman.runtime import keep_freed_memory, show_notes
+from horsehuman.runtime import keep_freed_memory, log_to_stderr
 from horsehuman.training.build import build
 from horsehuman.training.run import train
 
 #: Label, and probability of class 1, of each picture.
-Answers = list[tuple[int, float]]
+LabelledPredictions = list[tuple[int, float]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", type=int, nargs="+", metavar="FOLD", help="some folds alone")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the runs")
     given = parser.parse_args(arguments)
-    show_notes()
+    log_to_stderr()
     keep_freed_memory()
     out = given.out or Path("outputs") / "folds" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    answers: dict[str, Answers] = {"plain": [], "framed": [], "reframed": []}
+    answers: dict[str, LabelledPredictions] = {"plain": [], "framed": [], "reframed": []}
     try:
         if not (given.cutouts / "framed").is_dir():
             raise HorseHumanError(f"{given.cutouts} holds no cut-outs: run scripts/cutouts.py")
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = [*given.overrides, f"data.fold={fold}", f"data.folds={given.folds}"]
             for kind, found in answer_fold(given.cutouts, out / f"fold_{fold}", options).items():
                 answers[kind] += found
-            result = {kind: summarise(found) for kind, found in answers.items()}
+            result = {kind: summarize(found) for kind, found in answers.items()}
             result |= {"overrides": given.overrides}
             (out / "folds.json").write_text(json.dumps(result, indent=2) + "\n")
             print(f"after fold {fold}")
@@ -73,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def answer_fold(cutouts: Path, run: Path, overrides: Sequence[str]) -> dict[str, Answers]:
+def answer_fold(
+    cutouts: Path, run: Path, overrides: Sequence[str]
+) -> dict[str, LabelledPredictions]:
     """Train without one fold and ask about its figures, plain and cut out."""
     config = compose(*overrides, "test=false")
     train(config, run)
@@ -96,7 +98,7 @@ def answer_fold(cutouts: Path, run: Path, overrides: Sequence[str]) -> dict[str,
     return {kind: ask(classifier, paths, labels) for kind, paths in sources.items()}
 
 
-def ask(classifier: Network, paths: Sequence[Path], labels: Sequence[int]) -> Answers:
+def ask(classifier: Network, paths: Sequence[Path], labels: Sequence[int]) -> LabelledPredictions:
     """Probabilities of class 1 beside the labels."""
     found = []
     for answer, label in zip(predict(classifier, paths), labels, strict=True):
@@ -107,7 +109,7 @@ def ask(classifier: Network, paths: Sequence[Path], labels: Sequence[int]) -> An
     return found
 
 
-def summarise(answers: Answers) -> dict[str, float]:
+def summarize(answers: LabelledPredictions) -> dict[str, float]:
     """Share of right answers for each class, their mean, and the balanced log loss."""
     labels, probabilities = map(np.array, zip(*answers, strict=True))
     right = (probabilities >= 0.5) == labels

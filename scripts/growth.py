@@ -29,7 +29,7 @@ import numpy as np
 from benchmark_rows import Bench
 from PIL import Image
 
-from horsehuman.data.archives import find_pictures
+from horsehuman.data.archives import image_root
 from horsehuman.runtime import track
 
 SCRIPT = Path(__file__).with_name("train.py")
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_set(folder: Path, size: int) -> Path:
     """A folder of ``size`` training pictures and a few for a test that is never made."""
-    sources = sorted((find_pictures("box") / "train").rglob("*.webp"))
+    sources = sorted((image_root("box") / "train").rglob("*.webp"))
     random.Random(0).shuffle(sources)
 
     def write(number: int) -> None:

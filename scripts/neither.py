@@ -20,12 +20,12 @@ import sklearn.datasets
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from horsehuman import plots
-from horsehuman.data.image_sets import find_set
+from horsehuman.data.image_sets import find_image_set
 from horsehuman.data.records import Record
 from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.inference.predict import predict
 from horsehuman.models.checkpoint import load_classifier
-from horsehuman.runtime import console, keep_freed_memory, show_notes, table, track
+from horsehuman.runtime import console, keep_freed_memory, log_to_stderr, table, track
 
 #: Pictures of each kind that is made.
 COUNT = 40
@@ -153,12 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="inception")
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep the pictures there")
     given = parser.parse_args(arguments)
-    show_notes()
+    log_to_stderr()
     keep_freed_memory()
     try:
         classifier = load_classifier(given.model)
         lines = table("", "pictures", "neither", "unsure", *classifier.class_names)
-        records = find_set("box").split("train").records
+        records = find_image_set("box").split("train").records
         kinds = {**made(records), **photographs()}
         for kind, pictures in track(kinds.items(), "asking", len(kinds)):
             found = list(predict(classifier, pictures))

@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from horsehuman.data.image_sets import read_config
-from horsehuman.errors import HorseHumanError, first_line, one_line, shown
+from horsehuman.data.image_sets import read_run_config
+from horsehuman.errors import HorseHumanError, first_line, one_line, printable
 
 #: Claims on the official 256 validation pictures, in per cent: the best epoch where its author
 #: gives several. Names are those of public repositories; "notebook" is the original.
@@ -105,9 +105,9 @@ def collect(folders: Sequence[Path]) -> list[Result]:
                 continue
         except (OSError, ValueError) as error:
             raise HorseHumanError(
-                f"{shown(path)} cannot be read ({first_line(error)}): leave it out"
+                f"{printable(path)} cannot be read ({first_line(error)}): leave it out"
             ) from error
-        config = OmegaConf.create(read_config(path.parent))
+        config = OmegaConf.create(read_run_config(path.parent))
         seed = int(metrics["seed"])
         config.seed = 0
         kind = str(config.get("model", {}).get("_target_"))
@@ -121,13 +121,13 @@ def collect(folders: Sequence[Path]) -> list[Result]:
         result = found.setdefault(key, Result(model, source, path.parent, {}))
         if seed in result.metrics:
             print(
-                f"{shown(path.parent)}: seed {seed} once more; it ended later, and counts",
+                f"{printable(path.parent)}: seed {seed} once more; it ended later, and counts",
                 file=sys.stderr,
             )
         result.metrics[seed] = metrics
         result.folder = path.parent
     if not found:
-        places = ", ".join(shown(folder) for folder in folders)
+        places = ", ".join(printable(folder) for folder in folders)
         raise HorseHumanError(f"no tested run below {places}: train some with scripts/train.py")
     return sorted(found.values(), key=lambda result: result.folder)
 

@@ -22,16 +22,16 @@ from hydra_config import CONFIGS, explain
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from horsehuman.distributed import process_count, process_number
+from horsehuman.distributed import env_rank, env_world_size
 from horsehuman.errors import HorseHumanError, PeerGoneError, check_flag, first_line, one_line
 from horsehuman.runtime import (
     Interrupted,
-    be_silent,
     keep_freed_memory,
+    log_to_stderr,
     raise_on_signals,
-    show_notes,
+    silence,
 )
-from horsehuman.training.build import check_options, processes_wanted
+from horsehuman.training.build import check_options, requested_processes
 from horsehuman.training.launch import GRACE, PEER_GONE, end_with_parent, launch
 
 # One time for all runs of a sweep, and all processes; Hydra's own ${now:} moves on.
@@ -56,7 +56,7 @@ def main(config: DictConfig) -> None:
         remove_if_empty(folder)
         print("error: -m does not go with trainer=ddp: start one after another", file=sys.stderr)
         sys.exit(2)  # the other runs do not begin
-    if process_number() > 0 and not LAUNCHED:
+    if env_rank() > 0 and not LAUNCHED:
         remove_if_empty(folder)  # the first process knows where to write
     try:
         if config.resume is None:
@@ -72,7 +72,7 @@ def main(config: DictConfig) -> None:
         tell(error, folder)
         remove_if_empty(folder)
     except Interrupted:
-        if process_number() == 0:
+        if env_rank() == 0:
             print(f"interrupted; {kept(folder)}", file=sys.stderr)
         remove_if_empty(folder)
         raise
@@ -98,7 +98,7 @@ def begin(config: DictConfig, folder: Path) -> None:
 
 def is_to_launch(options: Any) -> bool:
     """Whether several processes are asked for, and this is none of them."""
-    if processes_wanted(options) == 1 or process_count() > 1:
+    if requested_processes(options) == 1 or env_world_size() > 1:
         return False
     if (machines := options.get("num_nodes", 1)) > 1:
         raise HorseHumanError(
@@ -122,9 +122,9 @@ def tell(error: Exception, folder: Path) -> None:
     """Print an error; the first process says at once, and ends, what all of them find."""
     lost = isinstance(error, PeerGoneError)
     FAILED.append(PEER_GONE if lost else 1)
-    if lost or process_number() > 0:  # what caused it, or found it first, says so and ends the run
+    if lost or env_rank() > 0:  # what caused it, or found it first, says so and ends the run
         time.sleep(GRACE / 3)
-    known = f"; {kept(folder)}" if lost and process_number() == 0 else ""
+    known = f"; {kept(folder)}" if lost and env_rank() == 0 else ""
     print(f"error: {one_line(error)}{known}", file=sys.stderr)
 
 
@@ -176,9 +176,9 @@ def note_of_thread(failed: threading.ExceptHookArgs) -> None:
 
 def run() -> int:
     """Run the script; every failure that a user can cause is one line and an exit code."""
-    show_notes()
-    if process_number() > 0:
-        be_silent()
+    log_to_stderr()
+    if env_rank() > 0:
+        silence()
     keep_freed_memory()
     raise_on_signals()
     threading.excepthook = note_of_thread

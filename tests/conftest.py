@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from horsehuman.data.archives import box_archives
+from horsehuman.data.archives import bundled_archives
 
 #: Frames of figures that make a small set: class, figures, frames of each.
 TRAIN = {"horses": [f"horse{n:02}-{k}" for n in (1, 2, 3, 4) for k in (0, 4, 8)]}
@@ -39,7 +39,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small folder tree of real pictures: 24 to train on (8 figures), 4 to test."""
     root = tmp_path_factory.mktemp("tree")
     for split, names in (("train", TRAIN), ("test", TEST)):
-        with zipfile.ZipFile(box_archives()[split]) as archive:
+        with zipfile.ZipFile(bundled_archives()[split]) as archive:
             for class_name, stems in names.items():
                 for stem in stems:
                     archive.extract(f"{class_name}/{stem}.webp", root / split)

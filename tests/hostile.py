@@ -19,13 +19,13 @@ from PIL import Image
 
 from horsehuman import load_classifier
 from horsehuman.data.archives import unpack
-from horsehuman.data.image_sets import find_set
+from horsehuman.data.image_sets import find_image_set
 from horsehuman.data.images import read_picture
-from horsehuman.data.records import scan
-from horsehuman.data.sources import open_picture
+from horsehuman.data.records import scan_folder
+from horsehuman.data.sources import read_source
 from horsehuman.inference.onnx import OnnxClassifier
 from horsehuman.models.checkpoint import find_checkpoint
-from horsehuman.models.inception import read_trunk
+from horsehuman.models.inception import read_pretrained
 
 Case = tuple[str, Callable[[], object]]
 
@@ -73,7 +73,7 @@ def pictures(folder: Path) -> Iterator[Case]:
         "http://",
         "http://\0/",
     ):
-        yield f"source {source!r}", lambda source=source: open_picture(source)
+        yield f"source {source!r}", lambda source=source: read_source(source)
     for special in ("/dev/zero", "/dev/random", "/proc/self/mem", "/", "\0", "x" * 5000):
         yield f"file {special[:20]!r}", lambda special=special: read_picture(special)
 
@@ -157,7 +157,7 @@ def weights(folder: Path) -> Iterator[Case]:
     ):
         path = folder / f"lie{number}.safetensors"
         path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-        yield f"weights {header[:20]!r}", lambda path=path: read_trunk(str(path))
+        yield f"weights {header[:20]!r}", lambda path=path: read_pretrained(str(path))
         upload = folder / f"upload{number}"
         upload.mkdir()
         (upload / "model.safetensors").write_bytes(path.read_bytes())
@@ -165,7 +165,7 @@ def weights(folder: Path) -> Iterator[Case]:
         yield f"folder with {header[:20]!r}", lambda upload=upload: load_classifier(upload)
     path = folder / "huge.safetensors"
     path.write_bytes(struct.pack("<Q", 2**62) + b"{}")
-    yield "weights with a huge header", lambda: read_trunk(str(path))
+    yield "weights with a huge header", lambda: read_pretrained(str(path))
 
 
 def _dump(value: object, path: Path) -> None:
@@ -201,7 +201,9 @@ def runs(folder: Path, canary: Path) -> Iterator[Case]:
         (run / "splits.csv").write_text("picture,label,group,split\n" + rows)
         yield (
             f"run with {text[:30]!r}",
-            lambda run=run: [read_picture(record.path) for record in find_set(str(run)).records],
+            lambda run=run: [
+                read_picture(record.path) for record in find_image_set(str(run)).records
+            ],
         )
 
 
@@ -247,10 +249,10 @@ def trees(folder: Path) -> Iterator[Case]:
         (root / name).mkdir(parents=True)
         (root / name / "again").symlink_to(root)
         Image.new("RGB", (4, 4)).save(root / name / "x.png")
-    yield "tree with loops", lambda: scan(root)
+    yield "tree with loops", lambda: scan_folder(root)
     empty = folder / "empty"
     empty.mkdir()
-    yield "empty tree", lambda: scan(empty)
-    yield "tree that is a file", lambda: scan(folder / "bomb.bmp")
+    yield "empty tree", lambda: scan_folder(empty)
+    yield "tree that is a file", lambda: scan_folder(folder / "bomb.bmp")
     for pattern in ("(", "(a)(b)", "", "(a*)*b", "a"):
-        yield f"pattern {pattern!r}", lambda pattern=pattern: scan(root, pattern)
+        yield f"pattern {pattern!r}", lambda pattern=pattern: scan_folder(root, pattern)

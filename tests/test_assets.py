@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from horsehuman.data.archives import box_archives
-from horsehuman.models.inception import box_trunk
+from horsehuman.data.archives import bundled_archives
+from horsehuman.models.inception import bundled_backbone
 
-ASSETS = box_trunk().parent
+ASSETS = bundled_backbone().parent
 
 
 def test_everything_is_listed_with_its_digest() -> None:
@@ -38,7 +38,7 @@ def test_everything_is_listed_with_its_digest() -> None:
 def test_the_box_holds_the_official_pictures(
     split: str, horses: int, humans: int, figures: int
 ) -> None:
-    with zipfile.ZipFile(box_archives()[split]) as archive:
+    with zipfile.ZipFile(bundled_archives()[split]) as archive:
         names = [PurePosixPath(name) for name in archive.namelist()]
         sizes = {Image.open(io.BytesIO(archive.read(str(name)))).size for name in names}
     assert sum(name.parts[0] == "horses" for name in names) == horses
@@ -51,7 +51,7 @@ def test_the_box_holds_the_official_pictures(
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_pictures_in_the_box_are_close_to_the_originals(split: str, originals: Path) -> None:
-    box = box_archives()[split]
+    box = bundled_archives()[split]
     with zipfile.ZipFile(originals / box.name) as given, zipfile.ZipFile(box) as packed:
         names = {PurePosixPath(n).with_suffix("") for n in given.namelist() if n.endswith(".png")}
         assert names == {PurePosixPath(name).with_suffix("") for name in packed.namelist()}
@@ -70,9 +70,12 @@ def test_the_box_can_be_rebuilt_the_same_twice(originals: Path, tmp_path: Path) 
     built = []
     for number in ("1", "2"):
         target = tmp_path / number
-        weights = ["--weights", str(box_trunk()), "--out", str(target)]
+        weights = ["--weights", str(bundled_backbone()), "--out", str(target)]
         subprocess.run([*command, *weights], check=True, capture_output=True)
         built.append({path.name: path.read_bytes() for path in target.iterdir()})
     assert built[0] == built[1]
-    assert set(built[0]) == {box_trunk().name, *(path.name for path in box_archives().values())}
-    assert built[0][box_trunk().name] == box_trunk().read_bytes()
+    assert set(built[0]) == {
+        bundled_backbone().name,
+        *(path.name for path in bundled_archives().values()),
+    }
+    assert built[0][bundled_backbone().name] == bundled_backbone().read_bytes()

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from horsehuman.data.image_sets import PictureSet, find_set
+from horsehuman.data.image_sets import ImageSet, find_image_set
 from horsehuman.data.images import read_picture
-from horsehuman.data.records import FIGURE, Record
-from horsehuman.evaluation.findings import Finding, audit, files, labels
-from horsehuman.evaluation.near_duplicates import clusters, look_at, look_at_all
+from horsehuman.data.records import SUBJECT_PATTERN, Record
+from horsehuman.evaluation.findings import Finding, audit, check_files, check_labels
+from horsehuman.evaluation.near_duplicates import (
+    cluster_near_duplicates,
+    read_all_stats,
+    read_stats,
+)
 
 from . import commands
 
@@ -23,8 +27,8 @@ command = partial(commands.run, "audit")
 
 
 def said(found: list[Finding], text: str) -> Finding:
-    fitting = [finding for finding in found if text in finding.what]
-    assert len(fitting) == 1, [finding.what for finding in found]
+    fitting = [finding for finding in found if text in finding.message]
+    assert len(fitting) == 1, [finding.message for finding in found]
     return fitting[0]
 
 
@@ -38,7 +42,7 @@ def test_what_is_wrong_is_found(tree: Path, tmp_path: Path) -> None:
     (train / "humans" / "broken.png").write_bytes(b"no picture")
     Image.fromarray(read_picture(first)).save(train / "horses" / "wrong.png", "JPEG", quality=90)
     Image.new("RGB", (20, 20), "red").save(train / "horses" / "small.png")
-    found = audit(find_set(str(root)))
+    found = audit(find_image_set(str(root)))
     assert said(found, "cannot be read").severity == "error"
     assert said(found, "not what their names say").pictures[0][0].path.name == "wrong.png"
     assert said(found, "at once, as copies").severity == "error"
@@ -53,7 +57,7 @@ def test_what_is_wrong_is_found(tree: Path, tmp_path: Path) -> None:
 
 def test_report_and_exit_codes(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = ["--data", str(tree), "--group-pattern", FIGURE]
+    arguments = ["--data", str(tree), "--group-pattern", SUBJECT_PATTERN]
     code, printed = command(*arguments, "--out", str(out), "--fail-on", "error")
     assert code == 0, printed
     assert command(*arguments, "--out", str(tmp_path / "w"), "--fail-on", "warning")[0] == 1
@@ -69,8 +73,8 @@ def test_report_and_exit_codes(tree: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def box() -> PictureSet:
-    return find_set("box")
+def box() -> ImageSet:
+    return find_image_set("box")
 
 
 def test_a_jpeg_that_holds_a_second_picture_is_what_its_name_says(tmp_path: Path) -> None:
@@ -79,21 +83,21 @@ def test_a_jpeg_that_holds_a_second_picture_is_what_its_name_says(tmp_path: Path
     pictures[0].save(path, "MPO", save_all=True, append_images=pictures[1:])
     with Image.open(path) as image:
         assert image.format == "MPO"
-    look, _ = look_at(Record(path, 0, "a", "train"))
+    look, _ = read_stats(Record(path, 0, "a", "train"))
     assert look.kind == "JPEG"
-    assert files([look]) == []
+    assert check_files([look]) == []
 
 
 @pytest.mark.slow
-def test_frames_of_a_figure_are_found_to_belong_together(box: PictureSet) -> None:
-    looks, features, _ = look_at_all(box.records)
+def test_frames_of_a_figure_are_found_to_belong_together(box: ImageSet) -> None:
+    looks, features, _ = read_all_stats(box.records)
     figure = np.array([f"{record.split}/{record.group}" for record in box.records])
     cosine = features @ features.T
     cosine.fill_diagonal_(-1)
     same = figure[cosine.argmax(1).numpy()] == figure
     names = np.unique(figure)
     mostly = sum(same[figure == name].mean() >= 0.5 for name in names)
-    linked = Counter(clusters(looks, features))
+    linked = Counter(cluster_near_duplicates(looks, features))
     print(f"{mostly} of {len(names)} figures: most frames have their nearest neighbour in it")
     print(f"{sum(n for n in linked.values() if n > 1)} frames have near-duplicates")
     assert len(names) == 78
@@ -101,13 +105,13 @@ def test_frames_of_a_figure_are_found_to_belong_together(box: PictureSet) -> Non
     found = audit(dataclasses.replace(box, grouped=False))
     missing = said(found, "no groups are named")
     assert missing.severity == "error"
-    assert FIGURE in missing.remedy
+    assert SUBJECT_PATTERN in missing.remedy
 
 
 @pytest.mark.slow
-def test_planted_wrong_labels_are_doubted(box: PictureSet) -> None:
+def test_planted_wrong_labels_are_doubted(box: ImageSet) -> None:
     records = box.split("train").records
-    looks, features, _ = look_at_all(records)
+    looks, features, _ = read_all_stats(records)
     groups = [look.record.group for look in looks]
     planted, found, others, draws = len(records) // 50, 0, 0, 8
     for seed in range(draws):
@@ -116,7 +120,7 @@ def test_planted_wrong_labels_are_doubted(box: PictureSet) -> None:
         for index in chosen:
             record = dataclasses.replace(records[index], label=1 - records[index].label)
             wrong[index] = dataclasses.replace(looks[index], record=record)
-        (finding,) = labels(wrong, features, groups, box.class_names)
+        (finding,) = check_labels(wrong, features, groups, box.class_names)
         doubted = {record.path for record in finding.pictures[0]}
         right = doubted & {records[index].path for index in chosen}
         found, others = found + len(right), others + len(doubted - right)

@@ -8,7 +8,7 @@ import torch
 
 from horsehuman import load_classifier
 from horsehuman.models.checkpoint import find_checkpoint
-from horsehuman.runtime import IN_THE_BOX
+from horsehuman.runtime import BUNDLED
 
 
 def options(tree: Path) -> list[str]:
@@ -36,7 +36,7 @@ def test_names(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", IN_THE_BOX)
+@pytest.mark.parametrize("name", BUNDLED)
 def test_classifiers_in_the_box_know_their_training_pictures(name: str, tree: Path) -> None:
     from horsehuman.inference.predict import predict
 
@@ -46,6 +46,6 @@ def test_classifiers_in_the_box_know_their_training_pictures(name: str, tree: Pa
 
 
 def test_the_box_stays_small() -> None:
-    sizes = {name: find_checkpoint(name).stat().st_size for name in IN_THE_BOX}
+    sizes = {name: find_checkpoint(name).stat().st_size for name in BUNDLED}
     assert sizes["cnn"] <= 2e6
     assert sum(sizes.values()) <= 5e6

@@ -11,16 +11,16 @@ from hydra_config import compose
 from omegaconf import OmegaConf
 
 from horsehuman import HorseHumanError, InceptionClassifier, load_classifier, read_picture
-from horsehuman.data.records import FIGURE
+from horsehuman.data.records import SUBJECT_PATTERN
 from horsehuman.inference.predict import predict
 from horsehuman.models.calibration import (
     SLACK,
-    choose_certain_from,
-    fit_reach,
+    fit_confidence_threshold,
+    fit_neither_threshold,
     fit_temperature,
     group_weights,
 )
-from horsehuman.models.inception import Inception, class_means, distance
+from horsehuman.models.inception import Inception, class_mean_distance, class_means
 from horsehuman.training.run import train
 
 
@@ -50,15 +50,15 @@ def test_groups_weigh_the_same() -> None:
 def test_certain_answers_are_as_often_wrong_as_is_aimed_at() -> None:
     logits, labels, groups = answers(1.0)
     for rate in (0.01, 0.05):
-        least = choose_certain_from(logits, labels, groups, rate)
+        least = fit_confidence_threshold(logits, labels, groups, rate)
         sure = 1 / (1 + np.exp(-np.abs(logits))) >= least
         wrong = (logits >= 0) != (labels == 1)
         weights = group_weights(groups)
         assert (weights * wrong)[sure].sum() / weights[sure].sum() <= rate + 1e-3
         assert 0.5 < least < 0.999
-    perfect = choose_certain_from(np.array([-3.0, 0.4]), np.array([0, 1]), ["a", "b"])
+    perfect = fit_confidence_threshold(np.array([-3.0, 0.4]), np.array([0, 1]), ["a", "b"])
     assert perfect == pytest.approx(1 / (1 + np.exp(-0.4)), abs=1e-3)  # less was never seen
-    assert choose_certain_from(np.array([-3.0, 2.0]), np.array([1, 0]), ["a", "b"]) == 0.999
+    assert fit_confidence_threshold(np.array([-3.0, 2.0]), np.array([1, 0]), ["a", "b"]) == 0.999
 
 
 def test_reach_holds_what_is_alike_and_not_what_is_strange() -> None:
@@ -67,19 +67,19 @@ def test_reach_holds_what_is_alike_and_not_what_is_strange() -> None:
     centres = torch.rand(2, 64, generator=generator) ** 4
     features = centres[labels] * (1 + 0.2 * torch.rand(400, 64, generator=generator))
     groups = [f"g{index // 20}-{index % 2}" for index in range(400)]
-    means, reach = fit_reach(features, labels, groups)
+    means, reach = fit_neither_threshold(features, labels, groups)
     torch.testing.assert_close(means, class_means(features, labels))
-    found = distance(features, means)
+    found = class_mean_distance(features, means)
     assert float((found < reach).float().mean()) > 0.99
     assert float(found.quantile(0.95)) * SLACK == pytest.approx(reach, rel=0.1)
-    strange = distance(torch.rand(50, 64, generator=generator) ** 4, means)
+    strange = class_mean_distance(torch.rand(50, 64, generator=generator) ** 4, means)
     assert bool((strange > reach).all())
 
 
 @pytest.mark.slow
 def test_a_run_is_calibrated_and_stays_loadable(tree: Path, tmp_path: Path) -> None:
     overrides = ["model.image_size=96", "model.scales=[80]", "trainer.max_epochs=3"]
-    overrides += ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
+    overrides += ["data=folder", f"data.root={tree}", f'data.group_pattern="{SUBJECT_PATTERN}"']
     config = compose(*overrides)
     run = tmp_path / "run"
     train(config, run)
@@ -99,7 +99,7 @@ def test_a_run_is_calibrated_and_stays_loadable(tree: Path, tmp_path: Path) -> N
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
     (strange,) = after.answer([after.read(noise)])
     known = after.answer([after.read(read_picture(path)) for path in paths])
-    assert strange.strangeness > max(answer.strangeness for answer in known) > 0
+    assert strange.neither_score > max(answer.neither_score for answer in known) > 0
     model = InceptionClassifier.load_from_checkpoint(run / "checkpoints" / "final.ckpt")
     assert torch.equal(model.network.class_means, after.class_means)
     assert OmegaConf.load(run / "config.yaml").model.get("far_from") is None
@@ -114,7 +114,7 @@ def test_a_validation_folder_is_what_a_run_is_calibrated_on(
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
     overrides = ["model=cnn", "model.image_size=32", "model.channels=[4]", "trainer.max_epochs=1"]
-    overrides += ["data=folder", f"data.root={root}", f'data.group_pattern="{FIGURE}"']
+    overrides += ["data=folder", f"data.root={root}", f'data.group_pattern="{SUBJECT_PATTERN}"']
     config = compose(*overrides)
     run = tmp_path / "run"
     train(config, run)
@@ -127,7 +127,7 @@ def test_a_validation_folder_is_what_a_run_is_calibrated_on(
 
 def test_a_network_that_cannot_tell_calls_nothing_strange() -> None:
     network = Inception(scales=[75], weights="random", image_size=80)
-    assert network.strangeness(torch.rand(3, 768)).tolist() == [0, 0, 0]
+    assert network.neither_score(torch.rand(3, 768)).tolist() == [0, 0, 0]
 
 
 def test_inception_in_the_box_knows_what_is_neither(tree: Path) -> None:

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from horsehuman import HorseHumanError, load_classifier
-from horsehuman.inference.hub import card
+from horsehuman.inference.hub import model_card
 from horsehuman.models.checkpoint import find_checkpoint
 
 from . import commands
@@ -34,7 +34,7 @@ def report(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["cnn", "inception"])
 def test_metadata_are_what_model_hubs_read(name: str, report: Path) -> None:
-    found = ModelCard(card(name, report))
+    found = ModelCard(model_card(name, report))
     found.data.to_dict()
     assert found.data.license == ("mit" if name == "cnn" else "apache-2.0")
     assert found.data.pipeline_tag == "image-classification"
@@ -48,7 +48,7 @@ def test_metadata_are_what_model_hubs_read(name: str, report: Path) -> None:
 
 
 def test_figures_are_those_of_the_files(report: Path) -> None:
-    text = card("cnn", report)
+    text = model_card("cnn", report)
     found = json.loads((report / "metrics.json").read_text())
     assert f"On {found['pictures']} pictures" in text
     assert f"| log loss | {found['metrics']['log loss']['value']:.4f} |" in text

@@ -10,11 +10,16 @@ import pytest
 from hydra_config import compose
 from scipy.stats import binom
 
-from horsehuman.data.image_sets import find_set
+from horsehuman.data.image_sets import find_image_set
 from horsehuman.data.images import read_picture
-from horsehuman.data.records import FIGURE
+from horsehuman.data.records import SUBJECT_PATTERN
 from horsehuman.evaluation import metrics
-from horsehuman.evaluation.compare import common, contend, read_curves, short_names
+from horsehuman.evaluation.compare import (
+    evaluate_candidate,
+    keep_common_images,
+    read_curves,
+    short_names,
+)
 from horsehuman.models.checkpoint import load_classifier
 from horsehuman.training.run import train
 
@@ -29,7 +34,7 @@ def runs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         folder = tmp_path_factory.mktemp("runs") / f"epochs{epochs}"
         overrides = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "ema=null"]
         overrides += ["data=folder", f"data.root={tree}", "data.batch_size=4"]
-        overrides += [f'data.group_pattern="{FIGURE}"', f"trainer.max_epochs={epochs}"]
+        overrides += [f'data.group_pattern="{SUBJECT_PATTERN}"', f"trainer.max_epochs={epochs}"]
         train(compose(*overrides), folder)
         folders.append(folder)
     return folders
@@ -67,7 +72,9 @@ def test_two_runs(runs: list[Path], tmp_path: Path) -> None:
 
 def test_three_models_of_the_box_without_logs(tree: Path, tmp_path: Path) -> None:
     arguments = ["cnn", "cnn", "inception", "--data", str(tree), "--split", "test"]
-    code, printed = compare(*arguments, "--group-pattern", FIGURE, "--out", str(tmp_path / "o"))
+    code, printed = compare(
+        *arguments, "--group-pattern", SUBJECT_PATTERN, "--out", str(tmp_path / "o")
+    )
     assert code == 0, printed
     assert "cnn (2) less cnn (1)" in printed
     assert "not recorded" in printed
@@ -102,12 +109,12 @@ def test_different_pictures_are_refused(runs: list[Path], tree: Path, tmp_path: 
 
 def test_a_picture_that_one_could_not_read_counts_for_none(tree: Path, tmp_path: Path) -> None:
     root = shutil.copytree(tree, tmp_path / "set")
-    pictures = find_set(str(root), FIGURE).split("test")
+    pictures = find_image_set(str(root), SUBJECT_PATTERN).split("test")
     classifier = load_classifier("cnn")
-    before = contend("cnn", classifier, pictures)
+    before = evaluate_candidate("cnn", classifier, pictures)
     (root / "test" / "horses" / "horse1-000.webp").unlink()  # it vanished in between
-    after = contend("cnn", classifier, pictures)
-    first, second = common([before, after])
+    after = evaluate_candidate("cnn", classifier, pictures)
+    first, second = keep_common_images([before, after])
     assert len(before.answers.records) == 4
     assert len(first.answers.records) == len(second.answers.records) == 3
     np.testing.assert_allclose(first.answers.logits, second.answers.logits, rtol=1e-5)
@@ -173,7 +180,7 @@ def test_paired_intervals_are_narrower_than_those_of_two_alone() -> None:
     hard = generator.random(20)[np.arange(400) // 20]
     first = (hard + generator.normal(0, 0.1, 400) > 0.4).astype(float)
     second = (hard + generator.normal(0, 0.1, 400) > 0.5).astype(float)
-    paired = metrics.estimate_mean(second - first, labels, groups, draws=2000)
-    alone = metrics.estimate_mean(first, labels, groups, draws=2000)
+    paired = metrics.bootstrap_mean(second - first, labels, groups, draws=2000)
+    alone = metrics.bootstrap_mean(first, labels, groups, draws=2000)
     assert np.ptp(paired.by_group) < np.ptp(alone.by_group)
     assert paired.by_group[0] <= paired.value <= paired.by_group[1]

@@ -20,8 +20,16 @@ import train as script
 
 from horsehuman import HorseHumanDataModule, HorseHumanError, load_classifier
 from horsehuman.data import datasets
-from horsehuman.data.records import FIGURE
-from horsehuman.distributed import joined, of_all, of_first, rank, same_buffers, share, whole
+from horsehuman.data.records import SUBJECT_PATTERN
+from horsehuman.distributed import (
+    all_gather,
+    broadcast,
+    gather_sharded,
+    process_group,
+    rank,
+    shard_indices,
+    sync_buffers,
+)
 from horsehuman.training.launch import free_port, launch
 from tests.test_resume import CLOCK, CNN, INCEPTION, check_alike, printed_by, scalars, start
 from tests.test_train import train
@@ -30,13 +38,13 @@ TWO = ["trainer=ddp", "data.batch_size=4", "trainer.max_epochs=3"]
 
 
 def of_tree(tree: Path, *options: str) -> list[str]:
-    return ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"', *options]
+    return ["data=folder", f"data.root={tree}", f'data.group_pattern="{SUBJECT_PATTERN}"', *options]
 
 
 def what_each_sees(tree: Path) -> dict[str, list[list[int]]]:
     """Numbers of the pictures of two epochs of batches, and of one evaluation, of each process."""
     data = HorseHumanDataModule(
-        image_size=8, source="folder", root=str(tree), group_pattern=FIGURE, batch_size=4
+        image_size=8, source="folder", root=str(tree), group_pattern=SUBJECT_PATTERN, batch_size=4
     )
     data.setup()
     data._labels = torch.arange(len(data.records), dtype=torch.float32)  # tell them apart
@@ -52,16 +60,16 @@ def what_each_sees(tree: Path) -> dict[str, list[list[int]]]:
 
 def in_each(tree: Path, found: Path) -> None:
     """What each of two processes does in the next test."""
-    with joined():
-        assert of_first(rank()) == 0
-        assert of_all(rank()) == [0, 1]
+    with process_group():
+        assert broadcast(rank()) == 0
+        assert all_gather(rank()) == [0, 1]
         everything = torch.arange(15).reshape(5, 3)
-        assert torch.equal(whole(everything[list(share(5))]), everything)
+        assert torch.equal(gather_sharded(everything[list(shard_indices(5))]), everything)
         norm = torch.nn.BatchNorm1d(2)
         norm.running_mean.fill_(rank())
-        same_buffers(norm)
+        sync_buffers(norm)
         assert norm.running_mean.tolist() == [0, 0]
-        seen = of_all(what_each_sees(tree))
+        seen = all_gather(what_each_sees(tree))
     if os.environ["RANK"] == "0":
         found.write_text(json.dumps(seen))
 

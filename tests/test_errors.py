@@ -8,7 +8,7 @@ from horsehuman.errors import (
     check_flag,
     check_number,
     closest,
-    shown,
+    printable,
 )
 
 
@@ -50,10 +50,10 @@ def test_closest_is_silent_when_nothing_is_near() -> None:
 
 
 def test_names_are_shown_on_one_line() -> None:
-    assert shown("pferd - 馬.jpg") == "pferd - 馬.jpg"
-    assert shown("a\nb") == r"'a\nb'"
-    assert shown("\udcff.jpg") == r"'\udcff.jpg'"
-    assert shown(b"run/events") == "run/events"
+    assert printable("pferd - 馬.jpg") == "pferd - 馬.jpg"
+    assert printable("a\nb") == r"'a\nb'"
+    assert printable("\udcff.jpg") == r"'\udcff.jpg'"
+    assert printable(b"run/events") == "run/events"
 
 
 def test_the_beginning_of_a_name_is_nearest() -> None:

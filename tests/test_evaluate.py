@@ -12,10 +12,16 @@ import pytest
 from hydra_config import compose
 
 from horsehuman import HorseHumanError
-from horsehuman.data.image_sets import find_set, seen_in_training
+from horsehuman.data.image_sets import count_training_images, find_image_set
 from horsehuman.data.images import read_picture
-from horsehuman.data.records import FIGURE
-from horsehuman.evaluation.evaluate import answer, by_group, caveats, summarise, worst
+from horsehuman.data.records import SUBJECT_PATTERN
+from horsehuman.evaluation.evaluate import (
+    caveats,
+    group_rows,
+    most_wrong,
+    predict_labelled,
+    summarize,
+)
 from horsehuman.models.checkpoint import load_classifier
 from horsehuman.training.run import train
 
@@ -28,7 +34,7 @@ def run(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     overrides = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=2"]
     overrides += ["data=folder", f"data.root={tree}", "data.batch_size=4"]
-    overrides += [f'data.group_pattern="{FIGURE}"', "trainer.log_every_n_steps=1"]
+    overrides += [f'data.group_pattern="{SUBJECT_PATTERN}"', "trainer.log_every_n_steps=1"]
     config = compose(*overrides)
     train(config, folder)
     return folder
@@ -55,23 +61,23 @@ def test_counts_are_those_of_training(run: Path) -> None:
 
 
 def test_training_pictures_are_known_again(run: Path, tree: Path, tmp_path: Path) -> None:
-    assert seen_in_training(str(run), find_set(str(run)).split("test").records) == 0
-    assert seen_in_training(str(run), find_set(str(run)).split("train").records) == 18
-    assert seen_in_training("cnn", find_set(str(tree)).split("train").records) == 24
-    assert seen_in_training(str(run / "checkpoints" / "final.ckpt"), []) == 0
+    assert count_training_images(str(run), find_image_set(str(run)).split("test").records) == 0
+    assert count_training_images(str(run), find_image_set(str(run)).split("train").records) == 18
+    assert count_training_images("cnn", find_image_set(str(tree)).split("train").records) == 24
+    assert count_training_images(str(run / "checkpoints" / "final.ckpt"), []) == 0
     lost = shutil.copy(run / "checkpoints" / "final.ckpt", tmp_path / "lost.ckpt")
-    assert seen_in_training(str(lost), []) is None
+    assert count_training_images(str(lost), []) is None
     broken = shutil.copytree(run, tmp_path / "broken")
     for row in ("x.webp,hor", "/etc/passwd,horses,1,test", "a/../../x,horses,1,test"):
         (broken / "splits.csv").write_text(f"picture,label,group,split\n{row}\n")
-        assert seen_in_training(str(broken), []) is None
+        assert count_training_images(str(broken), []) is None
         with pytest.raises(HorseHumanError, match="damaged"):
-            find_set(str(broken))
+            find_image_set(str(broken))
 
 
 def test_report_of_a_folder(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    arguments = ["--model", "cnn", "--data", str(tree), "--group-pattern", FIGURE]
+    arguments = ["--model", "cnn", "--data", str(tree), "--group-pattern", SUBJECT_PATTERN]
     code, printed = evaluate(*arguments, "--out", str(out))
     assert code == 0, printed
     assert {path.name for path in out.iterdir()} == {
@@ -90,23 +96,25 @@ def test_report_of_a_folder(tree: Path, tmp_path: Path) -> None:
 
 
 def test_groups_and_worst_pictures(tree: Path) -> None:
-    answers = answer(load_classifier("cnn"), find_set(str(tree), FIGURE).split("train"))
-    rows = by_group(answers)
+    answers = predict_labelled(
+        load_classifier("cnn"), find_image_set(str(tree), SUBJECT_PATTERN).split("train")
+    )
+    rows = group_rows(answers)
     assert len(rows) == 8
-    assert sum(row["right"] for row in rows) == answers.right.sum()
+    assert sum(row["right"] for row in rows) == answers.correct.sum()
     assert [row["right"] / row["pictures"] for row in rows] == sorted(
         row["right"] / row["pictures"] for row in rows
     )
-    order = worst(answers, 24)
-    wrong = int((~answers.right).sum())
-    assert not answers.right[order[:wrong]].any()
+    order = most_wrong(answers, 24)
+    wrong = int((~answers.correct).sum())
+    assert not answers.correct[order[:wrong]].any()
     assert np.all(np.diff(np.abs(answers.probabilities[order[wrong:]] - 0.5)) >= 0)
 
 
 def test_a_missing_class_leaves_figures_undefined(tree: Path) -> None:
-    pictures = find_set(str(tree)).split("test")
+    pictures = find_image_set(str(tree)).split("test")
     pictures.records[:] = [record for record in pictures.records if record.label == 1]
-    summary = summarise(answer(load_classifier("cnn"), pictures), draws=20)
+    summary = summarize(predict_labelled(load_classifier("cnn"), pictures), draws=20)
     summary["heat on the figure"] = None
     assert summary["metrics"]["ROC-AUC"]["value"] is None
     json.dumps(summary, allow_nan=False)

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 from horsehuman import load_classifier
 from horsehuman.cli import app
 from horsehuman.data.datasets import decode
-from horsehuman.data.image_sets import find_set
+from horsehuman.data.image_sets import find_image_set
 from horsehuman.data.images import read_picture
-from horsehuman.data.records import FIGURE
+from horsehuman.data.records import SUBJECT_PATTERN
 from horsehuman.errors import HorseHumanError
-from horsehuman.inference.explain import activations, explain, find_layer, heat_on_figures, stages
+from horsehuman.inference.explain import activations, explain, find_layer, heat_on_subject, stages
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import Inception
 from horsehuman.training.run import train
@@ -43,7 +43,7 @@ def test_heat_lies_in_the_half_that_the_figure_fills(name: str, tree: Path) -> N
         start = side * (size // 2)
         picture[:, :, start : start + size // 2] = small.round().to(torch.uint8)
         (found,) = explain(network, picture[None])
-        heat = found.for_answer(int(found.answer.logit > 0))
+        heat = found.for_class(int(found.answer.logit > 0))
         half = heat[:, start : start + size // 2].sum() / heat.sum()
         assert half > 0.6
 
@@ -116,19 +116,19 @@ def test_activations_by_layer(tree: Path) -> None:
         (128, 6, 6),
         (128, 3, 3),
     ]
-    last = network.maps(picture[None])[0][0]
+    last = network.forward_features(picture[None])[0][0]
     torch.testing.assert_close(maps["features.27"], last)
 
 
 @pytest.mark.parametrize("name", ["cnn", "inception"])
 def test_more_heat_lies_on_the_figure_than_by_chance(name: str, tree: Path) -> None:
     """On cut-outs alone: the training pictures of the tree are scenes."""
-    pictures = find_set(str(tree), FIGURE)
-    found = heat_on_figures(load_classifier(name), pictures.records)
+    pictures = find_image_set(str(tree), SUBJECT_PATTERN)
+    found = heat_on_subject(load_classifier(name), pictures.records)
     assert found is not None
     assert 1 <= found["pictures"] <= 4
     assert 0 < found["share of area"] < found["share of heat"] <= 1
-    assert heat_on_figures(load_classifier("cnn"), pictures.split("train").records) is None
+    assert heat_on_subject(load_classifier("cnn"), pictures.split("train").records) is None
 
 
 def test_a_picture_without_heat_is_told(
@@ -151,7 +151,7 @@ def test_training_on_cached_features_is_explained_like_training_on_pictures(
     heat = []
     picture = decode(tree / "test" / "horses" / "horse1-000.webp", 96)[None]
     overrides = ["model.image_size=96", "model.scales=[80]", "trainer.max_epochs=2", "test=false"]
-    overrides += ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
+    overrides += ["data=folder", f"data.root={tree}", f'data.group_pattern="{SUBJECT_PATTERN}"']
     for cached in ("true", "false"):
         run = tmp_path / cached
         config = compose(*overrides, f"model.cache_features={cached}")

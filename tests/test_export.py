@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import horsehuman
 from horsehuman import HorseHumanError, load_classifier, read_picture
 from horsehuman.cli import app
-from horsehuman.inference.export import Exported, export
+from horsehuman.inference.export import ExportedNetwork, export
 from horsehuman.inference.onnx import OnnxClassifier
 from horsehuman.inference.predict import predict
 
@@ -36,7 +36,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_exported_file_answers_alike_and_says_what_it_is(exported: Path, tree: Path) -> None:
     classifier, network = OnnxClassifier(exported), load_classifier("cnn")
     assert classifier.class_names == network.class_names
-    assert classifier.certain_from == network.certain_from
+    assert classifier.confidence_threshold == network.confidence_threshold
     paths = sorted(tree.rglob("*.webp"))
     for mine, other in zip(predict(classifier, paths), predict(network, paths), strict=True):
         assert mine.class_name == other.class_name
@@ -96,13 +96,13 @@ def test_inception_with_the_score_for_neither(tmp_path: Path, tree: Path) -> Non
 def test_a_file_that_answers_otherwise_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Exported.forward
+    whole = ExportedNetwork.forward
 
-    def wrong(self: Exported, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def wrong(self: ExportedNetwork, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
         logits, probabilities, strange = whole(self, pictures)
         return logits, probabilities * (0.99 if torch.compiler.is_exporting() else 1), strange
 
-    monkeypatch.setattr(Exported, "forward", wrong)
+    monkeypatch.setattr(ExportedNetwork, "forward", wrong)
     with pytest.raises(HorseHumanError, match="differ by"):
         export("cnn", "torch", tmp_path / "cnn.pt2", force=False)
     assert not list(tmp_path.iterdir())

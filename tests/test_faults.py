@@ -18,7 +18,7 @@ from horsehuman.data.archives import unpack
 from horsehuman.inference.export import export
 from horsehuman.inference.onnx import OnnxClassifier
 from horsehuman.models.base import Network
-from horsehuman.models.checkpoint import checksum, find_checkpoint, is_whole, seal
+from horsehuman.models.checkpoint import add_checksum, checksum, find_checkpoint, verify_checksum
 from horsehuman.models.feature_cache import FeatureCache
 
 T = TypeVar("T")
@@ -132,17 +132,17 @@ def test_a_checksum_is_of_everything() -> None:
         "hyper_parameters": {"x": [1, 2.5, None, "name"]},
         "horsehuman": {"format": 2},
     }
-    seal(checkpoint)
-    assert is_whole(checkpoint)
-    seal(checkpoint)  # a second time
-    assert is_whole(checkpoint)
+    add_checksum(checkpoint)
+    assert verify_checksum(checkpoint)
+    add_checksum(checkpoint)  # a second time
+    assert verify_checksum(checkpoint)
     for change in (
         {"state_dict": {"a": torch.arange(6.0).view(3, 2), "b": torch.tensor(1)}},
         {"state_dict": {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.0)}},
         {"hyper_parameters": {"x": [1, 2.5, None, "names"]}},
         {"horsehuman": {**checkpoint["horsehuman"], "format": 3}},
     ):
-        assert not is_whole({**checkpoint, **change})
-    assert is_whole({"state_dict": {}})  # of before there were checksums
+        assert not verify_checksum({**checkpoint, **change})
+    assert verify_checksum({"state_dict": {}})  # of before there were checksums
     frozen = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
     assert checksum(frozen) == checksum(frozen.contiguous())

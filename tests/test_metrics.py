@@ -18,7 +18,9 @@ NAMES = {
     "F1 1": reference.binary_f1_score,
     "ROC-AUC": reference.binary_auroc,
     "average precision": reference.binary_average_precision,
-    "calibration error": partial(reference.binary_calibration_error, n_bins=metrics.BINS),
+    "calibration error": partial(
+        reference.binary_calibration_error, n_bins=metrics.CALIBRATION_BINS
+    ),
 }
 
 
@@ -87,7 +89,7 @@ def test_one_group_alone_has_no_interval(one_a_class: bool) -> None:
     groups = [f"g{label}" if one_a_class else "one" for label in labels]
     for found in (
         metrics.estimate(p, labels, groups, 0.5, draws=50)["accuracy"],
-        metrics.estimate_mean(p, labels, groups, draws=50),
+        metrics.bootstrap_mean(p, labels, groups, draws=50),
     ):
         assert all(math.isnan(bound) for bound in found.by_group)
         assert all(math.isfinite(bound) for bound in found.by_picture)
@@ -116,6 +118,6 @@ def test_the_only_group_of_a_class_has_no_interval_though_it_shows_the_other_too
 
 def test_share_of_groups() -> None:
     """Clopper and Pearson: the lower bound of n of n is (0.025) ** (1 / n)."""
-    low, high = metrics.share_of_groups(11, 11)
+    low, high = metrics.clopper_pearson_interval(11, 11)
     assert low == pytest.approx(0.025 ** (1 / 11))
     assert high == 1

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from horsehuman import HorseHumanError, load_classifier
 from horsehuman.cli import app
 from horsehuman.data.images import read_picture
-from horsehuman.decision import Answer, Prediction, prediction_of
+from horsehuman.decision import Prediction, Scores, decide
 from horsehuman.inference.output import COLUMNS, Sorter, Writer
 from horsehuman.inference.predict import predict
 
@@ -83,8 +83,8 @@ def test_what_an_answer_means() -> None:
         threshold, certain_from = 0.4, 0.7
 
     def said(probability: float, strangeness: float = 0, **options: bool) -> tuple[str, str]:
-        answer = Answer(0.0, probability, strangeness)
-        found = prediction_of(Sure(), "x", answer, **options)
+        answer = Scores(0.0, probability, strangeness)
+        found = decide(Sure(), "x", answer, **options)
         return found.class_name, found.status
 
     assert said(0.9) == ("humans", "ok")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from horsehuman.data.images import MAX_PIXELS, PictureError, read_picture
 
-RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
+RED, GREEN, WHITE_LEVEL = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
 
 def save(image: Image.Image, path: Path, **options: object) -> Path:
@@ -30,7 +30,7 @@ def test_palette_with_transparency(tmp_path: Path) -> None:
     image.putpalette([*RED, *GREEN])
     image.putpixel((1, 0), 1)
     found = read_picture(save(image, tmp_path / "a.png", transparency=1))
-    assert found.tolist() == [[list(RED), list(WHITE)]]
+    assert found.tolist() == [[list(RED), list(WHITE_LEVEL)]]
 
 
 def test_grey_with_alpha(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_cmyk_and_bilevel_become_rgb(tmp_path: Path) -> None:
     cmyk = save(Image.new("CMYK", (2, 2), (0, 255, 255, 0)), tmp_path / "a.tif")
     assert read_picture(cmyk)[0, 0].tolist() == list(RED)
     bilevel = save(Image.new("1", (2, 2), 1), tmp_path / "b.png")
-    assert read_picture(bilevel)[0, 0].tolist() == list(WHITE)
+    assert read_picture(bilevel)[0, 0].tolist() == list(WHITE_LEVEL)
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from hydra_config import compose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from horsehuman import HorseHumanError, run_dir
-from horsehuman.data.records import FIGURE
-from horsehuman.training.callbacks import WholeFiles
+from horsehuman.data.records import SUBJECT_PATTERN
+from horsehuman.training.callbacks import AtomicCheckpointIO
 from horsehuman.training.run import resume_run, train
 
 SMALL = ["data.batch_size=4", "trainer.max_epochs=40", "trainer.log_every_n_steps=3"]
@@ -83,7 +83,7 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
     kills = request.config.getoption("--kills")
     if kills < 2 and kind not in ("cnn", "inception, cached"):
         pytest.skip("part of the campaign: --kills 5")
-    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
+    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{SUBJECT_PATTERN}"']
     options = [*SMALL, *data, *KINDS[kind]]
     whole = start(tmp_path, *options, "hydra.run.dir=whole")
     text = printed_by(whole)
@@ -152,7 +152,12 @@ def wait_for_a_moment(
 def run(
     folder: Path, tree: Path, *overrides: str, model: Sequence[str] = tuple(CNN)
 ) -> dict[str, Any]:
-    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"', "test=false"]
+    data = [
+        "data=folder",
+        f"data.root={tree}",
+        f'data.group_pattern="{SUBJECT_PATTERN}"',
+        "test=false",
+    ]
     config = compose(*model, *data, "trainer.max_epochs=2", *overrides)
     return train(config, folder)
 
@@ -212,14 +217,14 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     last = tmp_path / "last.ckpt"
-    WholeFiles().save_checkpoint({"epoch": 1}, last)
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, last)
     before = last.read_bytes()
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))  # a disk with 64 KiB left
     try:
-        WholeFiles().save_checkpoint({"weights": torch.zeros(10**6)}, last)
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(10**6)}, last)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -232,7 +237,7 @@ def test_a_run_that_is_alive_is_left_alone(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_dir, "LETTING_GO", 0.1)
-    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
+    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{SUBJECT_PATTERN}"']
     process = start(tmp_path, *CNN, *data, "trainer.max_epochs=10000", "hydra.run.dir=run")
     while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file() and process.poll() is None:
         time.sleep(0.05)
@@ -241,7 +246,7 @@ def test_a_run_that_is_alive_is_left_alone(
     assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     printed_by(process)
-    with run_dir.alone(tmp_path / "run"):  # a process that died does not hold it
+    with run_dir.lock_run(tmp_path / "run"):  # a process that died does not hold it
         pass
 
 

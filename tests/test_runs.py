@@ -7,26 +7,26 @@ import pytest
 
 from horsehuman.data.records import Record, write_splits
 from horsehuman.errors import HorseHumanError
-from horsehuman.run_dir import claim, point_latest, write_whole
+from horsehuman.run_dir import create_run_dir, link_latest, write_atomic
 
 
 def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
-    claim(tmp_path / "run")
+    create_run_dir(tmp_path / "run")
     with pytest.raises(HorseHumanError, match="holds a run already"):
-        claim(tmp_path / "run")
+        create_run_dir(tmp_path / "run")
     (tmp_path / "file").touch()
     with pytest.raises(HorseHumanError, match=r"cannot write into .*hydra\.run\.dir"):
-        claim(tmp_path / "file" / "run")
+        create_run_dir(tmp_path / "file" / "run")
 
 
 def test_latest_points_to_the_newest(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        point_latest(tmp_path / name)
+        link_latest(tmp_path / name)
         assert (tmp_path / "latest").resolve() == (tmp_path / name).resolve()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "latest"]
     (tmp_path / "sweep_c" / "0").mkdir(parents=True)
-    point_latest(tmp_path / "sweep_c" / "0")
+    link_latest(tmp_path / "sweep_c" / "0")
     assert (tmp_path / "latest").resolve() == (tmp_path / "sweep_c" / "0").resolve()
 
 
@@ -35,20 +35,20 @@ def test_latest_is_not_forced_over_a_folder(
 ) -> None:
     (tmp_path / "latest").mkdir()
     (tmp_path / "run").mkdir()
-    point_latest(tmp_path / "run")
+    link_latest(tmp_path / "run")
     assert "latest is not updated" in caplog.text
     assert (tmp_path / "latest").is_dir()
 
 
 def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_whole(path, lambda file: file.write(b"old"))
+    write_atomic(path, lambda file: file.write(b"old"))
 
     def fail(file: object) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_whole(path, fail)
+        write_atomic(path, fail)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from horsehuman import HorseHumanError
 from horsehuman.data.contact_sheets import training_recipe
 from horsehuman.data.images import read_picture
-from horsehuman.data.records import FIGURE
+from horsehuman.data.records import SUBJECT_PATTERN
 
 from . import commands
 
@@ -26,7 +26,7 @@ def rows(path: Path) -> float:
 
 def test_a_sheet_for_each_class_and_split(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, printed = data("--data", str(tree), "--group-pattern", FIGURE, "--out", str(out))
+    code, printed = data("--data", str(tree), "--group-pattern", SUBJECT_PATTERN, "--out", str(out))
     assert code == 0, printed
     assert {path.name for path in out.iterdir()} == {
         f"{split}-{name}.png" for split in ("train", "test") for name in ("horses", "humans")
@@ -42,7 +42,7 @@ def test_a_sheet_for_each_class_and_split(tree: Path, tmp_path: Path) -> None:
 
 def test_augmented_sheets_show_what_training_sees(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = ["--data", str(tree), "--group-pattern", FIGURE, "--augmented"]
+    arguments = ["--data", str(tree), "--group-pattern", SUBJECT_PATTERN, "--augmented"]
     assert data(*arguments, "--out", str(out))[0] == 0
     names = sorted(path.name for path in out.iterdir())
     assert names == ["train-horses-augmented.png", "train-humans-augmented.png"]

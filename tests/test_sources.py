@@ -13,7 +13,7 @@ from PIL import Image
 
 from horsehuman.data import sources
 from horsehuman.data.images import PictureError
-from horsehuman.data.sources import expand, open_picture
+from horsehuman.data.sources import expand_sources, read_source
 from tests.commands import serving
 
 
@@ -65,8 +65,8 @@ def server() -> Iterator[str]:
 
 
 def test_a_picture_from_the_web(server: str) -> None:
-    assert open_picture(f"{server}/good").shape == (6, 8, 3)
-    assert open_picture(f"{server}/on").shape == (6, 8, 3)
+    assert read_source(f"{server}/good").shape == (6, 8, 3)
+    assert read_source(f"{server}/on").shape == (6, 8, 3)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_the_web_does_wrong(
         monkeypatch.setattr(sources, "MAX_BYTES", 50)
     start = time.monotonic()
     with pytest.raises(PictureError, match=text) as caught:
-        open_picture(f"{server}/{path}")
+        read_source(f"{server}/{path}")
     assert server in str(caught.value)
     assert "\n" not in str(caught.value)
     assert time.monotonic() - start < 15
@@ -105,7 +105,7 @@ def test_servers_that_are_not_there() -> None:
         port = free.getsockname()[1]
     for url in (f"http://127.0.0.1:{port}/x.png", "http://[bad/x.png", "http:///x.png"):
         with pytest.raises(PictureError, match="http"):
-            open_picture(url)
+            read_source(url)
 
 
 def test_files_folders_patterns_and_addresses_in_order(
@@ -117,17 +117,17 @@ def test_files_folders_patterns_and_addresses_in_order(
     (tmp_path / "deep" / "loop").symlink_to(tmp_path)
     monkeypatch.chdir(tmp_path)
     given = ["b.png", ".", "http://x/y.png", "*.png", "[1].png", "none*.png", "missing"]
-    assert list(expand(given)) == [
+    assert list(expand_sources(given)) == [
         "b.png",
         *("[1].png", "a.png", "b.png"),
         "http://x/y.png",
         *("[1].png", "a.png", "b.png"),
         *("[1].png", "none*.png", "missing"),
     ]
-    assert list(expand(["."], recursive=True))[-1] == "deep/c.png"
+    assert list(expand_sources(["."], recursive=True))[-1] == "deep/c.png"
     (tmp_path / "empty").mkdir()
     with pytest.raises(PictureError, match="is a folder, no file"):
-        open_picture(next(expand(["empty"])))
+        read_source(next(expand_sources(["empty"])))
 
 
 def test_names_on_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,5 +137,5 @@ def test_names_on_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     os.close(writing)
     with os.fdopen(reading) as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
-        found = list(expand(["x.png", "-"]))
+        found = list(expand_sources(["x.png", "-"]))
     assert found == ["x.png", "a.png", "with space.png", "./-", os.fsdecode(b"\xff.png")]

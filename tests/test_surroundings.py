@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from horsehuman import load_classifier
-from horsehuman.data.records import FIGURE
-from horsehuman.training.callbacks import WholeFiles
+from horsehuman.data.records import SUBJECT_PATTERN
+from horsehuman.training.callbacks import AtomicCheckpointIO
 from tests.test_resume import CLOCK, CNN, INCEPTION, run, start
 
 NOBODY = 65534
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 def begin(folder: Path, tree: Path, *options: str) -> subprocess.Popen[str]:
     """A run of many epochs, in its third."""
-    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
+    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{SUBJECT_PATTERN}"']
     process = start(
         folder, *CNN, *data, "trainer.max_epochs=300", "data.batch_size=4", *options,
         "hydra.run.dir=run",
@@ -102,7 +102,7 @@ def test_a_folder_that_may_not_be_written_any_more(
 ) -> None:
     folder = tmp_path / "checkpoints"
     last = folder / "last.ckpt"
-    WholeFiles().save_checkpoint({"epoch": 1}, last)
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, last)
     before = last.read_bytes()
     folder.chmod(0o500)
     is_root = os.geteuid() == 0  # whom no right can be taken from
@@ -111,7 +111,7 @@ def test_a_folder_that_may_not_be_written_any_more(
             parent.chmod(0o555)
         os.seteuid(NOBODY)
     try:
-        WholeFiles().save_checkpoint({"epoch": 2}, last)
+        AtomicCheckpointIO().save_checkpoint({"epoch": 2}, last)
     finally:
         if is_root:
             os.seteuid(0)
@@ -125,7 +125,12 @@ def test_two_runs_at_once_on_one_cache(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HORSEHUMAN_CACHE", str(tmp_path / "cache"))
-    options = [*INCEPTION, "data=folder", f"data.root={tree}", f'data.group_pattern="{FIGURE}"']
+    options = [
+        *INCEPTION,
+        "data=folder",
+        f"data.root={tree}",
+        f'data.group_pattern="{SUBJECT_PATTERN}"',
+    ]
     both = [start(tmp_path, *options, f"hydra.run.dir={name}") for name in ("one", "two")]
     for process in both:
         last_line(process)

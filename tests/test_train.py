@@ -18,7 +18,7 @@ from horsehuman.data.images import read_picture
 from horsehuman.data.transforms import augment_each
 from horsehuman.inference.predict import predict
 from horsehuman.training.build import build, build_trainer
-from horsehuman.training.run import keep_checkpoints
+from horsehuman.training.run import finalize_checkpoints
 from horsehuman.training.run import train as train_run
 
 CNN = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=2"]
@@ -189,7 +189,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     data.setup()
     trainer = build_trainer(config, tmp_path / "parts", data)
     trainer.fit(model, datamodule=data, ckpt_path=last)
-    keep_checkpoints(last.parent)
+    finalize_checkpoints(last.parent)
     expected = weights(tmp_path / "whole")
     for name, value in weights(tmp_path / "parts").items():
         assert torch.equal(value, expected[name]), name

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from horsehuman.data.sources import WebError, stream
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.data.sources import DownloadError, download_blocks
+from horsehuman.errors import HorseHumanError, printable
 from horsehuman.runtime import asset, cache_dir, progress_bar, track
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ ARCHIVES = {
 }
 
 
-def find_pictures(
+def image_root(
     source: str, root: str | Path | None = None, archives_dir: str | None = None
 ) -> Path:
     """The folder with the pictures of a source, unpacked or downloaded where need be.
@@ -79,14 +79,14 @@ def find_pictures(
         HorseHumanError: They are not there or cannot be unpacked.
     """
     if source == "box":
-        return unpack(box_archives())
+        return unpack(bundled_archives())
     if source == "archives":
         local = archives_dir is not None and Path(str(archives_dir)).expanduser()
         return unpack(local_archives(local) if local else download_archives())
     return Path(str(root)).expanduser()
 
 
-def box_archives() -> dict[str, Path]:
+def bundled_archives() -> dict[str, Path]:
     """The archives in the package: the complete set as WebP (see ``assets/ASSETS.md``)."""
     return {split: asset(archive.name) for split, archive in ARCHIVES.items()}
 
@@ -101,11 +101,11 @@ def local_archives(folder: Path) -> dict[str, Path]:
     for split, path in found.items():
         if not path.is_file():
             raise HorseHumanError(
-                f"data.archives_dir={shown(folder)}: there is no {path.name} in it; "
+                f"data.archives_dir={printable(folder)}: there is no {path.name} in it; "
                 "put both official zips there under their own names"
             )
         if _sha256(path) != ARCHIVES[split].sha256:
-            log.info("%s is not the official file (its sha256 differs); using it", shown(path))
+            log.info("%s is not the official file (its sha256 differs); using it", printable(path))
     return found
 
 
@@ -143,7 +143,7 @@ def unpack(archives: dict[str, Path], cache: Path | None = None) -> Path:
                     raise
     except OSError as error:
         raise HorseHumanError(
-            f"cannot unpack pictures into {shown(parent)}: {error.strerror or error}; make room "
+            f"cannot unpack pictures into {printable(parent)}: {error.strerror or error}; make room "
             "there, or name another folder in the environment variable HORSEHUMAN_CACHE"
         ) from error
     return target
@@ -156,13 +156,13 @@ def _members(path: Path) -> list[zipfile.ZipInfo]:
             members = [member for member in archive.infolist() if not member.is_dir()]
     except Exception as error:  # damaged files raise whatever they like
         raise HorseHumanError(
-            f"{shown(path)} is no complete zip file ({error}); fetch it again"
+            f"{printable(path)} is no complete zip file ({error}); fetch it again"
         ) from error
     size = sum(member.file_size for member in members)
     packed = sum(member.compress_size for member in members)
     if len(members) > _MAX_FILES or size > _MAX_BYTES or size > _MAX_RATIO * packed + 2**20:
         raise HorseHumanError(
-            f"{shown(path)} would unpack to {len(members):,} files and {size / 2**20:,.0f} MiB: "
+            f"{printable(path)} would unpack to {len(members):,} files and {size / 2**20:,.0f} MiB: "
             "that is no archive of pictures, and it is not unpacked"
         )
     for member in members:
@@ -172,7 +172,7 @@ def _members(path: Path) -> list[zipfile.ZipInfo]:
         if outside or kind not in (0, stat.S_IFREG):
             what = "leads outside" if outside else "is a link or device"
             raise HorseHumanError(
-                f"{shown(path)}: {member.filename!r} {what}; the archive is not unpacked"
+                f"{printable(path)}: {member.filename!r} {what}; the archive is not unpacked"
             )
     return [member for member in members if not member.filename.startswith("__MACOSX/")]
 
@@ -189,7 +189,7 @@ def _extract(path: Path, members: list[zipfile.ZipInfo], folder: Path) -> None:
     except OSError:
         raise
     except Exception as error:  # zlib, lzma, unknown methods, passwords
-        raise HorseHumanError(f"{shown(path)} is damaged ({error}); fetch it again") from error
+        raise HorseHumanError(f"{printable(path)} is damaged ({error}); fetch it again") from error
 
 
 def _is_complete(target: Path, members: dict[str, list[zipfile.ZipInfo]]) -> bool:
@@ -212,7 +212,7 @@ def _sha256(path: Path) -> str:
                 digest.update(block)
         return digest.hexdigest()
     except OSError as error:
-        raise HorseHumanError(f"cannot read {shown(path)}: {error.strerror}") from error
+        raise HorseHumanError(f"cannot read {printable(path)}: {error.strerror}") from error
 
 
 def download_archives(
@@ -244,11 +244,11 @@ def _download(archive: Archive, folder: Path, mirrors: Sequence[str]) -> Path:
         try:
             return Path(box.fetch(archive.name, downloader=_write))
         except ValueError as error:  # of the web, or pooch's of the digest
-            reason = str(error) if isinstance(error, WebError) else "not the official file"
+            reason = str(error) if isinstance(error, DownloadError) else "not the official file"
             reasons.append(f"{mirror}: {reason}")
         except OSError as error:
             raise HorseHumanError(
-                f"cannot write into {shown(folder)}: {error.strerror}; make room there, or name "
+                f"cannot write into {printable(folder)}: {error.strerror}; make room there, or name "
                 "another folder in the environment variable HORSEHUMAN_CACHE"
             ) from error
     raise HorseHumanError(
@@ -272,7 +272,7 @@ def _write(url: str, output_file: str, _: object) -> None:
     name = url.rpartition("/")[2]
     with Path(output_file).open("wb") as file, progress_bar() as bar:
         task = bar.add_task(f"{name}, kB", total=None)
-        for block, promised in stream(url, enough):
+        for block, promised in download_blocks(url, enough):
             file.write(block)
             done = file.tell() // 1000
             bar.update(task, completed=done, total=promised // 1000 or None)

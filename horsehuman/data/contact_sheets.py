@@ -15,12 +15,12 @@ from rich.table import Table
 from torch import Tensor
 
 from horsehuman.data.datasets import decode
-from horsehuman.data.image_sets import SPLITS, PictureSet, find_set, read_config
+from horsehuman.data.image_sets import SPLITS, ImageSet, find_image_set, read_run_config
 from horsehuman.data.images import PictureError
-from horsehuman.data.records import Record, spread
+from horsehuman.data.records import Record, evenly_spaced
 from horsehuman.data.transforms import Augment, make_augment
-from horsehuman.errors import HorseHumanError, check_number, shown
-from horsehuman.run_dir import free_path, is_run, report_folder
+from horsehuman.errors import HorseHumanError, check_number, printable
+from horsehuman.run_dir import create_report_dir, is_run, unused_path
 from horsehuman.runtime import console, table, track
 
 log = logging.getLogger(__name__)
@@ -31,13 +31,13 @@ COLUMNS, ROWS, SIDE = 8, 60, 96
 Row = tuple[str, list[Tensor]]
 
 
-def show_set(
+def show_images(
     data: str, group_pattern: str | None, out: Path | None, *, augmented: bool, force: bool
 ) -> bool:
     """What ``horsehuman data`` does; returns whether all pictures on the sheets could be read."""
-    pictures = find_set(data, group_pattern)
+    pictures = find_image_set(data, group_pattern)
     recipe = training_recipe(data) if augmented else None
-    folder = report_folder(out, Path("outputs/data"), force=force, report=["*.png"])
+    folder = create_report_dir(out, Path("outputs/data"), force=force, report=["*.png"])
     console(stderr=False).print(counts(pictures))
     parts = _parts(pictures)
     if recipe:
@@ -51,19 +51,19 @@ def show_set(
             log.warning("error: %s", error)
         whole = whole and not errors
         if rows:
-            path = free_path(folder / f"{_file_name(name)}.png", drawn.__contains__)
+            path = unused_path(folder / f"{_file_name(name)}.png", drawn.__contains__)
             drawn.add(path)
             _draw(path, rows, title, recipe is not None)
-    print(f"sheets      {shown(folder)}")
+    print(f"sheets      {printable(folder)}")
     return whole
 
 
-def counts(pictures: PictureSet) -> Table:
+def counts(pictures: ImageSet) -> Table:
     """Pictures and groups of each class in each split."""
     lines = table("split", "class", "pictures", "groups", left=2)
     for (split, class_name), records in _parts(pictures).items():
         groups = str(len({record.group for record in records})) if pictures.grouped else "unknown"
-        lines.add_row(split or "none yet", shown(class_name), str(len(records)), groups)
+        lines.add_row(split or "none yet", printable(class_name), str(len(records)), groups)
     return lines
 
 
@@ -75,7 +75,7 @@ def training_recipe(data: str) -> tuple[int, Augment]:
     """
     path = Path(__file__).parents[2] / "configs" / "model" / "cnn.yaml"
     if is_run(Path(data).expanduser()):
-        config: Mapping[str, Any] = read_config(Path(data).expanduser())
+        config: Mapping[str, Any] = read_run_config(Path(data).expanduser())
     elif path.is_file():
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     else:
@@ -84,13 +84,13 @@ def training_recipe(data: str) -> tuple[int, Augment]:
         )
     augment = make_augment(config["data"].get("augment"))
     if augment is None:
-        raise HorseHumanError(f"--augmented: {shown(data)} was trained without augmentation")
+        raise HorseHumanError(f"--augmented: {printable(data)} was trained without augmentation")
     size: Any = dict(config.get("model") or {}).get("image_size")
-    check_number(f"model.image_size of {shown(data)}", size, int, at_least=8, at_most=4096)
+    check_number(f"model.image_size of {printable(data)}", size, int, at_least=8, at_most=4096)
     return size, augment
 
 
-def _parts(pictures: PictureSet) -> dict[tuple[str, str], list[Record]]:
+def _parts(pictures: ImageSet) -> dict[tuple[str, str], list[Record]]:
     """The records of each split and class, in order."""
     found: dict[tuple[str, str], list[Record]] = {}
     order = [*SPLITS, ""]
@@ -111,10 +111,10 @@ def _rows(
         groups.setdefault(name, []).append(record)
     rows: list[Row] = []
     errors: list[str] = []
-    for name in spread(list(groups), ROWS):
+    for name in evenly_spaced(list(groups), ROWS):
         own = groups[name]
-        label = f"{shown(name)[-24:]} ({len(own)})" if grouped else ""
-        chosen = spread(own, 1 if recipe else COLUMNS)
+        label = f"{printable(name)[-24:]} ({len(own)})" if grouped else ""
+        chosen = evenly_spaced(own, 1 if recipe else COLUMNS)
         found = list(_decoded(chosen, recipe[0] if recipe else SIDE, errors))
         if found and recipe:
             with torch.random.fork_rng():

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from horsehuman.data.archives import find_pictures
+from horsehuman.data.archives import image_root
 from horsehuman.data.datasets import (
     Batch,
-    Batches,
-    DecodedBatches,
+    BatchDataset,
     Embed,
     EpochSampler,
-    KeptBatches,
-    Share,
+    InMemoryDataset,
+    OnDemandDataset,
+    ShardSampler,
     check_views,
     decode_all,
     embed_all,
@@ -28,10 +28,16 @@ from horsehuman.data.datasets import (
     make_loader,
     view_key,
 )
-from horsehuman.data.records import FIGURE, Record, assign_splits, describe, scan
+from horsehuman.data.records import (
+    SUBJECT_PATTERN,
+    Record,
+    assign_splits,
+    describe_splits,
+    scan_folder,
+)
 from horsehuman.data.transforms import augment_each, make_augment
 from horsehuman.distributed import world_size
-from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, shown
+from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, printable
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +52,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         image_size: S, height and width in pixels; take it from the model.
         source: ``box`` (the official set, in this package), ``archives`` (the official PNG
             archives), or ``folder``.
-        root: The folder tree, for ``folder``; see :func:`~horsehuman.data.folders.scan`.
+        root: The folder tree, for ``folder``; see :func:`~horsehuman.data.folders.scan_folder`.
         archives_dir: Folder with both official zips, for ``archives``; without it they are
             downloaded.
         group_pattern: Regular expression with one capturing group that names the group in a
@@ -99,7 +105,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         super().__init__()
         self.image_size, self.source, self.archives_dir = image_size, source, archives_dir
         self.root = Path(str(root)).expanduser() if root else None
-        self.group_pattern = group_pattern or (None if source == "folder" else FIGURE)
+        self.group_pattern = group_pattern or (None if source == "folder" else SUBJECT_PATTERN)
         self.validation, self.val_fraction, self.test_fraction = (
             validation,
             val_fraction,
@@ -114,7 +120,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         self.records: list[Record] = []
         self.skipped: dict[str, str] = {}
         self._pictures: Tensor | None = None
-        self._embedded: dict[str, KeptBatches] = {}
+        self._embedded: dict[str, InMemoryDataset] = {}
         self._labels = torch.empty(0)
         self._first_epoch = 0
 
@@ -142,7 +148,7 @@ class HorseHumanDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Unpack, download or find the pictures; safe in several processes at once."""
-        self.root = find_pictures(self.source, self.root, self.archives_dir)
+        self.root = image_root(self.source, self.root, self.archives_dir)
 
     def setup(self, stage: str | None = None) -> None:
         """Find the pictures, look at every file, split by group.
@@ -156,7 +162,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         if self.source != "folder" and self.root is None:
             self.prepare_data()
         assert self.root is not None
-        self.class_names, records = scan(self.root, self.group_pattern)
+        self.class_names, records = scan_folder(self.root, self.group_pattern)
         needed = len(records) * 3 * self.image_size**2
         keep = needed <= self.memory_limit * 2**30
         records, pictures, self.skipped = decode_all(
@@ -171,7 +177,7 @@ class HorseHumanDataModule(L.LightningDataModule):
             folds=self.folds,
             seed=self.split_seed,
         )
-        for split in ("train", self._validating, "test"):
+        for split in ("train", self._validation_split, "test"):
             if 0 < len(self._indices(split)) < world_size():
                 raise HorseHumanError(
                     f"{split} has {len(self._indices(split))} pictures for {world_size()} "
@@ -179,9 +185,9 @@ class HorseHumanDataModule(L.LightningDataModule):
                 )
         self._pictures = pictures
         self._labels = torch.tensor([float(record.label) for record in records])
-        self._tell()
+        self._log_summary()
 
-    def replace_pictures(self, embed: Embed, views: int = 1) -> None:
+    def use_features(self, embed: Embed, views: int = 1) -> None:
         """Train and validate on features instead of pictures, until the next :meth:`setup`.
 
         They are computed once and kept; testing goes on with the pictures.
@@ -195,7 +201,10 @@ class HorseHumanDataModule(L.LightningDataModule):
             HorseHumanError: There is nothing to augment with, or augmentation without a view.
         """
         check_views(views, self.augment)
-        train, held_out = self._in_order("train"), self._in_order(self._validating)
+        train, held_out = (
+            self._sequential_loader("train"),
+            self._sequential_loader(self._validation_split),
+        )
         self._embedded["train"] = embed_views(train, embed, views, self.augment, self.seed)
         if len(held_out):
             what = "features of held-out pictures"
@@ -211,15 +220,19 @@ class HorseHumanDataModule(L.LightningDataModule):
         """Batches in order; an empty list where nothing validates."""
         if dataset := self._embedded.get("validation"):
             return self._loader(dataset)
-        return self._in_order(self._validating) if self._indices(self._validating) else []
+        return (
+            self._sequential_loader(self._validation_split)
+            if self._indices(self._validation_split)
+            else []
+        )
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Batches of this process's pictures, in order."""
-        return self._in_order("test")
+        return self._sequential_loader("test")
 
-    def held_out(self) -> list[Record]:
+    def validation_records(self) -> list[Record]:
         """The pictures that validate, in the order of :meth:`val_dataloader`."""
-        return [self.records[index] for index in self._indices(self._validating)]
+        return [self.records[index] for index in self._indices(self._validation_split)]
 
     def samples(self, views: int = 1, columns: int = 8, rows: int = 4) -> Tensor:
         """Some training pictures for a look: uint8 ``(rows * columns, 3, S, S)``.
@@ -249,7 +262,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         return (self.augment(inputs), labels) if inputs.ndim == 4 else batch
 
     @property
-    def _validating(self) -> str:
+    def _validation_split(self) -> str:
         return "test" if self.validation == "test" else "validation"
 
     def state_dict(self) -> dict[str, Any]:
@@ -272,20 +285,20 @@ class HorseHumanDataModule(L.LightningDataModule):
     def _indices(self, split: str) -> list[int]:
         return [index for index, record in enumerate(self.records) if record.split == split]
 
-    def _dataset(self, indices: list[int]) -> Batches:
+    def _dataset(self, indices: list[int]) -> BatchDataset:
         if self._pictures is None:
-            return DecodedBatches(self.records, self.image_size, indices)
-        return KeptBatches(self._pictures, self._labels, indices)
+            return OnDemandDataset(self.records, self.image_size, indices)
+        return InMemoryDataset(self._pictures, self._labels, indices)
 
-    def _in_order(self, split: str) -> DataLoader[Batch]:
+    def _sequential_loader(self, split: str) -> DataLoader[Batch]:
         return self._loader(self._dataset(self._indices(split)))
 
-    def _loader(self, dataset: Batches) -> DataLoader[Batch]:
-        return make_loader(dataset, Share(len(dataset)), self.batch_size, self.num_workers)
+    def _loader(self, dataset: BatchDataset) -> DataLoader[Batch]:
+        return make_loader(dataset, ShardSampler(len(dataset)), self.batch_size, self.num_workers)
 
-    def _tell(self) -> None:
+    def _log_summary(self) -> None:
         """Log what was found, and what makes its figures less honest than they look."""
-        log.info("%s or %s: %s", *map(shown, self.class_names), describe(self.records))
+        log.info("%s or %s: %s", *map(printable, self.class_names), describe_splits(self.records))
         if self.validation == "test":
             log.info("validating on the test set: these figures are selected on it, not honest")
         elif not self._indices("validation"):

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from horsehuman.data.images import PictureError, read_picture
 from horsehuman.data.records import Record
 from horsehuman.data.transforms import Augment, augment_each, resize
-from horsehuman.distributed import rank, share, whole, world_size
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.distributed import gather_sharded, rank, shard_indices, world_size
+from horsehuman.errors import HorseHumanError, printable
 from horsehuman.runtime import track
 
 log = logging.getLogger(__name__)
@@ -71,12 +71,12 @@ def decode_all(
     if not bad:
         return list(records), kept, {}
     good = [index for index in range(len(records)) if index not in bad]
-    _complain(records, good, dict(sorted(bad.items())), skip_bad)
+    _report_unreadable(records, good, dict(sorted(bad.items())), skip_bad)
     skipped = {str(records[index].path): bad[index] for index in sorted(bad)}
     return [records[i] for i in good], None if kept is None else kept[good], skipped
 
 
-def _complain(
+def _report_unreadable(
     records: Sequence[Record], good: Sequence[int], bad: dict[int, str], skip_bad: bool
 ) -> None:
     first = "; ".join(list(bad.values())[:3])
@@ -89,13 +89,13 @@ def _complain(
     for record in (records[index] for index in bad):
         if (record.label, record.split) not in left:
             raise HorseHumanError(
-                f"no picture of the class of {shown(record.path)} can be read in "
+                f"no picture of the class of {printable(record.path)} can be read in "
                 f"{record.split or 'the set'} ({first}): mend them"
             )
     log.warning("left out %d of %d pictures (%s)", len(bad), len(records), first)
 
 
-class KeptBatches(Dataset[Batch]):
+class InMemoryDataset(Dataset[Batch]):
     """Batches out of memory.
 
     Args:
@@ -119,7 +119,7 @@ class KeptBatches(Dataset[Batch]):
         return self.inputs[where], self.labels[where]
 
 
-class DecodedBatches(Dataset[Batch]):
+class OnDemandDataset(Dataset[Batch]):
     """Batches decoded on demand, for sets that memory does not hold.
 
     Args:
@@ -143,10 +143,10 @@ class DecodedBatches(Dataset[Batch]):
         return pictures, torch.tensor([float(record.label) for record in records])
 
 
-Batches = KeptBatches | DecodedBatches
+BatchDataset = InMemoryDataset | OnDemandDataset
 
 
-class Share(DistributedSampler[int]):
+class ShardSampler(DistributedSampler[int]):
     """This process's share of ``count`` samples, in order: each is one process's, none is repeated.
 
     It is of a kind that Lightning leaves as it is.
@@ -157,7 +157,7 @@ class Share(DistributedSampler[int]):
 
     def __init__(self, count: int) -> None:
         super().__init__(range(count), world_size(), rank(), shuffle=False)  # type: ignore[arg-type]
-        self.chosen = share(count)
+        self.chosen = shard_indices(count)
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -166,7 +166,7 @@ class Share(DistributedSampler[int]):
         return iter(self.chosen)
 
 
-class EpochSampler(Share):
+class EpochSampler(ShardSampler):
     """An order that depends on the seed and the epoch alone, so that a resumed run repeats it.
 
     Each of several processes gets its share of each batch: together they see the batches that one
@@ -198,7 +198,7 @@ class EpochSampler(Share):
 
 
 def make_loader(
-    dataset: Batches,
+    dataset: BatchDataset,
     order: Iterable[int],
     batch_size: int,
     num_workers: int,
@@ -208,8 +208,8 @@ def make_loader(
         dataset,
         batch_size=batch_size,
         sampler=order,
-        num_workers=0 if isinstance(dataset, KeptBatches) else num_workers,
-        collate_fn=_as_it_is,
+        num_workers=0 if isinstance(dataset, InMemoryDataset) else num_workers,
+        collate_fn=_identity,
         worker_init_fn=_leave_signals_to_parent,
         generator=torch.Generator(),  # an iterator draws a number: not from the run's stream
     )
@@ -220,7 +220,7 @@ def _leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
@@ -243,7 +243,7 @@ def view_key(seed: int, view: int) -> str:
     return f"{seed}-{view}"
 
 
-def embed_all(loader: DataLoader[Batch], embed: Embed, what: str) -> KeptBatches:
+def embed_all(loader: DataLoader[Batch], embed: Embed, what: str) -> InMemoryDataset:
     """Features and labels of all pictures, in order.
 
     Args:
@@ -252,13 +252,13 @@ def embed_all(loader: DataLoader[Batch], embed: Embed, what: str) -> KeptBatches
         what: Stands beside the progress bar.
     """
     found = [(embed(images), labels) for images, labels in track(loader, what, len(loader))]
-    features, labels = (whole(torch.cat(part)) for part in zip(*found, strict=True))
-    return KeptBatches(features, labels, range(len(labels)))
+    features, labels = (gather_sharded(torch.cat(part)) for part in zip(*found, strict=True))
+    return InMemoryDataset(features, labels, range(len(labels)))
 
 
 def embed_views(
     loader: DataLoader[Batch], embed: Embed, views: int, augment: Augment | None, seed: int
-) -> KeptBatches:
+) -> InMemoryDataset:
     """Features of several views of each picture.
 
     Args:
@@ -282,4 +282,4 @@ def embed_views(
         found.append(embed_all(loader, embed_view, f"view {view + 1} of {views}"))
     inputs = torch.cat([dataset.inputs for dataset in found])
     labels = torch.cat([dataset.labels for dataset in found])
-    return KeptBatches(inputs, labels, range(len(labels)))
+    return InMemoryDataset(inputs, labels, range(len(labels)))

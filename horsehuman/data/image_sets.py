@@ -11,18 +11,18 @@ from typing import Any
 
 import yaml
 
-from horsehuman.data.archives import find_pictures
-from horsehuman.data.records import FIGURE, Record, scan
-from horsehuman.errors import HorseHumanError, check_choice, shown
-from horsehuman.run_dir import is_run, run_of
-from horsehuman.runtime import IN_THE_BOX
+from horsehuman.data.archives import image_root
+from horsehuman.data.records import SUBJECT_PATTERN, Record, scan_folder
+from horsehuman.errors import HorseHumanError, check_choice, printable
+from horsehuman.run_dir import find_run, is_run
+from horsehuman.runtime import BUNDLED
 
 #: What ``--split`` takes.
 SPLITS = ("train", "validation", "test", "all")
 
 
 @dataclass(frozen=True)
-class PictureSet:
+class ImageSet:
     """Labelled pictures.
 
     Attributes:
@@ -41,7 +41,7 @@ class PictureSet:
         """A picture's name below the folder of the set."""
         return record.path.relative_to(self.root).as_posix()
 
-    def split(self, name: str) -> PictureSet:
+    def split(self, name: str) -> ImageSet:
         """The pictures of one split; of ``all``, all of them.
 
         Raises:
@@ -52,12 +52,12 @@ class PictureSet:
         if not records:
             there = sorted({record.split or "no split" for record in self.records})
             raise HorseHumanError(
-                f"--split {name}: {shown(self.root)} has no such pictures, but {', '.join(there)}"
+                f"--split {name}: {printable(self.root)} has no such pictures, but {', '.join(there)}"
             )
-        return PictureSet(self.root, self.class_names, records, self.grouped)
+        return ImageSet(self.root, self.class_names, records, self.grouped)
 
 
-def find_set(data: str, group_pattern: str | None = None) -> PictureSet:
+def find_image_set(data: str, group_pattern: str | None = None) -> ImageSet:
     """The pictures that ``--data`` names: ``box``, a run's folder, or a folder of pictures.
 
     Raises:
@@ -66,31 +66,31 @@ def find_set(data: str, group_pattern: str | None = None) -> PictureSet:
     in_folder = data != "box" and not is_run(Path(data).expanduser())
     if group_pattern is not None and not in_folder:
         raise HorseHumanError(
-            f"--group-pattern={group_pattern!r} goes with a folder of pictures, and {shown(data)} "
+            f"--group-pattern={group_pattern!r} goes with a folder of pictures, and {printable(data)} "
             "has groups of its own: drop it"
         )
     if data == "box":
-        root = find_pictures("box")
-        classes, records = scan(root, FIGURE)
-        return PictureSet(root, (classes[0], classes[1]), records, True)
+        root = image_root("box")
+        classes, records = scan_folder(root, SUBJECT_PATTERN)
+        return ImageSet(root, (classes[0], classes[1]), records, True)
     folder = Path(data).expanduser()
     if not in_folder:
-        return set_of_run(folder)
-    classes, records = scan(folder, group_pattern, to_train=False)
-    return PictureSet(folder, (classes[0], classes[1]), records, group_pattern is not None)
+        return read_run_images(folder)
+    classes, records = scan_folder(folder, group_pattern, to_train=False)
+    return ImageSet(folder, (classes[0], classes[1]), records, group_pattern is not None)
 
 
-def choose_set(
+def select_images(
     model: str, data: str | None, split: str | None, group_pattern: str | None
-) -> tuple[PictureSet, str]:
+) -> tuple[ImageSet, str]:
     """The pictures that a classifier is asked about.
 
     Args:
         model: The classifier.
-        data: See :func:`find_set`; otherwise what it was trained and tested on: its run's, or the
+        data: See :func:`find_image_set`; otherwise what it was trained and tested on: its run's, or the
             box.
         split: One of :data:`SPLITS`; otherwise ``test``, or ``all`` where there is no such split.
-        group_pattern: See :func:`find_set`.
+        group_pattern: See :func:`find_image_set`.
 
     Returns:
         The pictures, and the split.
@@ -98,8 +98,8 @@ def choose_set(
     Raises:
         HorseHumanError: There are none.
     """
-    run = run_of(model)
-    pictures = find_set(data or (str(run) if run else "box"), group_pattern)
+    run = find_run(model)
+    pictures = find_image_set(data or (str(run) if run else "box"), group_pattern)
     if split is None:
         split = "test" if any(record.split == "test" for record in pictures.records) else "all"
     return pictures.split(split), split
@@ -114,7 +114,7 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
         return super().compose_node(parent, index)
 
 
-def read_config(run: Path) -> dict[str, Any]:
+def read_run_config(run: Path) -> dict[str, Any]:
     """What a run's ``config.yaml`` says; raises :class:`HorseHumanError` where it is not whole."""
     path = run / "config.yaml"
     try:
@@ -122,20 +122,20 @@ def read_config(run: Path) -> dict[str, Any]:
         if isinstance(config, dict) and isinstance(config.get("data"), dict):
             return config
     except OSError as error:
-        raise HorseHumanError(f"cannot read {shown(path)}: {error.strerror}") from error
+        raise HorseHumanError(f"cannot read {printable(path)}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise HorseHumanError(f"{shown(path)} is damaged: name pictures with --data") from error
-    raise HorseHumanError(f"{shown(path)} is no run's config: name pictures with --data")
+        raise HorseHumanError(f"{printable(path)} is damaged: name pictures with --data") from error
+    raise HorseHumanError(f"{printable(path)} is no run's config: name pictures with --data")
 
 
-def set_of_run(run: Path) -> PictureSet:
+def read_run_images(run: Path) -> ImageSet:
     """All pictures of a run, as its ``splits.csv`` lists them.
 
     Raises:
         HorseHumanError: A file of the run cannot be read.
     """
-    data = read_config(run)["data"]
-    root = find_pictures(data.get("source", "folder"), data.get("root"), data.get("archives_dir"))
+    data = read_run_config(run)["data"]
+    root = image_root(data.get("source", "folder"), data.get("root"), data.get("archives_dir"))
     path = run / "splits.csv"
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -148,15 +148,15 @@ def set_of_run(run: Path) -> PictureSet:
             for row in rows
         ]
     except OSError as error:
-        raise HorseHumanError(f"cannot read {shown(path)}: {error.strerror}") from error
+        raise HorseHumanError(f"cannot read {printable(path)}: {error.strerror}") from error
     except (KeyError, TypeError, csv.Error) as error:
-        raise HorseHumanError(f"{shown(path)} is damaged: name pictures with --data") from error
+        raise HorseHumanError(f"{printable(path)} is damaged: name pictures with --data") from error
     if len(names) != 2:
         raise HorseHumanError(
-            f"{shown(path)} names {len(names)} classes: name pictures with --data"
+            f"{printable(path)} names {len(names)} classes: name pictures with --data"
         )
     grouped = bool(data.get("group_pattern")) or data.get("source") != "folder"
-    return PictureSet(root, (names[0], names[1]), records, grouped)
+    return ImageSet(root, (names[0], names[1]), records, grouped)
 
 
 def _is_sound(row: dict[str, Any]) -> bool:
@@ -166,17 +166,17 @@ def _is_sound(row: dict[str, Any]) -> bool:
     return inside and None not in row.values() and row["split"] in SPLITS[:3]
 
 
-def seen_in_training(model: str, records: Iterable[Record]) -> int | None:
+def count_training_images(model: str, records: Iterable[Record]) -> int | None:
     """How many pictures a classifier was trained on, byte for byte; ``None`` if it is not known."""
-    run = run_of(model)
+    run = find_run(model)
     try:
         if run:
-            data = read_config(run)["data"]
+            data = read_run_config(run)["data"]
             if data.get("source") == "archives" and not data.get("archives_dir"):
                 return None  # nothing is downloaded to find out
-        elif model not in IN_THE_BOX:
+        elif model not in BUNDLED:
             return None
-        known = set_of_run(run) if run else find_set("box")
+        known = read_run_images(run) if run else find_image_set("box")
     except HorseHumanError:
         return None
     if not any(r.path.is_file() for r in known.records if r.split == "train"):
@@ -184,11 +184,11 @@ def seen_in_training(model: str, records: Iterable[Record]) -> int | None:
     asked = [(_size(record.path), record.path) for record in records]
     sizes = {size for size, _ in asked}
     trained = {
-        digest(record.path)
+        file_digest(record.path)
         for record in known.records
         if record.split == "train" and _size(record.path) in sizes
     }
-    return sum(digest(path) in trained for _, path in asked)
+    return sum(file_digest(path) in trained for _, path in asked)
 
 
 def _size(path: Path) -> int:
@@ -198,7 +198,7 @@ def _size(path: Path) -> int:
         return -1
 
 
-def digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
     """What tells one file's content from another's; a file that cannot be read equals none."""
     try:
         return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.errors import HorseHumanError, printable
 
 #: From this value on in all channels a pixel is white.
-WHITE = 245
+WHITE_LEVEL = 245
 
 #: Pictures with more pixels are refused before they are decoded (Pillow's own limit only warns
 #: at 89 million and lets a file of a few kilobytes fill 500 MB of memory).
@@ -67,7 +67,7 @@ def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDAr
     """
     if isinstance(source, str | Path):
         source = Path(source)
-        name = name or shown(source)
+        name = name or printable(source)
         empty = _check_file(source, name)
     else:
         name = name or "the picture"
@@ -87,7 +87,7 @@ def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDAr
         raise PictureError(f"{name}: {_reason(error)}") from error
 
 
-def is_litter(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden, or a file manager's own."""
     return name.startswith(".") or name in _LITTER
 

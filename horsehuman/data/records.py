@@ -14,8 +14,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from horsehuman.data.images import is_litter
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.data.images import is_hidden
+from horsehuman.errors import HorseHumanError, printable
 from horsehuman.run_dir import write_csv
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ SPLITS = {
 }
 
 #: Of the official file names, what names the rendered figure: all before the last dash.
-FIGURE = r"([^/]+)-[^-/]*$"
+SUBJECT_PATTERN = r"([^/]+)-[^-/]*$"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Record:
     split: str
 
 
-def scan(
+def scan_folder(
     root: Path, group_pattern: str | None = None, *, to_train: bool = True
 ) -> tuple[list[str], list[Record]]:
     """List the pictures of ``root/{train,validation,test}/{a,b}/`` or of ``root/{a,b}/``.
@@ -80,13 +80,15 @@ def scan(
     """
     pattern = _compile(group_pattern)
     if not root.is_dir():
-        raise HorseHumanError(f"{shown(root)} is no folder: give the folder that holds the classes")
+        raise HorseHumanError(
+            f"{printable(root)} is no folder: give the folder that holds the classes"
+        )
     folders = _split_folders(root, to_train)
     names = {_class_names(folder) for folder in folders.values()}
     if len(names) > 1:
         raise HorseHumanError(
-            f"{shown(root)}: the split folders hold different classes "
-            f"({shown(' against '.join(' and '.join(pair) for pair in sorted(names)))}): name them "
+            f"{printable(root)}: the split folders hold different classes "
+            f"({printable(' against '.join(' and '.join(pair) for pair in sorted(names)))}): name them "
             "alike"
         )
     class_names = list(names.pop())
@@ -100,13 +102,13 @@ def scan(
     return class_names, records
 
 
-def spread(items: Sequence[T], most: int) -> list[T]:
+def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
     """At most so many of them, evenly spread."""
     count = min(most, len(items))
     return [items[k * len(items) // count] for k in range(count)]
 
 
-def describe(records: Sequence[Record]) -> str:
+def describe_splits(records: Sequence[Record]) -> str:
     """Count pictures and groups of each split, as in ``"834 to train on (54 groups), ..."``."""
     words = {"train": "to train on", "validation": "held out", "test": "to test"}
     parts = []
@@ -142,7 +144,7 @@ def _split_folders(root: Path, to_train: bool) -> dict[str, Path]:
         split = SPLITS.get(folder.name.lower())
         if split in folders:
             raise HorseHumanError(
-                f"{shown(root)} has both {folders[split].name}/ and {folder.name}/: keep one"
+                f"{printable(root)} has both {folders[split].name}/ and {folder.name}/: keep one"
             )
         if split:
             folders[split] = folder
@@ -151,10 +153,12 @@ def _split_folders(root: Path, to_train: bool) -> dict[str, Path]:
     if not folders:
         return {"": root}
     if others:
-        log.warning("%s: left aside what is no split (%s)", shown(root), shown(", ".join(others)))
+        log.warning(
+            "%s: left aside what is no split (%s)", printable(root), printable(", ".join(others))
+        )
     if to_train and "train" not in folders:
         raise HorseHumanError(
-            f"{shown(root)} has {' and '.join(sorted(folders))} but no train folder: add one"
+            f"{printable(root)} has {' and '.join(sorted(folders))} but no train folder: add one"
         )
     return folders
 
@@ -164,7 +168,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     if len(names) != 2:
         found = f"{len(names)} ({', '.join(names[:5])})" if names else "none"
         raise HorseHumanError(
-            f"{shown(folder)} must hold two class folders and holds {shown(found)}: "
+            f"{printable(folder)} must hold two class folders and holds {printable(found)}: "
             "put the pictures of each class into a folder of its own"
         )
     return names
@@ -175,7 +179,7 @@ def _groups(
 ) -> Iterator[tuple[Path, str]]:
     paths = sorted(_files(folder, frozenset()))
     if not paths:
-        raise HorseHumanError(f"{shown(folder)} holds no picture: add some or remove the class")
+        raise HorseHumanError(f"{printable(folder)} holds no picture: add some or remove the class")
     unmatched: list[str] = []
     for path in paths:
         if pattern is None:
@@ -189,15 +193,15 @@ def _groups(
     if pattern and unmatched:
         raise HorseHumanError(
             f"data.group_pattern={pattern.pattern!r} does not fit {len(unmatched)} of {len(paths)} "
-            f"names in {shown(folder)} ({shown(', '.join(unmatched[:3]))}): change it to fit all"
+            f"names in {printable(folder)} ({printable(', '.join(unmatched[:3]))}): change it to fit all"
         )
 
 
 def _folders(folder: Path) -> list[Path]:
     try:
-        return sorted(e for e in folder.iterdir() if e.is_dir() and not is_litter(e.name))
+        return sorted(e for e in folder.iterdir() if e.is_dir() and not is_hidden(e.name))
     except OSError as error:
-        raise HorseHumanError(f"cannot read {shown(folder)}: {error.strerror}") from error
+        raise HorseHumanError(f"cannot read {printable(folder)}: {error.strerror}") from error
 
 
 def _files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
@@ -208,9 +212,9 @@ def _files(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     try:
         entries = list(folder.iterdir())
     except OSError as error:
-        raise HorseHumanError(f"cannot read {shown(folder)}: {error.strerror}") from error
+        raise HorseHumanError(f"cannot read {printable(folder)}: {error.strerror}") from error
     for entry in entries:
-        if is_litter(entry.name):
+        if is_hidden(entry.name):
             continue
         if entry.is_dir():
             yield from _files(entry, above | {real})
@@ -226,8 +230,8 @@ def _refuse_torn_groups(root: Path, records: Sequence[Record]) -> None:
     if torn:
         where = " and ".join(f"{split}/" for split in sorted(splits[torn[0]]))
         raise HorseHumanError(
-            f"{shown(root)}: {len(torn)} groups stand in more than one split folder (first: "
-            f"{shown(torn[0])} in {where}): move their pictures together or mend data.group_pattern"
+            f"{printable(root)}: {len(torn)} groups stand in more than one split folder (first: "
+            f"{printable(torn[0])} in {where}): move their pictures together or mend data.group_pattern"
         )
 
 
@@ -247,7 +251,7 @@ def assign_splits(
     pictures, by group and for each class.
 
     Args:
-        records: Pictures as :func:`~horsehuman.data.folders.scan` found them.
+        records: Pictures as :func:`~horsehuman.data.folders.scan_folder` found them.
         validation: ``held_out``, or ``test`` to hold nothing out.
         val_fraction: Share of the training groups that is held out; 0 for none.
         test_fraction: Share of all groups that becomes the test set where there is none.
@@ -271,15 +275,15 @@ def assign_splits(
         option = "data.validation=test" if fold is None else f"data.fold={fold}"
         raise HorseHumanError(f"{option} does not go with a validation folder: drop one of them")
     if "test" not in found:
-        records = _cut(records, test_fraction, seed, "test", "data.test_fraction")
+        records = _hold_out(records, test_fraction, seed, "test", "data.test_fraction")
     if fold is not None:
-        return _cut_fold(records, fold, folds, seed)
+        return _hold_out_fold(records, fold, folds, seed)
     if "validation" in found or validation == "test" or val_fraction == 0:
         return records
-    return _cut(records, val_fraction, seed, "validation", "data.val_fraction")
+    return _hold_out(records, val_fraction, seed, "validation", "data.val_fraction")
 
 
-def parts_by_group(
+def group_folds(
     labels: NDArray[np.int64], groups: Sequence[str], parts: int, seed: int = 0
 ) -> NDArray[np.int64]:
     """A part, 0 to ``parts - 1``, for each picture; groups are whole, and each kind is shared out.
@@ -291,7 +295,7 @@ def parts_by_group(
         seed: Of the drawing.
     """
     index = np.unique(groups, return_inverse=True)[1]
-    kinds = kinds_of_groups(labels, index)
+    kinds = classes_of_groups(labels, index)
     found = np.zeros(len(kinds), np.int64)
     generator = np.random.default_rng(seed)
     for kind in (1, 2, 3):
@@ -299,7 +303,7 @@ def parts_by_group(
     return found[index]
 
 
-def kinds_of_groups(labels: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
+def classes_of_groups(labels: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
     """What each of G groups shows, ``(G,)``: 1 for class 0 alone, 2 for class 1, 3 for both.
 
     Args:
@@ -311,12 +315,12 @@ def kinds_of_groups(labels: NDArray[np.int64], index: NDArray[np.int64]) -> NDAr
     return kinds
 
 
-def fewest_groups(labels: NDArray[np.int64], groups: Sequence[str]) -> int:
+def min_groups_per_class(labels: NDArray[np.int64], groups: Sequence[str]) -> int:
     """Groups of the class that has fewer."""
     return min(len({g for g, own in zip(groups, labels, strict=True) if own == k}) for k in (0, 1))
 
 
-def _cut(
+def _hold_out(
     records: Sequence[Record], fraction: float, seed: int, into: str, option: str
 ) -> list[Record]:
     """Move a share of the training groups of each class; one moves and one stays at least."""
@@ -324,15 +328,15 @@ def _cut(
     for groups in _shuffled_strata(records, seed):
         count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
         moved.update(groups[:count])
-    return _move(records, moved, into, f"{option}={fraction:g}")
+    return _assign(records, moved, into, f"{option}={fraction:g}")
 
 
-def _cut_fold(records: Sequence[Record], fold: int, folds: int, seed: int) -> list[Record]:
+def _hold_out_fold(records: Sequence[Record], fold: int, folds: int, seed: int) -> list[Record]:
     """Move one fold; over all folds each training group moves once."""
     moved: set[str] = set()
     for groups in _shuffled_strata(records, seed):
         moved.update(groups[fold::folds])
-    return _move(records, moved, "validation", f"data.folds={folds}")
+    return _assign(records, moved, "validation", f"data.folds={folds}")
 
 
 def _shuffled_strata(records: Sequence[Record], seed: int) -> list[list[str]]:
@@ -353,7 +357,7 @@ def _shuffled_strata(records: Sequence[Record], seed: int) -> list[list[str]]:
     return [strata[stratum] for stratum in sorted(strata)]
 
 
-def _move(records: Sequence[Record], groups: set[str], into: str, asked: str) -> list[Record]:
+def _assign(records: Sequence[Record], groups: set[str], into: str, asked: str) -> list[Record]:
     moved = [
         replace(record, split=into)
         if record.split == "train" and record.group in groups
@@ -365,7 +369,7 @@ def _move(records: Sequence[Record], groups: set[str], into: str, asked: str) ->
         if missing:
             example = next(record for record in records if record.label in missing)
             raise HorseHumanError(
-                f"{asked}: the class of {shown(example.path)} has too few groups for it: add "
+                f"{asked}: the class of {printable(example.path)} has too few groups for it: add "
                 "pictures of that class, hold out less, or group differently"
             )
     return moved

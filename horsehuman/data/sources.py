@@ -17,8 +17,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 import numpy as np
 from numpy.typing import NDArray
 
-from horsehuman.data.images import PictureError, is_litter, read_picture
-from horsehuman.errors import shown
+from horsehuman.data.images import PictureError, is_hidden, read_picture
+from horsehuman.errors import printable
 
 #: What a picture from the web may take: bytes, seconds for all of it, redirections.
 MAX_BYTES, MAX_SECONDS, MAX_REDIRECTS = 50_000_000, 30.0, 5
@@ -32,7 +32,7 @@ def is_url(source: str) -> bool:
     return source.lower().startswith(("http://", "https://"))
 
 
-def expand(sources: Iterable[str], *, recursive: bool = False) -> Iterator[str]:
+def expand_sources(sources: Iterable[str], *, recursive: bool = False) -> Iterator[str]:
     """Files and addresses that sources stand for, in order, one at a time.
 
     Args:
@@ -43,7 +43,7 @@ def expand(sources: Iterable[str], *, recursive: bool = False) -> Iterator[str]:
     """
     for source in sources:
         if source == "-":
-            yield from expand(_lines(), recursive=recursive)
+            yield from expand_sources(_lines(), recursive=recursive)
         elif is_url(source):
             yield source
         elif Path(source).is_dir():
@@ -67,8 +67,8 @@ def _some(found: Iterable[str], source: str) -> Iterator[str]:
 
 def _walk(folder: str, recursive: bool) -> Iterator[str]:
     for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not is_litter(name)) if recursive else []
-        yield from (str(Path(root, name)) for name in sorted(files) if not is_litter(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name)) if recursive else []
+        yield from (str(Path(root, name)) for name in sorted(files) if not is_hidden(name))
 
 
 def _lines() -> Iterator[str]:
@@ -77,16 +77,20 @@ def _lines() -> Iterator[str]:
             yield "./-" if name == "-" else name
 
 
-def open_picture(source: str) -> NDArray[np.uint8]:
+def read_source(source: str) -> NDArray[np.uint8]:
     """Read a picture from a file or an address; see :func:`~horsehuman.pictures.read_picture`.
 
     Raises:
         PictureError: There is none.
     """
-    return read_picture(fetch(source), shown(source)) if is_url(source) else read_picture(source)
+    return (
+        read_picture(download_image(source), printable(source))
+        if is_url(source)
+        else read_picture(source)
+    )
 
 
-class _WebOnly(HTTPRedirectHandler):
+class HttpRedirects(HTTPRedirectHandler):
     """Follows a redirection to the web, and to nowhere else."""
 
     max_redirections = MAX_REDIRECTS
@@ -96,15 +100,15 @@ class _WebOnly(HTTPRedirectHandler):
     ) -> Request | None:
         if not is_url(newurl):
             fp.close()
-            raise URLError(f"leads to {shown(newurl)}, which is not on the web")
+            raise URLError(f"leads to {printable(newurl)}, which is not on the web")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-class WebError(ValueError):
+class DownloadError(ValueError):
     """What an address gives is not what was to be had; the text says why."""
 
 
-def stream(url: str, enough: Callable[[int, float], str]) -> Iterator[tuple[bytes, int]]:
+def download_blocks(url: str, enough: Callable[[int, float], str]) -> Iterator[tuple[bytes, int]]:
     """What an address gives, block by block as it comes; no scheme but the web's is followed.
 
     Args:
@@ -120,10 +124,10 @@ def stream(url: str, enough: Callable[[int, float], str]) -> Iterator[tuple[byte
     done, began = 0, time.monotonic()
     try:
         request = Request(url, headers={"User-Agent": "horsehuman"})
-        with build_opener(_WebOnly).open(request, timeout=PATIENCE) as answer:
+        with build_opener(HttpRedirects).open(request, timeout=PATIENCE) as answer:
             kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if kind.startswith("text/"):
-                raise URLError(f"is a page ({shown(kind)}), not a file")
+                raise URLError(f"is a page ({printable(kind)}), not a file")
             length = answer.headers.get("Content-Length", "")
             promised = int(length) if length.isdigit() else 0
             while block := answer.read1(65_536):  # what is there, so that the time can be kept
@@ -136,14 +140,14 @@ def stream(url: str, enough: Callable[[int, float], str]) -> Iterator[tuple[byte
     except HTTPError as error:
         error.close()
         moved = " and leads in circles, or off the web" if 300 <= error.code < 400 else ""
-        raise WebError(f"the server answers {error.code}{moved}") from error
+        raise DownloadError(f"the server answers {error.code}{moved}") from error
     except (OSError, HTTPException, ValueError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         text = "does not answer in time" if isinstance(reason, TimeoutError) else str(reason)
-        raise WebError(shown(text or type(reason).__name__)) from error
+        raise DownloadError(printable(text or type(reason).__name__)) from error
 
 
-def fetch(url: str) -> io.BytesIO:
+def download_image(url: str) -> io.BytesIO:
     """Fetch a picture from the web, within limits of size and time.
 
     Raises:
@@ -156,6 +160,6 @@ def fetch(url: str) -> io.BytesIO:
         return f"takes longer than {MAX_SECONDS:.0f} s" if seconds > MAX_SECONDS else ""
 
     try:
-        return io.BytesIO(b"".join(block for block, _ in stream(url, enough)))
-    except WebError as error:
-        raise PictureError(f"{shown(url)}: {error}") from error
+        return io.BytesIO(b"".join(block for block, _ in download_blocks(url, enough)))
+    except DownloadError as error:
+        raise PictureError(f"{printable(url)}: {error}") from error

@@ -96,45 +96,45 @@ class Augment:
         count, size, device = len(images), images.shape[-1], images.device
         pictures = self._recolour(images.float() / 255)
         grid = functional.affine_grid(
-            self._maps(count, device), [count, 3, size, size], align_corners=False
+            self._affine_maps(count, device), [count, 3, size, size], align_corners=False
         )
         edge = 1 - 1 / size  # centres of the outermost pixels; MPS knows no border padding
         result = functional.grid_sample(pictures, grid.clamp(-edge, edge), align_corners=False)
         if self.fill == "canvas":
             colour = torch.rand(count, 3, 1, 1, device=device)
             colour[torch.rand(count, device=device) < self.white] = 1.0
-            result = torch.lerp(colour, result, self._shown(grid))
+            result = torch.lerp(colour, result, self._visible(grid))
         return (result * 255).round_().clamp_(0, 255).to(torch.uint8)
 
-    def _maps(self, count: int, device: torch.device) -> Tensor:
+    def _affine_maps(self, count: int, device: torch.device) -> Tensor:
         """Draw affine maps ``(N, 2, 3)`` from places in the result to places in the picture.
 
         Places are (x, y) in [-1, 1], so a shift by the whole size is 2.
         """
-        angle = _between(-self.rotation, self.rotation, (count,), device).deg2rad()
+        angle = _uniform(-self.rotation, self.rotation, (count,), device).deg2rad()
         rotation = _stack(angle.cos(), angle.sin(), -angle.sin(), angle.cos())
-        shift = 2 * _between(-self.shift, self.shift, (count, 2, 1), device)
-        shear = _between(-self.shear, self.shear, (count,), device).deg2rad()
+        shift = 2 * _uniform(-self.shift, self.shift, (count, 2, 1), device)
+        shear = _uniform(-self.shear, self.shear, (count,), device).deg2rad()
         one, zero = torch.ones_like(shear), torch.zeros_like(shear)
         shearing = _stack(shear.cos(), zero, -shear.sin(), one)
         if self.zoom_per_axis:
-            zoom = _between(self.zoom_from, self.zoom_to, (count, 2), device)
+            zoom = _uniform(self.zoom_from, self.zoom_to, (count, 2), device)
         else:
             low, high = math.log(self.zoom_from), math.log(self.zoom_to)
-            zoom = _between(low, high, (count, 1), device).exp().expand(-1, 2).clone()
+            zoom = _uniform(low, high, (count, 1), device).exp().expand(-1, 2).clone()
         if self.flip:
             zoom[:, 0] *= 1 - 2 * (torch.rand(count, device=device) < 0.5).float()
         linear = rotation @ shearing @ torch.diag_embed(zoom)
         return torch.cat([linear, rotation @ shift], dim=2)
 
-    def _shown(self, grid: Tensor) -> Tensor:
+    def _visible(self, grid: Tensor) -> Tensor:
         """How much of the picture is seen at each place of the result: ``(N, 1, S, S)``, 0 to 1."""
         count, device = len(grid), grid.device
-        shown = (grid.abs() <= 1).all(dim=3).float()
+        printable = (grid.abs() <= 1).all(dim=3).float()
         if self.spotlight:
             lit = torch.rand(count, device=device) < self.spotlight
-            shown[lit] *= _ellipses(grid[lit])
-        return shown.unsqueeze(1)
+            printable[lit] *= _ellipses(grid[lit])
+        return printable.unsqueeze(1)
 
     def _recolour(self, pictures: Tensor) -> Tensor:
         """Change colours by one linear map of RGB for each picture; values 0 to 1."""
@@ -143,11 +143,11 @@ class Augment:
             return pictures
         luma = torch.tensor(_LUMA, device=device)
         to_grey = luma.expand(3, 3)
-        hue = _hue_rotation(_between(-self.hue, self.hue, (count,), device).deg2rad())
-        saturation = 1 + _between(-self.saturation, self.saturation, (count, 1, 1), device)
+        hue = _hue_rotation(_uniform(-self.hue, self.hue, (count,), device).deg2rad())
+        saturation = 1 + _uniform(-self.saturation, self.saturation, (count, 1, 1), device)
         saturation[torch.rand(count, device=device) < self.grey] = 0.0
-        brightness = 1 + _between(-self.brightness, self.brightness, (count, 1, 1), device)
-        contrast = 1 + _between(-self.contrast, self.contrast, (count, 1, 1), device)
+        brightness = 1 + _uniform(-self.brightness, self.brightness, (count, 1, 1), device)
+        contrast = 1 + _uniform(-self.contrast, self.contrast, (count, 1, 1), device)
         colours = to_grey + saturation * (hue - to_grey)
         mean = (luma.view(3, 1, 1) * pictures).sum(1).mean((1, 2)).view(count, 1, 1)
         flat = torch.baddbmm(
@@ -191,7 +191,7 @@ def make_augment(given: Mapping[str, Any] | None) -> Augment | None:
     return Augment(**given)
 
 
-def _between(low: float, high: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
+def _uniform(low: float, high: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
     return low + (high - low) * torch.rand(shape, device=device)
 
 
@@ -203,10 +203,10 @@ def _stack(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
 def _ellipses(grid: Tensor) -> Tensor:
     """Soft-edged ellipses about the middle of the pictures: ``(N, S, S)``, 0 to 1."""
     count, device = len(grid), grid.device
-    centre = _between(-0.15, 0.15, (count, 1, 1, 2), device)
-    radius = _between(0.45, 1.0, (count, 1, 1, 2), device)
+    centre = _uniform(-0.15, 0.15, (count, 1, 1, 2), device)
+    radius = _uniform(0.45, 1.0, (count, 1, 1, 2), device)
     distance = ((grid - centre) / radius).square().sum(dim=3).sqrt()
-    softness = _between(0.03, 0.3, (count, 1, 1), device)
+    softness = _uniform(0.03, 0.3, (count, 1, 1), device)
     return torch.sigmoid((1 - distance) / softness)
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from PIL import Image
 from rich.table import Table
 
-from horsehuman.data.image_sets import PictureSet, find_set
+from horsehuman.data.image_sets import ImageSet, find_image_set
 from horsehuman.data.images import PictureError, read_picture
 from horsehuman.data.records import Record
-from horsehuman.errors import check_choice, shown
+from horsehuman.errors import check_choice, printable
 from horsehuman.evaluation.findings import Finding, audit
-from horsehuman.run_dir import report_folder, write_bytes, write_json
+from horsehuman.run_dir import create_report_dir, write_bytes, write_json
 from horsehuman.runtime import console, table
 
 #: What ``--fail-on`` takes, and the severities that it means.
@@ -44,14 +44,14 @@ def audit_and_report(
 ) -> bool:
     """What ``horsehuman audit`` does; returns whether nothing was found that is to fail it."""
     check_choice("--fail-on", fail_on, list(FAIL_ON))
-    pictures = find_set(data, group_pattern)
-    folder = report_folder(out, Path("outputs/audit"), force=force, report=REPORT)
+    pictures = find_image_set(data, group_pattern)
+    folder = create_report_dir(out, Path("outputs/audit"), force=force, report=REPORT)
     found = audit(pictures)
-    title = f"{shown(pictures.root)}: {len(pictures.records):,} pictures"
+    title = f"{printable(pictures.root)}: {len(pictures.records):,} pictures"
     content = [
         {
             "severity": each.severity,
-            "what": each.what,
+            "what": each.message,
             "remedy": each.remedy,
             "pictures": [[pictures.name(record) for record in row] for row in each.pictures],
         }
@@ -62,7 +62,7 @@ def audit_and_report(
     write_bytes(folder / "audit.html", drawn.encode(errors="replace"))
     out_console = console(stderr=False)
     out_console.print(lines_of(found))
-    out_console.print(f"page        {shown(folder / 'audit.html')}")
+    out_console.print(f"page        {printable(folder / 'audit.html')}")
     return not any(each.severity in FAIL_ON[fail_on] for each in found)
 
 
@@ -70,23 +70,23 @@ def lines_of(found: Sequence[Finding]) -> Table:
     """A line for each finding."""
     lines = table("", "finding", "remedy", left=3)
     for each in found:
-        lines.add_row(each.severity, shown(each.what), shown(each.remedy))
+        lines.add_row(each.severity, printable(each.message), printable(each.remedy))
     return lines
 
 
-def page(title: str, found: Sequence[Finding], pictures: PictureSet) -> str:
+def page(title: str, found: Sequence[Finding], pictures: ImageSet) -> str:
     """The page, with all pictures in it."""
     sections = []
     for each in found:
-        remedy = f"<p>{html.escape(shown(each.remedy))}</p>" if each.remedy else ""
+        remedy = f"<p>{html.escape(printable(each.remedy))}</p>" if each.remedy else ""
         sections.append(
             f'<section class="{each.severity}"><h2>{each.severity}: '
-            f"{html.escape(shown(each.what))}</h2>{remedy}{_rows(each, pictures)}</section>"
+            f"{html.escape(printable(each.message))}</h2>{remedy}{_rows(each, pictures)}</section>"
         )
     return _PAGE.format(title=html.escape(title), sections="".join(sections))
 
 
-def _rows(finding: Finding, pictures: PictureSet) -> str:
+def _rows(finding: Finding, pictures: ImageSet) -> str:
     rows = [
         "<div>" + "".join(_figure(record, pictures) for record in row[:COLUMNS]) + "</div>"
         for row in finding.pictures[:ROWS]
@@ -95,8 +95,8 @@ def _rows(finding: Finding, pictures: PictureSet) -> str:
     return "".join(rows) + (f"<p>and {left} more rows, in audit.json</p>" if left > 0 else "")
 
 
-def _figure(record: Record, pictures: PictureSet) -> str:
-    name = html.escape(shown(pictures.name(record)))
+def _figure(record: Record, pictures: ImageSet) -> str:
+    name = html.escape(printable(pictures.name(record)))
     try:
         image = Image.fromarray(read_picture(record.path)).resize((SIDE, SIDE))
     except PictureError:

@@ -14,24 +14,24 @@ import numpy as np
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from horsehuman.data.image_sets import PictureSet, choose_set, digest
+from horsehuman.data.image_sets import ImageSet, file_digest, select_images
 from horsehuman.data.images import PictureError, read_picture
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.errors import HorseHumanError, printable
 from horsehuman.evaluation.evaluate import (
     FEW_GROUPS,
-    Answers,
-    answer,
+    LabelledPredictions,
     check_classes,
-    plain,
-    read_again,
-    summarise,
-    tell_if_seen,
+    estimate_to_json,
+    predict_labelled,
+    read_for_drawing,
+    summarize,
+    warn_if_trained_on,
 )
-from horsehuman.evaluation.metrics import estimate_mean, log_losses, mcnemar
+from horsehuman.evaluation.metrics import bootstrap_mean, log_losses, mcnemar
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier, weight_files
-from horsehuman.run_dir import read_json, report_folder, run_of, write_json
-from horsehuman.runtime import console, number, span, table
+from horsehuman.run_dir import create_report_dir, find_run, read_json, write_json
+from horsehuman.runtime import console, format_interval, format_number, table
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ SHOWN = 24
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """One of the classifiers.
 
     Attributes:
@@ -60,47 +60,47 @@ class Contender:
     """
 
     name: str
-    answers: Answers
+    answers: LabelledPredictions
     curves: dict[str, list[float]]
     cost: dict[str, float | None]
 
 
-def choose_same(
+def shared_images(
     models: Sequence[str], data: str | None, split: str | None, group_pattern: str | None
-) -> PictureSet:
+) -> ImageSet:
     """The pictures that all classifiers are asked about.
 
     Raises:
         HorseHumanError: There are none, or the runs have different ones.
     """
     if data is not None:
-        return choose_set(models[0], data, split, group_pattern)[0]
-    sets = [choose_set(model, None, split, group_pattern)[0] for model in models]
+        return select_images(models[0], data, split, group_pattern)[0]
+    sets = [select_images(model, None, split, group_pattern)[0] for model in models]
     contents = [
-        {own.name(r): (digest(r.path), r.label, r.group) for r in own.records} for own in sets
+        {own.name(r): (file_digest(r.path), r.label, r.group) for r in own.records} for own in sets
     ]
     first = contents[0]
     for model, other in zip(models[1:], contents[1:], strict=True):
         names = first.keys() | other.keys()
         differ = sorted(name for name in names if first.get(name) != other.get(name))
         if differ:
-            some = ", ".join(map(shown, differ[:3])) + (", ..." if len(differ) > 3 else "")
+            some = ", ".join(map(printable, differ[:3])) + (", ..." if len(differ) > 3 else "")
             raise HorseHumanError(
-                f"{shown(models[0])} and {shown(model)} were tested on different pictures, labels "
+                f"{printable(models[0])} and {printable(model)} were tested on different pictures, labels "
                 f"or groups: {len(differ)} differ ({some}); name the same for all with --data"
             )
     return sets[0]
 
 
-def contend(model: str, classifier: Network, pictures: PictureSet) -> Contender:
+def evaluate_candidate(model: str, classifier: Network, pictures: ImageSet) -> Candidate:
     """Ask one classifier, and collect what is known of its training."""
     first = pictures.records[:1]
     with contextlib.suppress(PictureError):  # what the first answer takes is no picture's time
-        classifier.answer([classifier.read(read_picture(record.path)) for record in first])
+        classifier.score([classifier.preprocess(read_picture(record.path)) for record in first])
     started = time.perf_counter()
-    answers = answer(classifier, pictures)
+    answers = predict_labelled(classifier, pictures)
     seconds = time.perf_counter() - started
-    run = run_of(model)
+    run = find_run(model)
     parameters = list(classifier.parameters())
     recorded = read_json(run / "metrics.json") if run else {}
     cost: dict[str, float | None] = {
@@ -113,7 +113,7 @@ def contend(model: str, classifier: Network, pictures: PictureSet) -> Contender:
         "training, peak memory, GB": recorded.get("peak_memory_gb"),
     }
     curves = read_curves(run, recorded.get("epochs")) if run else {}
-    return Contender(model, answers, curves, cost)
+    return Candidate(model, answers, curves, cost)
 
 
 def read_curves(run: Path, epochs: float | None = None) -> dict[str, list[float]]:
@@ -133,33 +133,33 @@ def read_curves(run: Path, epochs: float | None = None) -> dict[str, list[float]
         tags = set(events.Tags()["scalars"]) & set(CURVES)
         by_step = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in tags}
     except Exception as error:  # a damaged file may fail anywhere in the reader
-        log.warning("the log of %s cannot be read (%s)", shown(run), type(error).__name__)
+        log.warning("the log of %s cannot be read (%s)", printable(run), type(error).__name__)
         return {}
     found = {
         tag: [by_step[tag][step] for step in sorted(by_step[tag])] for tag in CURVES if tag in tags
     }
     there = len(found.get(CURVES[0], ()))
     if not any(run.glob("events.out.tfevents.*")):
-        log.warning("%s has no log: its epochs are not drawn", shown(run))
+        log.warning("%s has no log: its epochs are not drawn", printable(run))
     elif epochs is not None and there < epochs:
-        log.warning("the log of %s ends after %d of %d epochs", shown(run), there, epochs)
+        log.warning("the log of %s ends after %d of %d epochs", printable(run), there, epochs)
     return found
 
 
-def common(contenders: Sequence[Contender]) -> list[Contender]:
+def keep_common_images(contenders: Sequence[Candidate]) -> list[Candidate]:
     """The contenders with the pictures alone that all of them could read."""
     read = [{record.path for record in contender.answers.records} for contender in contenders]
     shared = set.intersection(*read)
     if not shared:
         raise HorseHumanError("no picture could be read by all of them")
-    return [replace(each, answers=each.answers.only(shared)) for each in contenders]
+    return [replace(each, answers=each.answers.subset(shared)) for each in contenders]
 
 
-def differences(first: Contender, second: Contender) -> dict[str, Any]:
+def differences(first: Candidate, second: Candidate) -> dict[str, Any]:
     """How the second differs from the first, with paired intervals; plain values."""
     a, b = first.answers, second.answers
     names, groups = a.pictures.class_names, np.array(a.groups)
-    right = b.right.astype(float) - a.right
+    right = b.correct.astype(float) - a.correct
     values = {
         "accuracy": right,
         f"accuracy on {names[0]}": np.where(a.labels == 0, right, np.nan),
@@ -170,8 +170,10 @@ def differences(first: Contender, second: Contender) -> dict[str, Any]:
     found = {}
     for name, own in values.items():
         there = ~np.isnan(own)
-        found[name] = plain(estimate_mean(own[there], a.labels[there], groups[there].tolist()))
-    only_first, only_second, p = mcnemar(a.right, b.right)
+        found[name] = estimate_to_json(
+            bootstrap_mean(own[there], a.labels[there], groups[there].tolist())
+        )
+    only_first, only_second, p = mcnemar(a.correct, b.correct)
     return {
         "first": first.name,
         "second": second.name,
@@ -185,10 +187,10 @@ def differences(first: Contender, second: Contender) -> dict[str, Any]:
     }
 
 
-def disagreements(first: Answers, second: Answers) -> list[int]:
+def disagreements(first: LabelledPredictions, second: LabelledPredictions) -> list[int]:
     """Indices of pictures with two answers, those with the most different probabilities first."""
     apart = np.abs(first.probabilities - second.probabilities)
-    there = np.flatnonzero(first.said != second.said)
+    there = np.flatnonzero(first.predicted != second.predicted)
     return [int(index) for index in there[np.argsort(-apart[there], kind="stable")]]
 
 
@@ -204,29 +206,29 @@ def compare_and_report(
 ) -> bool:
     """What ``horsehuman compare`` does; returns whether all pictures could be read."""
     if len(models) < 2:
-        raise HorseHumanError(f"compare {shown(models[0])} with what? Name two models or more")
-    pictures = choose_same(models, data, split, group_pattern)
+        raise HorseHumanError(f"compare {printable(models[0])} with what? Name two models or more")
+    pictures = shared_images(models, data, split, group_pattern)
     classifiers = [load_classifier(model) for model in models]
     for classifier in classifiers:
         check_classes(classifier, pictures)
-    folder = report_folder(out, Path("outputs/compare"), force=force, report=REPORT)
+    folder = create_report_dir(out, Path("outputs/compare"), force=force, report=REPORT)
     for model in models:
-        tell_if_seen(model, pictures)
-    found = [contend(*each, pictures) for each in zip(models, classifiers, strict=True)]
+        warn_if_trained_on(model, pictures)
+    found = [evaluate_candidate(*each, pictures) for each in zip(models, classifiers, strict=True)]
     whole = not any(each.answers.errors for each in found)
-    found = common(found)
-    comparison = summary(found)
+    found = keep_common_images(found)
+    comparison = comparison_summary(found)
     write_json(folder / "compare.json", comparison)
-    show(comparison, grouped=pictures.grouped)
+    print_comparison(comparison, grouped=pictures.grouped)
     for drawing in REPORT[1:]:  # of an earlier report
         (folder / drawing).unlink(missing_ok=True)
     if plot:
-        draw(folder, found, comparison)
-    print(f"comparison  {shown(folder)}")
+        draw_comparison(folder, found, comparison)
+    print(f"comparison  {printable(folder)}")
     return whole
 
 
-def summary(found: Sequence[Contender]) -> dict[str, Any]:
+def comparison_summary(found: Sequence[Candidate]) -> dict[str, Any]:
     """All that ``compare.json`` says; what is not defined or not recorded is ``None``."""
     first, *others = found
     return {
@@ -236,8 +238,8 @@ def summary(found: Sequence[Contender]) -> dict[str, Any]:
         "models": [
             {
                 "model": each.name,
-                "right": int(each.answers.right.sum()),
-                "metrics": summarise(each.answers)["metrics"],
+                "right": int(each.answers.correct.sum()),
+                "metrics": summarize(each.answers)["metrics"],
                 "cost": each.cost,
                 "accuracy over the epochs": each.curves,
             }
@@ -247,7 +249,7 @@ def summary(found: Sequence[Contender]) -> dict[str, Any]:
     }
 
 
-def show(comparison: dict[str, Any], *, grouped: bool) -> None:
+def print_comparison(comparison: dict[str, Any], *, grouped: bool) -> None:
     """Print the tables and what a reader must know."""
     out = console(stderr=False)
     models = comparison["models"]
@@ -256,9 +258,10 @@ def show(comparison: dict[str, Any], *, grouped: bool) -> None:
     figures = table("", *short_names([model["model"] for model in models]), title=title)
     figures.add_row("right", *(str(model["right"]) for model in models))
     for name in FIGURES:
-        figures.add_row(name, *(number(model["metrics"][name]["value"]) for model in models))
+        figures.add_row(name, *(format_number(model["metrics"][name]["value"]) for model in models))
         figures.add_row(
-            "  95 % by group", *(span(model["metrics"][name]["by group"]) for model in models)
+            "  95 % by group",
+            *(format_interval(model["metrics"][name]["by group"]) for model in models),
         )
     for name in models[0]["cost"]:
         figures.add_row(name, *(_cost(model["cost"][name]) for model in models))
@@ -277,7 +280,7 @@ def short_names(names: Sequence[str]) -> list[str]:
     shared = 0
     while all(len(own) > shared + 1 for own in parts) and len({own[shared] for own in parts}) == 1:
         shared += 1
-    found = [shown("/".join(own[shared:])) for own in parts]
+    found = [printable("/".join(own[shared:])) for own in parts]
     return [
         f"{name} ({found[:index].count(name) + 1})" if found.count(name) > 1 else name
         for index, name in enumerate(found)
@@ -296,7 +299,12 @@ def _show_pair(out: Console, pair: dict[str, Any], grouped: bool) -> None:
     columns = ("", "difference", "95 % by group, paired", "95 % by picture, paired")
     lines = table(*columns, title=title)
     for name, own in pair["second less first"].items():
-        lines.add_row(name, number(own["value"]), span(own["by group"]), span(own["by picture"]))
+        lines.add_row(
+            name,
+            format_number(own["value"]),
+            format_interval(own["by group"]),
+            format_interval(own["by picture"]),
+        )
     out.print(lines)
     only = pair["right in the first only"], pair["right in the second only"]
     p = pair["p of McNemar's exact test, frames taken for independent"]
@@ -304,12 +312,12 @@ def _show_pair(out: Console, pair: dict[str, Any], grouped: bool) -> None:
     test = f": McNemar's exact test p = {p:.2g}{doubt}" if any(only) else ""
     out.print(f"{only[0]} right in the first only, {only[1]} in the second only{test}")
     apart = pair["pictures with two answers"]
-    names = ", ".join(map(shown, apart[:3])) + (", ..." if len(apart) > 3 else "")
+    names = ", ".join(map(printable, apart[:3])) + (", ..." if len(apart) > 3 else "")
     out.print(f"pictures with two answers: {len(apart)}" + (f" ({names})" if apart else ""))
     out.print()
 
 
-def draw(folder: Path, found: Sequence[Contender], comparison: dict[str, Any]) -> None:
+def draw_comparison(folder: Path, found: Sequence[Candidate], comparison: dict[str, Any]) -> None:
     """Write ``compare.png``, and ``disagreements.png`` where there are any."""
     from horsehuman import plots  # matplotlib, for pictures alone
 
@@ -329,14 +337,14 @@ def draw(folder: Path, found: Sequence[Contender], comparison: dict[str, Any]) -
         return
     names = first.pictures.class_names
     captions = [
-        f"{shown(first.records[index].path.stem)[-22:]}\n{names[int(first.said[index])]} | "
-        f"{names[int(second.said[index])]}"
+        f"{printable(first.records[index].path.stem)[-22:]}\n{names[int(first.predicted[index])]} | "
+        f"{names[int(second.predicted[index])]}"
         for index in chosen
     ]
     sheet = plots.contact_sheet(
-        [read_again(first.records[index].path) for index in chosen],
+        [read_for_drawing(first.records[index].path) for index in chosen],
         captions,
-        [not bool(second.right[index]) for index in chosen],
+        [not bool(second.correct[index]) for index in chosen],
         f"Two answers: {' | '.join(short_names([each.name for each in found[:2]]))} "
         "(vermilion: the second is wrong)",
     )

@@ -16,24 +16,24 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from horsehuman.data.image_sets import PictureSet, choose_set, seen_in_training
+from horsehuman.data.image_sets import ImageSet, count_training_images, select_images
 from horsehuman.data.images import PictureError, read_picture
 from horsehuman.data.records import Record
 from horsehuman.decision import Floats
-from horsehuman.errors import HorseHumanError, shown
-from horsehuman.evaluation.metrics import Estimate, estimate, share_of_groups
-from horsehuman.inference.explain import heat_on_figures
+from horsehuman.errors import HorseHumanError, printable
+from horsehuman.evaluation.metrics import Estimate, bootstrap_metrics, clopper_pearson_interval
+from horsehuman.inference.explain import heat_on_subject
 from horsehuman.inference.predict import predict
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier
 from horsehuman.run_dir import (
-    EVALUATION,
-    evaluation_folder,
-    report_folder,
+    EVALUATION_FILES,
+    create_report_dir,
+    evaluation_dir,
     write_csv,
     write_metrics,
 )
-from horsehuman.runtime import console, number, span, table, track
+from horsehuman.runtime import console, format_interval, format_number, table, track
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ FEW_GROUPS = 20
 
 
 @dataclass(frozen=True)
-class Answers:
+class LabelledPredictions:
     """What a classifier said of labelled pictures; unreadable ones are left out.
 
     Attributes:
@@ -57,11 +57,11 @@ class Answers:
         errors: Why the others could not be read.
     """
 
-    pictures: PictureSet
+    pictures: ImageSet
     records: list[Record]
     logits: Floats
     probabilities: Floats
-    doubts: NDArray[np.str_]
+    statuses: NDArray[np.str_]
     threshold: float
     errors: list[str]
 
@@ -71,15 +71,15 @@ class Answers:
         return np.array([record.label for record in self.records])
 
     @cached_property
-    def said(self) -> NDArray[np.bool_]:
+    def predicted(self) -> NDArray[np.bool_]:
         """Whether each answer is class 1, ``(N,)``."""
         said: NDArray[np.bool_] = self.probabilities >= self.threshold
         return said
 
     @cached_property
-    def right(self) -> NDArray[np.bool_]:
+    def correct(self) -> NDArray[np.bool_]:
         """Whether each answer is right, ``(N,)``."""
-        right: NDArray[np.bool_] = self.said == (self.labels == 1)
+        right: NDArray[np.bool_] = self.predicted == (self.labels == 1)
         return right
 
     @cached_property
@@ -88,11 +88,11 @@ class Answers:
         return [record.group for record in self.records]
 
     @cached_property
-    def of_truth(self) -> Floats:
+    def true_class_probabilities(self) -> Floats:
         """Probability of the right class, ``(N,)``."""
         return np.where(self.labels == 1, self.probabilities, 1 - self.probabilities)
 
-    def only(self, paths: Set[Path]) -> Answers:
+    def subset(self, paths: Set[Path]) -> LabelledPredictions:
         """The answers about some of the pictures."""
         keep = np.array([record.path in paths for record in self.records])
         return replace(
@@ -100,27 +100,27 @@ class Answers:
             records=[record for record in self.records if record.path in paths],
             logits=self.logits[keep],
             probabilities=self.probabilities[keep],
-            doubts=self.doubts[keep],
+            statuses=self.statuses[keep],
         )
 
 
-def check_classes(classifier: Network, pictures: PictureSet) -> None:
+def check_classes(classifier: Network, pictures: ImageSet) -> None:
     """Raise :class:`HorseHumanError` where pictures are of other classes than a classifier's."""
     if pictures.class_names != classifier.class_names:
         raise HorseHumanError(
-            f"{shown(pictures.root)} holds {shown(' and '.join(pictures.class_names))}, the "
-            f"classifier tells {shown(' from '.join(classifier.class_names))}: name the folders so"
+            f"{printable(pictures.root)} holds {printable(' and '.join(pictures.class_names))}, the "
+            f"classifier tells {printable(' from '.join(classifier.class_names))}: name the folders so"
         )
 
 
-def answer(classifier: Network, pictures: PictureSet) -> Answers:
+def predict_labelled(classifier: Network, pictures: ImageSet) -> LabelledPredictions:
     """Ask about all pictures of a set.
 
     Raises:
         HorseHumanError: The classes are others than the classifier's, or no picture can be read.
     """
     check_classes(classifier, pictures)
-    records, logits, doubts, errors = [], [], [], []
+    records, logits, statuses, errors = [], [], [], []
     found = predict(classifier, (record.path for record in pictures.records))
     for record, said in zip(
         pictures.records, track(found, "answering", len(pictures.records)), strict=True
@@ -130,24 +130,24 @@ def answer(classifier: Network, pictures: PictureSet) -> Answers:
             continue
         records.append(record)
         logits.append(said.logit)
-        doubts.append(said.status)
+        statuses.append(said.status)
     for error in errors[:3]:
         log.warning("left out: %s", error)
     if not records:
-        raise HorseHumanError(f"no picture in {shown(pictures.root)} can be read ({errors[0]})")
+        raise HorseHumanError(f"no picture in {printable(pictures.root)} can be read ({errors[0]})")
     probabilities = torch.tensor(logits, dtype=torch.float32).sigmoid().double().numpy()
-    return Answers(
+    return LabelledPredictions(
         pictures,
         records,
         np.array(logits),
         probabilities,
-        np.array(doubts),
+        np.array(statuses),
         classifier.threshold,
         errors,
     )
 
 
-def by_group(answers: Answers) -> list[dict[str, Any]]:
+def group_rows(answers: LabelledPredictions) -> list[dict[str, Any]]:
     """Class, pictures, right ones and mean probability of the class of each group, worst first."""
     rows = []
     names, index = np.unique(answers.groups, return_inverse=True)
@@ -159,54 +159,58 @@ def by_group(answers: Answers) -> list[dict[str, Any]]:
                 "group": group,
                 "class": " and ".join(labels),
                 "pictures": len(of),
-                "right": int(answers.right[of].sum()),
-                "mean probability": float(answers.of_truth[of].mean()),
+                "right": int(answers.correct[of].sum()),
+                "mean probability": float(answers.true_class_probabilities[of].mean()),
             }
         )
     return sorted(rows, key=lambda row: (row["right"] / row["pictures"], row["mean probability"]))
 
 
-def worst(answers: Answers, count: int) -> list[int]:
+def most_wrong(answers: LabelledPredictions, count: int) -> list[int]:
     """Indices of pictures: the wrong ones, the worst first, then the least certain ones."""
     distance = np.abs(answers.probabilities - answers.threshold)
-    order = np.lexsort((np.where(answers.right, distance, answers.of_truth), answers.right))
+    order = np.lexsort(
+        (np.where(answers.correct, distance, answers.true_class_probabilities), answers.correct)
+    )
     return [int(index) for index in order[:count]]
 
 
-def summarise(answers: Answers, draws: int = 10_000, seed: int = 0) -> dict[str, Any]:
+def summarize(answers: LabelledPredictions, draws: int = 10_000, seed: int = 0) -> dict[str, Any]:
     """All that ``metrics.json`` says; what is not defined is ``None``."""
-    estimates = estimate(
+    estimates = bootstrap_metrics(
         answers.probabilities, answers.labels, answers.groups, answers.threshold, draws, seed
     )
     names = answers.pictures.class_names
-    groups = by_group(answers)
+    groups = group_rows(answers)
     whole = sum(row["right"] == row["pictures"] for row in groups)
-    low, high = share_of_groups(whole, len(groups))
+    low, high = clopper_pearson_interval(whole, len(groups))
     beyond = answers.logits - math.log(answers.threshold / (1 - answers.threshold))
     margins = np.where(answers.labels == 1, beyond, -beyond)
     return {
         "pictures": len(answers.records),
-        "right": int(answers.right.sum()),
+        "right": int(answers.correct.sum()),
         "unreadable": answers.errors,
-        "unsure": int((answers.doubts == "unsure").sum()),
-        "neither": int((answers.doubts == "neither").sum()),
-        "right of the others": int(answers.right[answers.doubts == "ok"].sum()),
+        "unsure": int((answers.statuses == "unsure").sum()),
+        "neither": int((answers.statuses == "neither").sum()),
+        "right of the others": int(answers.correct[answers.statuses == "ok"].sum()),
         "groups": len(groups),
         "groups without an error": whole,
         "groups without an error, 95 % interval": [low, high],
         "smallest margin": float(margins.min()),
-        "confusion": confusion(answers),
-        "metrics": {_named(name, names): plain(value) for name, value in estimates.items()},
+        "confusion": confusion_matrix(answers),
+        "metrics": {
+            _named(name, names): estimate_to_json(value) for name, value in estimates.items()
+        },
         "by group": groups,
     }
 
 
-def confusion(answers: Answers) -> dict[str, dict[str, int]]:
+def confusion_matrix(answers: LabelledPredictions) -> dict[str, dict[str, int]]:
     """Counts: what the pictures show, and what was said."""
     names = answers.pictures.class_names
     return {
         names[truth]: {
-            names[answer]: int(((answers.labels == truth) & (answers.said == answer)).sum())
+            names[answer]: int(((answers.labels == truth) & (answers.predicted == answer)).sum())
             for answer in (0, 1)
         }
         for truth in (0, 1)
@@ -219,20 +223,20 @@ def _named(metric: str, names: tuple[str, str]) -> str:
     return f"{stem} of {names[int(label)]}" if label in ("0", "1") else metric
 
 
-def plain(found: Estimate) -> dict[str, Any]:
+def estimate_to_json(found: Estimate) -> dict[str, Any]:
     """An estimate as ``metrics.json`` writes it; what is not defined is ``None``."""
 
-    def number(value: float) -> float | None:
+    def format_number(value: float) -> float | None:
         return value if math.isfinite(value) else None
 
     return {
-        "value": number(found.value),
-        "by group": [number(bound) for bound in found.by_group],
-        "by picture": [number(bound) for bound in found.by_picture],
+        "value": format_number(found.value),
+        "by group": [format_number(bound) for bound in found.by_group],
+        "by picture": [format_number(bound) for bound in found.by_picture],
     }
 
 
-def write_predictions(folder: Path, answers: Answers) -> None:
+def write_predictions(folder: Path, answers: LabelledPredictions) -> None:
     """Write ``predictions.csv``; ``probability`` and ``logit`` are of class 1."""
     names = answers.pictures.class_names
     header = ("picture", "label", "group", "answer", "status", "probability", "logit", "right")
@@ -240,27 +244,29 @@ def write_predictions(folder: Path, answers: Answers) -> None:
         [answers.pictures.name(record) for record in answers.records],
         [names[record.label] for record in answers.records],
         answers.groups,
-        [names[int(said)] for said in answers.said],
-        answers.doubts,
+        [names[int(said)] for said in answers.predicted],
+        answers.statuses,
         answers.probabilities,
         answers.logits,
-        answers.right.astype(int),
+        answers.correct.astype(int),
     )
     write_csv(folder / "predictions.csv", header, zip(*columns, strict=True))
 
 
-def tables(summary: dict[str, Any], title: str) -> list[Table]:
+def report_tables(summary: dict[str, Any], title: str) -> list[Table]:
     """The tables that a person reads: figures with intervals, and the groups by trouble."""
     figures = table("", "value", "95 % by group", "95 % by picture", title=title)
     for name, found in summary["metrics"].items():
         figures.add_row(
-            name, number(found["value"]), *map(span, (found["by group"], found["by picture"]))
+            name,
+            format_number(found["value"]),
+            *map(format_interval, (found["by group"], found["by picture"])),
         )
     groups = table("group", "class", "right", "mean probability of its class", left=2)
     for row in summary["by group"][:20]:
         groups.add_row(
-            shown(row["group"]),
-            shown(row["class"]),
+            printable(row["group"]),
+            printable(row["class"]),
             f"{row['right']} of {row['pictures']}",
             f"{row['mean probability']:.3f}",
         )
@@ -305,7 +311,7 @@ def caveats(summary: dict[str, Any], *, grouped: bool) -> list[str]:
     return lines
 
 
-def draw(folder: Path, answers: Answers, title: str) -> None:
+def draw_report(folder: Path, answers: LabelledPredictions, title: str) -> None:
     """Write ``report.png``, six panels, and ``pictures.png``, the worst and least certain ones."""
     from horsehuman import plots  # matplotlib, for pictures alone
 
@@ -314,21 +320,21 @@ def draw(folder: Path, answers: Answers, title: str) -> None:
         answers.probabilities, answers.labels, answers.groups, answers.threshold, names, title
     )
     plots.save(figure, folder / "report.png")
-    chosen = worst(answers, 24)
+    chosen = most_wrong(answers, 24)
     figure = plots.contact_sheet(
-        [read_again(answers.records[index].path) for index in chosen],
+        [read_for_drawing(answers.records[index].path) for index in chosen],
         [
-            f"{shown(answers.records[index].path.stem)[-22:]}\n{names[answers.labels[index]]} "
-            f"{answers.of_truth[index]:.0%}"
+            f"{printable(answers.records[index].path.stem)[-22:]}\n{names[answers.labels[index]]} "
+            f"{answers.true_class_probabilities[index]:.0%}"
             for index in chosen
         ],
-        [not answers.right[index] for index in chosen],
+        [not answers.correct[index] for index in chosen],
         "Wrong (vermilion) and least certain answers: what is shown, and its probability",
     )
     plots.save(figure, folder / "pictures.png")
 
 
-def read_again(path: Path) -> NDArray[np.uint8]:
+def read_for_drawing(path: Path) -> NDArray[np.uint8]:
     """A picture to be drawn; a grey one where it vanished since it was answered."""
     try:
         return read_picture(path)
@@ -337,13 +343,13 @@ def read_again(path: Path) -> NDArray[np.uint8]:
         return np.full((64, 64, 3), 128, np.uint8)
 
 
-def tell_if_seen(model: str, pictures: PictureSet) -> None:
+def warn_if_trained_on(model: str, pictures: ImageSet) -> None:
     """Say how many of the pictures trained a classifier, or that nobody knows."""
-    seen = seen_in_training(model, pictures.records)
+    seen = count_training_images(model, pictures.records)
     if seen is None:
-        log.warning("it is not known which pictures trained %s", shown(model))
+        log.warning("it is not known which pictures trained %s", printable(model))
     elif seen:
-        log.warning("%d of these pictures trained %s: it is flattered", seen, shown(model))
+        log.warning("%d of these pictures trained %s: it is flattered", seen, printable(model))
 
 
 def evaluate_and_report(
@@ -358,37 +364,37 @@ def evaluate_and_report(
 ) -> bool:
     """What ``horsehuman evaluate`` does; returns whether all pictures could be read."""
     classifier = load_classifier(model)
-    pictures, split = choose_set(model, data, split, group_pattern)
+    pictures, split = select_images(model, data, split, group_pattern)
     check_classes(classifier, pictures)
-    default = evaluation_folder(model, split, data)
-    folder = report_folder(out, default, force=force, report=EVALUATION)
-    tell_if_seen(model, pictures)
+    default = evaluation_dir(model, split, data)
+    folder = create_report_dir(out, default, force=force, report=EVALUATION_FILES)
+    warn_if_trained_on(model, pictures)
     try:
-        answers = answer(classifier, pictures)
+        answers = predict_labelled(classifier, pictures)
     except HorseHumanError:
         with contextlib.suppress(OSError):  # it is empty, unless it was there before
             folder.rmdir()
         raise
-    summary = {"model": model, "data": str(pictures.root), "split": split, **summarise(answers)}
-    summary["heat on the figure"] = heat_on_figures(classifier, answers.records)
+    summary = {"model": model, "data": str(pictures.root), "split": split, **summarize(answers)}
+    summary["heat on the figure"] = heat_on_subject(classifier, answers.records)
     write_predictions(folder, answers)
     write_metrics(folder, summary)
     title = f"{model}: {summary['right']} of {summary['pictures']} right"
     title += f", {summary['groups']} groups" if pictures.grouped else ""
-    show(summary, title, grouped=pictures.grouped)
+    print_report(summary, title, grouped=pictures.grouped)
     if plot:
-        draw(folder, answers, title)
+        draw_report(folder, answers, title)
     else:
         for drawing in ("report.png", "pictures.png"):  # of an earlier report
             (folder / drawing).unlink(missing_ok=True)
-    print(f"report      {shown(folder)}")
+    print(f"report      {printable(folder)}")
     return not answers.errors
 
 
-def show(summary: dict[str, Any], title: str, *, grouped: bool) -> None:
+def print_report(summary: dict[str, Any], title: str, *, grouped: bool) -> None:
     """Print the tables and what a reader must know."""
     out = console(stderr=False)
-    for each in tables(summary, title):
+    for each in report_tables(summary, title):
         out.print(each)
         out.print()
     for line in caveats(summary, grouped=grouped):

@@ -13,22 +13,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from horsehuman.data.image_sets import PictureSet
+from horsehuman.data.image_sets import ImageSet
 from horsehuman.data.records import Record
 from horsehuman.evaluation.near_duplicates import (
-    Look,
-    clusters,
-    look_at_all,
-    similar,
-    without_itself,
+    ImageStats,
+    cluster_near_duplicates,
+    cosine_rows,
+    exclude_self,
+    read_all_stats,
 )
-from horsehuman.models.calibration import out_of_group
+from horsehuman.models.calibration import cross_validated_probabilities
 
 Severity = Literal["error", "warning", "note"]
 
 #: Probability of its own label below which a picture's label is doubted: with turned-over labels of
 #: the official training set few are missed, and few others doubted (docs/audit.md).
-DOUBTED = 0.1
+LABEL_THRESHOLD = 0.1
 
 
 @dataclass(frozen=True)
@@ -37,37 +37,37 @@ class Finding:
 
     Attributes:
         severity: An error makes figures wrong, a warning may; a note is for the reader.
-        what: In one line.
+        message: In one line.
         remedy: What to do; empty for a note.
         pictures: Which ones, in rows of those that belong together.
     """
 
     severity: Severity
-    what: str
+    message: str
     remedy: str = ""
     pictures: list[list[Record]] = field(default_factory=list)
 
 
-def audit(pictures: PictureSet) -> list[Finding]:
+def audit(pictures: ImageSet) -> list[Finding]:
     """All findings about a set, the gravest first."""
-    looks, features, pixels = look_at_all(pictures.records)
-    found = files(looks)
+    looks, features, pixels = read_all_stats(pictures.records)
+    found = check_files(looks)
     good = [look for look in looks if not look.error]
-    found += exact(good, pictures.class_names)
-    found += balance(good, pictures.class_names)
-    found += kinds(good) + background(good)
+    found += check_duplicates(good, pictures.class_names)
+    found += check_balance(good, pictures.class_names)
+    found += check_formats(good) + check_background(good)
     if len(good) > 1:
-        cluster = clusters(good, features)
-        found += near(good, cluster)
-        found += grouping(pictures, good, cluster, features)
+        cluster = cluster_near_duplicates(good, features)
+        found += check_near_duplicates(good, cluster)
+        found += check_groups(pictures, good, cluster, features)
         groups = [look.record.group for look in good] if pictures.grouped else cluster
-        found += flattery(good, pixels, groups)
-        found += labels(good, features, groups, pictures.class_names)
+        found += check_random_split(good, pixels, groups)
+        found += check_labels(good, features, groups, pictures.class_names)
     order = ("error", "warning", "note")
     return sorted(found, key=lambda finding: order.index(finding.severity))
 
 
-def files(looks: Sequence[Look]) -> list[Finding]:
+def check_files(looks: Sequence[ImageStats]) -> list[Finding]:
     """Files that cannot be read, or are something else than their names say."""
     found = []
     if bad := [look for look in looks if look.error]:
@@ -88,7 +88,7 @@ def files(looks: Sequence[Look]) -> list[Finding]:
     return found
 
 
-def exact(looks: Sequence[Look], class_names: Sequence[str]) -> list[Finding]:
+def check_duplicates(looks: Sequence[ImageStats], class_names: Sequence[str]) -> list[Finding]:
     """Files that are the same to the byte."""
     same: dict[bytes, list[Record]] = defaultdict(list)
     for look in looks:
@@ -110,7 +110,7 @@ def exact(looks: Sequence[Look], class_names: Sequence[str]) -> list[Finding]:
     return found
 
 
-def balance(looks: Sequence[Look], class_names: Sequence[str]) -> list[Finding]:
+def check_balance(looks: Sequence[ImageStats], class_names: Sequence[str]) -> list[Finding]:
     """How many there are of each class."""
     counts = [sum(look.record.label == label for look in looks) for label in (0, 1)]
     text = " and ".join(f"{n:,} {name}" for n, name in zip(counts, class_names, strict=True))
@@ -120,7 +120,7 @@ def balance(looks: Sequence[Look], class_names: Sequence[str]) -> list[Finding]:
     return [Finding("note", text)]
 
 
-def kinds(looks: Sequence[Look]) -> list[Finding]:
+def check_formats(looks: Sequence[ImageStats]) -> list[Finding]:
     """Formats, modes, sizes and brightness."""
     if not looks:
         return []
@@ -141,14 +141,14 @@ def kinds(looks: Sequence[Look]) -> list[Finding]:
     return found
 
 
-def background(looks: Sequence[Look]) -> list[Finding]:
+def check_background(looks: Sequence[ImageStats]) -> list[Finding]:
     """Whether splits, or classes, differ in what stands around the figures."""
     found = []
     for what, key in (
         ("splits", lambda look: look.record.split),
         ("classes", lambda look: str(look.record.label)),
     ):
-        parts: dict[str, list[Look]] = defaultdict(list)
+        parts: dict[str, list[ImageStats]] = defaultdict(list)
         for look in looks:
             parts[key(look)].append(look)
         for name, of in (("white edges", "white_edge"), ("brightness", "brightness")):
@@ -165,7 +165,7 @@ def background(looks: Sequence[Look]) -> list[Finding]:
     return found
 
 
-def by_cluster(looks: Sequence[Look], cluster: Sequence[str]) -> list[list[Record]]:
+def cluster_rows(looks: Sequence[ImageStats], cluster: Sequence[str]) -> list[list[Record]]:
     """The records of each cluster, the largest first."""
     rows: dict[str, list[Record]] = defaultdict(list)
     for look, name in zip(looks, cluster, strict=True):
@@ -173,9 +173,9 @@ def by_cluster(looks: Sequence[Look], cluster: Sequence[str]) -> list[list[Recor
     return sorted(rows.values(), key=len, reverse=True)
 
 
-def near(looks: Sequence[Look], cluster: Sequence[str]) -> list[Finding]:
+def check_near_duplicates(looks: Sequence[ImageStats], cluster: Sequence[str]) -> list[Finding]:
     """Near-duplicates on two sides of a split that is there already."""
-    torn = [row for row in by_cluster(looks, cluster) if len({r.split for r in row}) > 1]
+    torn = [row for row in cluster_rows(looks, cluster) if len({r.split for r in row}) > 1]
     if not torn:
         return []
     count = sum(map(len, torn))
@@ -184,8 +184,8 @@ def near(looks: Sequence[Look], cluster: Sequence[str]) -> list[Finding]:
     return [Finding("error", what, remedy, torn)]
 
 
-def grouping(
-    pictures: PictureSet, looks: Sequence[Look], cluster: Sequence[str], features: Tensor
+def check_groups(
+    pictures: ImageSet, looks: Sequence[ImageStats], cluster: Sequence[str], features: Tensor
 ) -> list[Finding]:
     """Whether groups are missing: what looks alike, and nobody says that it belongs together."""
     sizes = Counter(cluster)
@@ -198,18 +198,18 @@ def grouping(
     if pattern:
         text += f", the nearest other picture of {share:.0%} has the same name up to its number"
         remedy += f": --group-pattern '{pattern}' fits the file names"
-    largest = by_cluster(looks, cluster)[:8]
+    largest = cluster_rows(looks, cluster)[:8]
     return [Finding("error", f"{text}, and no groups are named", remedy, largest)]
 
 
-def suggest_pattern(looks: Sequence[Look], features: Tensor) -> tuple[str | None, float]:
+def suggest_pattern(looks: Sequence[ImageStats], features: Tensor) -> tuple[str | None, float]:
     """A pattern of file names by which neighbours are of one group far more than by chance.
 
     Returns:
         The pattern, if there is one, and the share of pictures whose nearest other one is of the
         same group.
     """
-    nearest = torch.cat([without_itself(*part).argmax(1) for part in similar(features)]).numpy()
+    nearest = torch.cat([exclude_self(*part).argmax(1) for part in cosine_rows(features)]).numpy()
     for pattern in (r"([^/]+)-[^-/]*$", r"([^/]+)_[^_/]*$", r"([^/]*?)[0-9]+\.[^.]*$"):
         names = [re.search(pattern, look.record.path.name) for look in looks]
         if not all(names):
@@ -223,16 +223,18 @@ def suggest_pattern(looks: Sequence[Look], features: Tensor) -> tuple[str | None
     return None, 0.0
 
 
-def flattery(looks: Sequence[Look], pixels: Tensor, groups: Sequence[str]) -> list[Finding]:
+def check_random_split(
+    looks: Sequence[ImageStats], pixels: Tensor, groups: Sequence[str]
+) -> list[Finding]:
     """How much better a random split looks than one by group: nearest neighbours among pixels."""
     labels = torch.tensor([look.record.label for look in looks])
     group = torch.from_numpy(np.unique(groups, return_inverse=True)[1])
     if len(set(groups)) == len(looks):
         return []
     right = torch.zeros(2)
-    for start, cosine in similar(pixels):
+    for start, cosine in cosine_rows(pixels):
         rows = torch.arange(start, start + len(cosine))
-        cosine = without_itself(start, cosine)
+        cosine = exclude_self(start, cosine)
         right[0] += (labels[cosine.argmax(1)] == labels[rows]).sum()
         cosine[group[rows, None] == group] = -1
         right[1] += (labels[cosine.argmax(1)] == labels[rows]).sum()
@@ -246,16 +248,16 @@ def flattery(looks: Sequence[Look], pixels: Tensor, groups: Sequence[str]) -> li
     return [Finding("note", what)]
 
 
-def labels(
-    looks: Sequence[Look], features: Tensor, groups: Sequence[str], class_names: Sequence[str]
+def check_labels(
+    looks: Sequence[ImageStats], features: Tensor, groups: Sequence[str], class_names: Sequence[str]
 ) -> list[Finding]:
     """Labels that a classifier of other groups does not believe."""
     own = np.array([look.record.label for look in looks])
-    probability = out_of_group(features, own, groups)
+    probability = cross_validated_probabilities(features, own, groups)
     if probability is None:
         return []
     mine = np.where(own == 1, probability, 1 - probability)
-    doubted = [int(index) for index in np.argsort(mine) if mine[index] < DOUBTED]
+    doubted = [int(index) for index in np.argsort(mine) if mine[index] < LABEL_THRESHOLD]
     if not doubted:
         return [Finding("note", "no label is doubted by classifiers of other groups")]
     records = [looks[index].record for index in doubted]

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr, betaincinv
 
-from horsehuman.data.records import kinds_of_groups
-from horsehuman.decision import BINS, Floats, bins_of
+from horsehuman.data.records import classes_of_groups
+from horsehuman.decision import CALIBRATION_BINS, Floats, calibration_bins
 
 #: Probabilities are kept this far from 0 and 1 before a logarithm is taken (float32's resolution).
 _TINY = 1e-7
@@ -38,9 +38,11 @@ def point_metrics(
         labels: 0 or 1, ``(N,)``.
         threshold: From this probability on a picture is of class 1.
     """
-    sums = sums_of(probabilities, labels, threshold).sum(0, keepdims=True)
-    found = figures_from(sums)
-    found |= areas(*ranked(probabilities), labels.astype(float), np.ones((1, len(labels))))
+    sums = metric_sums(probabilities, labels, threshold).sum(0, keepdims=True)
+    found = metrics_from_sums(sums)
+    found |= ranking_metrics(
+        *rank_order(probabilities), labels.astype(float), np.ones((1, len(labels)))
+    )
     return {name: float(values[0]) for name, values in found.items()}
 
 
@@ -70,23 +72,23 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, i
     return only_first, only_second, min(1.0, float(p))
 
 
-def ranked(probabilities: Floats) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def rank_order(probabilities: Floats) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Order from the highest probability to the lowest, and which is the last of its ties."""
     order = np.argsort(-probabilities, kind="stable")
     return order, np.append(np.diff(probabilities[order]) != 0, True)
 
 
-def sums_of(probabilities: Floats, labels: NDArray[np.int64], threshold: float) -> Floats:
+def metric_sums(probabilities: Floats, labels: NDArray[np.int64], threshold: float) -> Floats:
     """What each picture adds to the sums that most figures are made of: ``(N, 6 + BINS)``."""
     said, truth = probabilities >= threshold, labels == 1
     parts = [said & truth, said & ~truth, ~said & truth, ~said & ~truth]
     parts += [(probabilities - labels) ** 2, log_losses(probabilities, labels)]
-    excess = np.zeros((len(labels), BINS))
-    excess[np.arange(len(labels)), bins_of(probabilities)] = probabilities - labels
+    excess = np.zeros((len(labels), CALIBRATION_BINS))
+    excess[np.arange(len(labels)), calibration_bins(probabilities)] = probabilities - labels
     return np.concatenate([np.stack(parts, 1).astype(float), excess], axis=1)
 
 
-def figures_from(sums: Floats) -> dict[str, Floats]:
+def metrics_from_sums(sums: Floats) -> dict[str, Floats]:
     """Figures ``(...)`` from sums ``(..., 6 + BINS)``."""
     tp, fp, fn, tn, brier, log_loss = np.moveaxis(sums[..., :6], -1, 0)
     total = tp + fp + fn + tn
@@ -107,7 +109,7 @@ def figures_from(sums: Floats) -> dict[str, Floats]:
         }
 
 
-def areas(
+def ranking_metrics(
     order: NDArray[np.int64], last: NDArray[np.bool_], labels: Floats, weights: Floats
 ) -> dict[str, Floats]:
     """ROC-AUC and average precision of weighted pictures; weights ``(D, N)``, results ``(D,)``.
@@ -145,7 +147,7 @@ class Estimate:
     by_picture: tuple[float, float]
 
 
-def estimate(
+def bootstrap_metrics(
     probabilities: Floats,
     labels: NDArray[np.int64],
     groups: Sequence[str],
@@ -160,7 +162,7 @@ def estimate(
     (Field and Welsh 2007; Davison and Hinkley 1997, section 3.8). Where a class has one group alone
     nothing is known of others, and there is no interval. With few groups, say fewer than 20, such
     intervals are too narrow, and they have no width at all where every picture is right; see
-    :func:`share_of_groups` for a bound that holds then.
+    :func:`clopper_pearson_interval` for a bound that holds then.
 
     Args:
         probabilities: Of class 1, ``(N,)``, 0 to 1.
@@ -184,7 +186,7 @@ def estimate(
     }
 
 
-def estimate_mean(
+def bootstrap_mean(
     values: Floats,
     labels: NDArray[np.int64],
     groups: Sequence[str],
@@ -195,7 +197,7 @@ def estimate_mean(
 
     Args:
         values: Of each picture, ``(N,)``.
-        labels: 0 or 1, ``(N,)``; resampled as in :func:`estimate`, which is also about limits.
+        labels: 0 or 1, ``(N,)``; resampled as in :func:`bootstrap_metrics`, which is also about limits.
         groups: Which pictures belong together, N names.
         draws: Resamplings.
         seed: Of the resampling.
@@ -213,7 +215,7 @@ def estimate_mean(
     return Estimate(float(values.mean()), intervals[0], intervals[1])
 
 
-def share_of_groups(right: int, groups: int) -> tuple[float, float]:
+def clopper_pearson_interval(right: int, groups: int) -> tuple[float, float]:
     """95 % interval for the share of groups that are right throughout (Clopper and Pearson 1934).
 
     It is exact where groups are independent, however few they are: 11 of 11 leave 72 % possible.
@@ -231,14 +233,14 @@ def _intervals(
     draws: int,
     seed: int,
 ) -> dict[str, tuple[float, float]]:
-    sums = sums_of(probabilities, labels, threshold)
+    sums = metric_sums(probabilities, labels, threshold)
     of_groups = np.zeros((groups.max() + 1, sums.shape[1]))
     np.add.at(of_groups, groups, sums)
-    order, last = ranked(probabilities)
+    order, last = rank_order(probabilities)
     found: dict[str, list[Floats]] = {}
     for counts in _resamplings(labels, groups, draws, seed):
-        parts = figures_from(counts @ of_groups)
-        parts |= areas(order, last, labels.astype(float), counts[:, groups])
+        parts = metrics_from_sums(counts @ of_groups)
+        parts |= ranking_metrics(order, last, labels.astype(float), counts[:, groups])
         for name, values in parts.items():
             found.setdefault(name, []).append(values)
     return {name: _percentiles(np.concatenate(values)) for name, values in found.items()}
@@ -257,7 +259,7 @@ def _strata(labels: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.
 
     A kind that has one group joins another, unless there is no other group of its class.
     """
-    kinds = kinds_of_groups(labels, groups)
+    kinds = classes_of_groups(labels, groups)
     for kind in (1, 2):
         if (kinds == kind).sum() == 1 and (kinds == 3).any():
             kinds[kinds == kind] = 3

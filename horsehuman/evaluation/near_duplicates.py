@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from horsehuman.data.image_sets import digest
-from horsehuman.data.images import WHITE, PictureError, read_picture
+from horsehuman.data.image_sets import file_digest
+from horsehuman.data.images import WHITE_LEVEL, PictureError, read_picture
 from horsehuman.data.records import Record
 from horsehuman.data.transforms import resize
 from horsehuman.models.inception import Inception
@@ -24,7 +24,7 @@ from horsehuman.runtime import track
 
 #: Bits of 64 by which perceptual hashes of near-duplicates differ at most, and how alike (cosine)
 #: their features are at least. Chosen on the figures of the training set; see docs/audit.md.
-HASH_BITS, ALIKE = 6, 0.94
+MAX_HASH_BITS, MIN_COSINE = 6, 0.94
 
 #: Pixels that the trunk sees pictures at.
 SIDE = 150
@@ -34,7 +34,7 @@ _BATCH, _CHUNK = 32, 256
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageStats:
     """What a file is, before anybody asks what it shows.
 
     Attributes:
@@ -60,31 +60,31 @@ class Look:
     error: str = ""
 
 
-def look_at(record: Record) -> tuple[Look, Tensor | None]:
+def read_stats(record: Record) -> tuple[ImageStats, Tensor | None]:
     """Read a file; what it is, and the picture as the trunk sees it, uint8 ``(3, S, S)``."""
-    own = digest(record.path)
+    own = file_digest(record.path)
     try:
         pixels = read_picture(record.path)
         with Image.open(record.path) as image:
             kind, mode, size = image.format or "", image.mode, image.size
             kind = "JPEG" if kind == "MPO" else kind  # a JPEG that holds a second picture
     except (PictureError, OSError) as error:
-        return Look(record, own, error=str(error)), None
+        return ImageStats(record, own, error=str(error)), None
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    look = Look(
+    look = ImageStats(
         record,
         own,
         kind,
         mode,
         size,
         float(pixels.mean()) / 255,
-        float((edge >= WHITE).all(1).mean()),
+        float((edge >= WHITE_LEVEL).all(1).mean()),
         imagehash.phash(Image.fromarray(pixels)).hash.ravel(),
     )
     return look, resize(torch.from_numpy(pixels).permute(2, 0, 1), SIDE)
 
 
-def look_at_all(records: Sequence[Record]) -> tuple[list[Look], Tensor, Tensor]:
+def read_all_stats(records: Sequence[Record]) -> tuple[list[ImageStats], Tensor, Tensor]:
     """Look at all files.
 
     Returns:
@@ -93,13 +93,13 @@ def look_at_all(records: Sequence[Record]) -> tuple[list[Look], Tensor, Tensor]:
     """
     network = Inception(image_size=SIDE, scales=[SIDE]).eval()
     cache = network.feature_cache()
-    looks: list[Look] = []
+    looks: list[ImageStats] = []
     features = torch.empty(len(records), network.width)
     pixels = torch.empty(len(records), 3 * 32 * 32)
     count = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool, torch.inference_mode():
         for start in track(range(0, len(records), _BATCH), "looking", -(-len(records) // _BATCH)):
-            found = list(pool.map(look_at, records[start : start + _BATCH]))
+            found = list(pool.map(read_stats, records[start : start + _BATCH]))
             looks += [look for look, _ in found]
             if pictures := [picture for _, picture in found if picture is not None]:
                 batch = torch.stack(pictures)
@@ -112,20 +112,20 @@ def look_at_all(records: Sequence[Record]) -> tuple[list[Look], Tensor, Tensor]:
     return looks, features[:count], pixels[:count]
 
 
-def similar(features: Tensor) -> Iterator[tuple[int, Tensor]]:
+def cosine_rows(features: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Cosines of all pictures to all, some rows at a time: first row, ``(rows, N)``."""
     for start in range(0, len(features), _CHUNK):
         yield start, features[start : start + _CHUNK] @ features.T
 
 
-def without_itself(start: int, cosine: Tensor) -> Tensor:
-    """Rows of cosines of :func:`similar`; a picture is not its own neighbour."""
+def exclude_self(start: int, cosine: Tensor) -> Tensor:
+    """Rows of cosines of :func:`cosine_rows`; a picture is not its own neighbour."""
     rows = torch.arange(len(cosine))
     cosine[rows, rows + start] = -1
     return cosine
 
 
-def clusters(looks: Sequence[Look], features: Tensor) -> list[str]:
+def cluster_near_duplicates(looks: Sequence[ImageStats], features: Tensor) -> list[str]:
     """Which pictures are near-duplicates, of each other or by way of others: a name for each."""
     bits = torch.from_numpy(np.stack([look.bits for look in looks])).float() * 2 - 1
     parent = list(range(len(looks)))
@@ -136,9 +136,9 @@ def clusters(looks: Sequence[Look], features: Tensor) -> list[str]:
             index = parent[index]
         return index
 
-    for start, cosine in similar(features):
+    for start, cosine in cosine_rows(features):
         apart = (64 - bits[start : start + len(cosine)] @ bits.T) / 2
-        near = ((apart <= HASH_BITS) | (cosine >= ALIKE)).nonzero()
+        near = ((apart <= MAX_HASH_BITS) | (cosine >= MIN_COSINE)).nonzero()
         for row, column in near[near[:, 0] + start < near[:, 1]].tolist():
             parent[top(row + start)] = top(column)
     return [f"cluster {top(index)}" for index in range(len(looks))]

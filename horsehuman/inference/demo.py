@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from horsehuman.data.archives import find_pictures
+from horsehuman.data.archives import image_root
 from horsehuman.data.images import PictureError, read_picture
-from horsehuman.decision import Prediction, prediction_of
-from horsehuman.errors import HorseHumanError, first_line, shown
+from horsehuman.decision import Prediction, decide
+from horsehuman.errors import HorseHumanError, first_line, printable
 from horsehuman.inference.explain import explain, overlay
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier
-from horsehuman.runtime import IN_THE_BOX
+from horsehuman.runtime import BUNDLED
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ footer { display: none !important }
 """
 
 
-def line_instead_of_traceback(*unused: object, **options: object) -> None:
+def log_exception(*unused: object, **options: object) -> None:
     """Say in one line what ``traceback.print_exc`` would say in many."""
     error = sys.exc_info()[1]
     if error is not None:
@@ -66,7 +66,7 @@ def serve(model: str, port: int, *, browser: bool) -> None:
     Raises:
         HorseHumanError: Gradio is missing, or no port is free.
     """
-    traceback.print_exc = line_instead_of_traceback  # Gradio calls it for every bad request
+    traceback.print_exc = log_exception  # Gradio calls it for every bad request
     chosen = next_free_port(port)
     page, options = build(model)
     if chosen != port:
@@ -104,10 +104,10 @@ def build(model: str) -> tuple[Any, dict[str, Any]]:
     except ImportError as error:
         raise HorseHumanError("the page needs Gradio: pip install -e '.[demo]'") from error
 
-    networks = {name: load_classifier(name) for name in dict.fromkeys((model, *IN_THE_BOX))}
-    box = find_pictures("box") / "test"
+    networks = {name: load_classifier(name) for name in dict.fromkeys((model, *BUNDLED))}
+    box = image_root("box") / "test"
 
-    def answer(path: str | None, name: str) -> tuple[str, NDArray[np.uint8] | None]:
+    def score(path: str | None, name: str) -> tuple[str, NDArray[np.uint8] | None]:
         return respond(networks, path, name)
 
     with gradio.Blocks(
@@ -121,7 +121,7 @@ def build(model: str) -> tuple[Any, dict[str, Any]]:
                     image_mode=None, height=320, alt_text="The picture that is asked about",
                 )  # fmt: skip
                 # Gradio would decode it, and fail with a traceback.
-                picture.preprocess = _as_it_is  # type: ignore[method-assign]
+                picture.preprocess = _identity  # type: ignore[method-assign]
                 choice = gradio.Radio(list(networks), value=model, label="Classifier")
                 gradio.Examples([[str(box / name)] for name in EXAMPLES], [picture])
             with gradio.Column(min_width=300):
@@ -132,7 +132,7 @@ def build(model: str) -> tuple[Any, dict[str, Any]]:
                 )  # fmt: skip
         inputs, outputs = [picture, choice], [said, heat]
         for event in (picture.change, choice.change):
-            event(answer, inputs, outputs, show_progress="minimal")
+            event(score, inputs, outputs, show_progress="minimal")
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     return page, launch_options(gradio, box)
 
@@ -152,7 +152,7 @@ def launch_options(gradio: Any, box: Path) -> dict[str, Any]:
     }
 
 
-def _as_it_is(payload: Any) -> str | None:
+def _identity(payload: Any) -> str | None:
     """The path of an uploaded file."""
     return payload.path if payload else None
 
@@ -166,15 +166,15 @@ def respond(
     network = networks[name]
     start = time.perf_counter()
     try:
-        picture = network.read(read_picture(Path(path), "This file"))
+        picture = network.preprocess(read_picture(Path(path), "This file"))
     except PictureError as error:
         return _said(f"{error}.".replace(":", "", 1)), None
     (found,) = explain(network, picture[None])
     seconds = time.perf_counter() - start
-    said = prediction_of(network, path, found.answer)
+    said = decide(network, path, found.answer)
     label = int(found.answer.probability >= network.threshold)
-    drawn = overlay(picture, found.for_answer(label))
-    return _said(sentence(said), f"{1000 * seconds:.0f} ms, {shown(name)}"), drawn
+    drawn = overlay(picture, found.for_class(label))
+    return _said(sentence(said), f"{1000 * seconds:.0f} ms, {printable(name)}"), drawn
 
 
 def sentence(said: Prediction) -> str:

@@ -18,14 +18,14 @@ from torch.nn import functional
 
 from horsehuman import plots
 from horsehuman.data.datasets import decode
-from horsehuman.data.images import WHITE, PictureError
-from horsehuman.data.records import Record, spread
-from horsehuman.data.sources import expand, open_picture
-from horsehuman.decision import Answer, prediction_of
-from horsehuman.errors import HorseHumanError, closest, shown
-from horsehuman.models.base import Network, answers_of
+from horsehuman.data.images import WHITE_LEVEL, PictureError
+from horsehuman.data.records import Record, evenly_spaced
+from horsehuman.data.sources import expand_sources, read_source
+from horsehuman.decision import Scores, decide
+from horsehuman.errors import HorseHumanError, closest, printable
+from horsehuman.models.base import Network, to_scores
 from horsehuman.models.checkpoint import load_classifier
-from horsehuman.run_dir import check_free, free_path
+from horsehuman.run_dir import check_output_file, unused_path
 from horsehuman.runtime import track
 
 #: Pictures that are explained at a time.
@@ -52,9 +52,9 @@ class Explanation:
     """
 
     heat: Tensor
-    answer: Answer
+    answer: Scores
 
-    def for_answer(self, label: int) -> Tensor:
+    def for_class(self, label: int) -> Tensor:
         """Heat that speaks for a class, ``(S, S)``, at least 0."""
         return (self.heat if label else -self.heat).clamp_min(0)
 
@@ -76,8 +76,8 @@ def explain(network: Network, pictures: Tensor, layer: str | None = None) -> lis
     """
     network.eval()
     size = network.image_size
-    with torch.enable_grad(), _leaves(network, layer or network.heat_layer) as maps:
-        found = network.judge(network.pooled(network.maps(pictures)))
+    with torch.enable_grad(), _capture_outputs(network, layer or network.heat_layer) as maps:
+        found = network.score_features(network.pool_features(network.forward_features(pictures)))
         gradients = torch.autograd.grad(found[0].sum(), maps)
     heat = torch.zeros(len(pictures), size, size)
     for index, (own, gradient) in enumerate(zip(maps, gradients, strict=True)):
@@ -88,11 +88,11 @@ def explain(network: Network, pictures: Tensor, layer: str | None = None) -> lis
         small *= small.shape[2] * small.shape[3] / size**2
         large = functional.interpolate(small, (size, size), mode="bilinear", align_corners=False)
         heat += large[:, 0].cpu()
-    return [Explanation(*each) for each in zip(heat, answers_of(found), strict=True)]
+    return [Explanation(*each) for each in zip(heat, to_scores(found), strict=True)]
 
 
 @contextlib.contextmanager
-def _leaves(network: Network, layer: str) -> Iterator[list[Tensor]]:
+def _capture_outputs(network: Network, layer: str) -> Iterator[list[Tensor]]:
     """Collect what a layer gives each time, as leaves of the graph that grows from there."""
     found: list[Tensor] = []
 
@@ -146,7 +146,7 @@ def stages(maps: Mapping[str, Tensor]) -> list[str]:
     return list(last.values())
 
 
-def short(layer: str) -> str:
+def short_layer_name(layer: str) -> str:
     """A layer's name without what goes without saying."""
     return layer.removeprefix("backbone.trunk.")
 
@@ -164,16 +164,16 @@ def find_layer(network: Network, name: str) -> str:
     if name in maps or len(fitting) == 1:
         return name if name in maps else fitting[0]
     if fitting:
-        some = " | ".join(map(short, fitting[:4]))
-        raise HorseHumanError(f"--layer {shown(name)} may be {some}: say which")
-    near = closest(name, {short(full) for full in maps})
-    some = " | ".join(map(short, stages(maps)))
+        some = " | ".join(map(short_layer_name, fitting[:4]))
+        raise HorseHumanError(f"--layer {printable(name)} may be {some}: say which")
+    near = closest(name, {short_layer_name(full) for full in maps})
+    some = " | ".join(map(short_layer_name, stages(maps)))
     raise HorseHumanError(
-        f"--layer {shown(name)}: there is no such layer with maps{near}: use one such as {some}"
+        f"--layer {printable(name)}: there is no such layer with maps{near}: use one such as {some}"
     )
 
 
-def heat_on_figures(
+def heat_on_subject(
     network: Network, records: Sequence[Record], limit: int = 32
 ) -> dict[str, float] | None:
     """How much of what spoke for the answers lies on the figure, for cut-outs on white.
@@ -196,7 +196,7 @@ def heat_on_figures(
     for record in records[::step]:
         with contextlib.suppress(PictureError):
             picture = decode(record.path, network.image_size)
-            figure = (picture < WHITE).any(0)
+            figure = (picture < WHITE_LEVEL).any(0)
             if _is_cut_out(figure):
                 pictures.append(picture)
                 figures.append(figure)
@@ -204,7 +204,7 @@ def heat_on_figures(
     for start in range(0, len(pictures), CHUNK):
         said = explain(network, torch.stack(pictures[start : start + CHUNK]))
         for own, figure in zip(said, figures[start:], strict=False):
-            heat = own.for_answer(int(own.answer.probability >= network.threshold))
+            heat = own.for_class(int(own.answer.probability >= network.threshold))
             if heat.any():
                 found.append((float(heat[figure].sum() / heat.sum()), float(figure.float().mean())))
     if not found:
@@ -220,7 +220,7 @@ def _is_cut_out(figure: Tensor) -> bool:
     return bool(figure.sum() > 0 and (white.mean() >= 0.9 or (white == 1).sum() >= 3))
 
 
-def draw(
+def explain_and_draw(
     model: str, sources: Sequence[str], layer: str | None, out: Path | None, *, force: bool
 ) -> bool:
     """What ``horsehuman explain`` does; returns whether all pictures could be read.
@@ -231,39 +231,39 @@ def draw(
         HorseHumanError: ``out`` is there already, there is no such layer, or no picture can be
             read.
     """
-    out = out or free_path(Path("explain.png"), Path.exists)
-    check_free(out, force=force)
+    out = out or unused_path(Path("explain.png"), Path.exists)
+    check_output_file(out, force=force)
     if out.suffix.lower() != ".png":
-        raise HorseHumanError(f"--out {shown(out)}: the drawing is PNG; let the name end so")
+        raise HorseHumanError(f"--out {printable(out)}: the drawing is PNG; let the name end so")
     network = load_classifier(model)
     layer = find_layer(network, layer) if layer else None
-    names = list(expand(sources, recursive=True))
+    names = list(expand_sources(sources, recursive=True))
     if len(names) > LIMIT:
         log.warning("%d of %d pictures are drawn, evenly spread", LIMIT, len(names))
-        names = spread(names, LIMIT)
+        names = evenly_spaced(names, LIMIT)
     pictures, drawn, captions, errors = [], [], [], []
     for name in track(names, "explaining", len(names)):
         try:
-            picture = network.read(open_picture(name))
+            picture = network.preprocess(read_source(name))
         except PictureError as error:
             errors.append(str(error))
             continue
         heat, caption = _explained(network, name, picture, layer)
         pictures.append(picture)
         drawn.append(overlay(picture, heat))
-        captions.append(f"{shown(Path(name).stem)[-22:]}\n{caption}")
+        captions.append(f"{printable(Path(name).stem)[-22:]}\n{caption}")
     if not pictures:
         raise HorseHumanError(errors[0] if errors else "no picture is named")
     for text in errors:
         log.warning("error: %s", text)
-    where = f" at {short(layer)}" if layer else ""
-    title = f"What spoke for the answer of {shown(model)}{where} (vermilion: most)"
+    where = f" at {short_layer_name(layer)}" if layer else ""
+    title = f"What spoke for the answer of {printable(model)}{where} (vermilion: most)"
     if len(pictures) == 1:
         figure = _layers(network, pictures[0], drawn[0], captions[0], title)
     else:
         figure = plots.contact_sheet(drawn, captions, [False] * len(drawn), title)
     plots.save(figure, out)
-    print(shown(out))
+    print(printable(out))
     return not errors
 
 
@@ -272,12 +272,12 @@ def _explained(
 ) -> tuple[Tensor, str]:
     """Heat ``(S, S)`` for the answer, and the answer in words."""
     (found,) = explain(network, picture[None], layer)
-    said = prediction_of(network, name, found.answer, always_answer=True)
-    heat = found.for_answer(network.class_names.index(said.class_name))
+    said = decide(network, name, found.answer, always_answer=True)
+    heat = found.for_class(network.class_names.index(said.class_name))
     caption = f"{said.class_name} {said.probability:.0%}"
     if not heat.any():
         log.warning(
-            "%s: nothing in it speaks for %s, so there is no heat", shown(name), said.class_name
+            "%s: nothing in it speaks for %s, so there is no heat", printable(name), said.class_name
         )
         caption += ", no heat"
     return heat, caption
@@ -308,7 +308,7 @@ def _layers(
         own = maps[name].clamp_min(0)  # what a ReLU lets through
         chosen = own.flatten(1).std(1).topk(min(10, len(own))).indices
         channels, height, width = own.shape
-        title_of_row = f"{short(name)}\n{channels} x {height} x {width}"
+        title_of_row = f"{short_layer_name(name)}\n{channels} x {height} x {width}"
         rows.append((title_of_row, own[chosen].numpy()))
     plain = picture.permute(1, 2, 0).numpy()
     return plots.layers(plain, drawn, caption, rows, title)

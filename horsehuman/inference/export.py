@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from horsehuman.data.archives import find_pictures
+from horsehuman.data.archives import image_root
 from horsehuman.data.images import read_picture
-from horsehuman.errors import HorseHumanError, check_choice, shown
+from horsehuman.errors import HorseHumanError, check_choice, printable
 from horsehuman.inference.onnx import DIGEST, FORMAT, INPUT, OUTPUTS, OnnxClassifier, digest_of
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier
-from horsehuman.run_dir import check_free, write_bytes
+from horsehuman.run_dir import check_output_file, write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ SIZES = ((300, 300), (96, 96), (224, 310), (480, 640), (75, 50), (1, 1))
 Run = Callable[[Tensor], Sequence[Any]]
 
 
-class Exported(nn.Module):
+class ExportedNetwork(nn.Module):
     """A network with its calibration and its answers: what an exported file computes.
 
     Args:
@@ -51,7 +51,9 @@ class Exported(nn.Module):
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 ``(N, 3, H, W)`` to logits, probabilities of class 1 and strangeness, ``(N,)``."""
-        return self.network.judge(self.network.pooled(self.network.maps(pictures)))
+        return self.network.score_features(
+            self.network.pool_features(self.network.forward_features(pictures))
+        )
 
 
 def export(model: str, form: str, out: Path, *, force: bool) -> float:
@@ -75,9 +77,9 @@ def export(model: str, form: str, out: Path, *, force: bool) -> float:
         raise HorseHumanError(
             f"--format {form} needs {', '.join(missing)}: pip install -e '.[export]'"
         )
-    check_free(out, force=force)
+    check_output_file(out, force=force)
     network = load_classifier(model)
-    module = Exported(network)
+    module = ExportedNetwork(network)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "exported"
         run = (_to_onnx if form == "onnx" else _to_torch)(module, path)
@@ -92,7 +94,7 @@ def export(model: str, form: str, out: Path, *, force: bool) -> float:
     try:
         write_bytes(out, data)
     except OSError as error:
-        raise HorseHumanError(f"cannot write --out {shown(out)}: {error.strerror}") from error
+        raise HorseHumanError(f"cannot write --out {printable(out)}: {error.strerror}") from error
     return found
 
 
@@ -102,13 +104,13 @@ def metadata(network: Network) -> dict[str, str]:
         "horsehuman_format": str(FORMAT),
         "class_names": json.dumps(network.class_names),
         "threshold": str(network.threshold),
-        "certain_from": str(network.certain_from),
+        "certain_from": str(network.confidence_threshold),
     }
 
 
-def largest_difference(module: Exported, run: Run) -> float:
+def largest_difference(module: ExportedNetwork, run: Run) -> float:
     """Of probabilities and strangeness, on real pictures of many sizes, 1 to 4 at a time."""
-    box = find_pictures("box") / "train"
+    box = image_root("box") / "train"
     paths = [sorted((box / name).iterdir())[0] for name in ("horses", "humans")]
     pictures = [torch.from_numpy(read_picture(path)).permute(2, 0, 1) for path in paths]
     largest = 0.0
@@ -128,7 +130,7 @@ def _example() -> Tensor:
     return torch.zeros(2, 3, 310, 290, dtype=torch.uint8)
 
 
-def _to_onnx(module: Exported, path: Path) -> Run:
+def _to_onnx(module: ExportedNetwork, path: Path) -> Run:
     free = torch.export.Dim.DYNAMIC  # a named one of 1 and more is refused by older exporters
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter grumbles about itself
@@ -161,7 +163,7 @@ def _without_paths(content: bytes) -> bytes:
     return written
 
 
-def _to_torch(module: Exported, path: Path) -> Run:
+def _to_torch(module: ExportedNetwork, path: Path) -> Run:
     sizes = torch.export.Dim
     free = {0: sizes("n", min=1), 2: sizes("height", min=1), 3: sizes("width", min=1)}
     program = torch.export.export(module, (_example(),), dynamic_shapes={"pictures": free})

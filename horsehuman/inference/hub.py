@@ -13,25 +13,25 @@ import safetensors.torch
 import yaml
 
 import horsehuman
-from horsehuman.data.image_sets import PictureSet, find_set, read_config
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.data.image_sets import ImageSet, find_image_set, read_run_config
+from horsehuman.errors import HorseHumanError, printable
 from horsehuman.models.base import FORMAT, Network
 from horsehuman.models.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    add_checksum,
     find_checkpoint,
     load_classifier,
-    read_any,
-    seal,
+    read_classifier_file,
 )
 from horsehuman.models.inception import Inception
-from horsehuman.run_dir import newest_evaluation, read_json, run_of, write_bytes
-from horsehuman.runtime import IN_THE_BOX, number, span
+from horsehuman.run_dir import find_run, latest_evaluation, read_json, write_bytes
+from horsehuman.runtime import BUNDLED, format_interval, format_number
 
 log = logging.getLogger(__name__)
 
 
-def card(model: str, report: Path | None = None) -> str:
+def model_card(model: str, report: Path | None = None) -> str:
     """Markdown of a model card, with the block of metadata that model hubs read.
 
     Every figure is out of the classifier's files: its checkpoint, its run, a report.
@@ -45,12 +45,14 @@ def card(model: str, report: Path | None = None) -> str:
         HorseHumanError: A file cannot be read.
     """
     network = load_classifier(model)
-    origin = read_any(find_checkpoint(model))["horsehuman"]
-    run = run_of(model)
-    pictures = find_set(str(run)) if run else find_set("box") if model in IN_THE_BOX else None
+    origin = read_classifier_file(find_checkpoint(model))["horsehuman"]
+    run = find_run(model)
+    pictures = (
+        find_image_set(str(run)) if run else find_image_set("box") if model in BUNDLED else None
+    )
     found = _evaluation(model, report, pictures.root if pictures else None)
-    source = read_config(run)["data"].get("source") if run else None
-    official = model in IN_THE_BOX or source in ("box", "archives")
+    source = read_run_config(run)["data"].get("source") if run else None
+    official = model in BUNDLED or source in ("box", "archives")
     if official and pictures and Path(str(found.get("data"))).name == pictures.root.name:
         found["data"] = "Horses or Humans"
     parts = [
@@ -66,7 +68,7 @@ def card(model: str, report: Path | None = None) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def write_folder(model: str, folder: Path, text: str, *, force: bool) -> None:
+def write_hub_folder(model: str, folder: Path, text: str, *, force: bool) -> None:
     """Write a folder for a model hub: card, weights as safetensors, config.
 
     ``load_classifier`` reads it.
@@ -77,14 +79,14 @@ def write_folder(model: str, folder: Path, text: str, *, force: bool) -> None:
     taken = [name for name in ("README.md", WEIGHTS_FILE, CONFIG_FILE) if (folder / name).exists()]
     if taken and not force:
         raise HorseHumanError(
-            f"--folder {shown(folder)} holds {', '.join(taken)}: name another, or add --force"
+            f"--folder {printable(folder)} holds {', '.join(taken)}: name another, or add --force"
         )
     network = load_classifier(model)
-    origin = read_any(find_checkpoint(model))["horsehuman"]
+    origin = read_classifier_file(find_checkpoint(model))["horsehuman"]
     tensors = {f"network.{k}": v.contiguous() for k, v in network.state_dict().items()}
     config: dict[str, Any] = {"hyper_parameters": network.settings, "horsehuman": origin}
     whole = {**config, "state_dict": dict(sorted(tensors.items()))}
-    seal(whole)
+    add_checksum(whole)
     config["horsehuman"] = whole["horsehuman"]
     content = {
         "README.md": text.encode(),
@@ -96,19 +98,21 @@ def write_folder(model: str, folder: Path, text: str, *, force: bool) -> None:
         for name, data in content.items():
             write_bytes(folder / name, data)
     except OSError as error:
-        raise HorseHumanError(f"cannot write --folder {shown(folder)}: {error.strerror}") from error
+        raise HorseHumanError(
+            f"cannot write --folder {printable(folder)}: {error.strerror}"
+        ) from error
 
 
 def _evaluation(model: str, report: Path | None, root: Path | None) -> dict[str, Any]:
     """What a report says, or the newest one on the pictures in ``root``; empty without one."""
-    folder = report or newest_evaluation(model, root)
+    folder = report or latest_evaluation(model, root)
     found = read_json(folder / "metrics.json")
     if "metrics" in found:
-        log.info("figures are those of %s", shown(folder))
+        log.info("figures are those of %s", printable(folder))
         return found
     if report:
-        raise HorseHumanError(f"--report {shown(report)} is no report of horsehuman evaluate")
-    log.warning("no report of %s is found: run horsehuman evaluate first", shown(model))
+        raise HorseHumanError(f"--report {printable(report)} is no report of horsehuman evaluate")
+    log.warning("no report of %s is found: run horsehuman evaluate first", printable(model))
     return {}
 
 
@@ -171,7 +175,7 @@ squashed to a square; figures that fill a small part of a picture are hard for i
 """
 
 
-def _training(pictures: PictureSet | None, official: bool, recorded: Mapping[str, Any]) -> str:
+def _training(pictures: ImageSet | None, official: bool, recorded: Mapping[str, Any]) -> str:
     if pictures is None:
         return "## Training data\n\nNot known: the checkpoint was taken out of its run.\n"
     lines = ["## Training data\n", "| split | class | pictures | groups |", "|---|---|---|---|"]
@@ -179,7 +183,7 @@ def _training(pictures: PictureSet | None, official: bool, recorded: Mapping[str
     for (split, label), count in sorted(counts.items()):
         own = {r.group for r in pictures.records if (r.split, r.label) == (split, label)}
         groups = str(len(own)) if pictures.grouped else "not known"
-        lines.append(f"| {split} | {shown(pictures.class_names[label])} | {count} | {groups} |")
+        lines.append(f"| {split} | {printable(pictures.class_names[label])} | {count} | {groups} |")
     if official:
         lines.append(
             "\nA group is one rendered figure; its pictures are near-duplicates. Training pictures "
@@ -200,14 +204,18 @@ def _accuracy(found: Mapping[str, Any]) -> str:
         return "## Accuracy\n\nNot measured yet (`horsehuman evaluate`).\n"
     lines = [
         "## Accuracy\n",
-        f"On {found['pictures']} pictures ({shown(found['split'])} split), {found['groups']} "
+        f"On {found['pictures']} pictures ({printable(found['split'])} split), {found['groups']} "
         f"groups; {found['right']} are right, {found['groups without an error']} groups have no "
         "error.\n",
         "| | value | 95 % by group | 95 % by picture |",
         "|---|---|---|---|",
     ]
     for name, own in found["metrics"].items():
-        values = number(own["value"]), span(own["by group"]), span(own["by picture"])
+        values = (
+            format_number(own["value"]),
+            format_interval(own["by group"]),
+            format_interval(own["by picture"]),
+        )
         lines.append(f"| {name} | {' | '.join(values)} |")
     lines.append("\nPictures of a group are right or wrong together: trust the intervals by group.")
     if found["unsure"] or found["neither"]:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from horsehuman.decision import Answer
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.decision import Scores
+from horsehuman.errors import HorseHumanError, printable
 
 #: Format of exported files; grows when older code could not read a newer file.
 FORMAT = 1
@@ -44,12 +44,12 @@ class OnnxClassifier:
             import onnxruntime
         except ImportError as error:
             raise HorseHumanError(
-                f"--model {shown(path)} needs ONNX Runtime: pip install onnxruntime"
+                f"--model {printable(path)} needs ONNX Runtime: pip install onnxruntime"
             ) from error
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise HorseHumanError(f"cannot read {shown(path)}: {error.strerror}") from error
+            raise HorseHumanError(f"cannot read {printable(path)}: {error.strerror}") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         try:
@@ -58,7 +58,7 @@ class OnnxClassifier:
             )
         except Exception as error:  # a damaged or foreign file may hold anything
             raise HorseHumanError(
-                f"{shown(path)} is damaged, or no ONNX file: export it again"
+                f"{printable(path)} is damaged, or no ONNX file: export it again"
             ) from error
         self._check(path, content)
         self._read_metadata(path, self._session.get_modelmeta().custom_metadata_map)
@@ -67,24 +67,24 @@ class OnnxClassifier:
         """Refuse a file that is not as it was written, whatever was changed in it."""
         found = self._session.get_modelmeta().custom_metadata_map.get(DIGEST, "")
         if found and (len(found) != 64 or digest_of(content, found) != found):
-            raise HorseHumanError(f"{shown(path)} has been damaged: copy or export it again")
+            raise HorseHumanError(f"{printable(path)} has been damaged: copy or export it again")
 
     def _read_metadata(self, path: Path, found: dict[str, str]) -> None:
         if found.get("horsehuman_format") != str(FORMAT):
             kind = found.get("horsehuman_format")
-            told = f"has format {shown(kind)}, not {FORMAT}" if kind else "is another program's"
-            raise HorseHumanError(f"{shown(path)} {told}: use what horsehuman export writes")
+            told = f"has format {printable(kind)}, not {FORMAT}" if kind else "is another program's"
+            raise HorseHumanError(f"{printable(path)} {told}: use what horsehuman export writes")
         try:
             first, second = json.loads(found["class_names"])
             self.class_names = str(first), str(second)
             self.threshold = float(found["threshold"])
-            self.certain_from = float(found["certain_from"])
+            self.confidence_threshold = float(found["certain_from"])
             names = {entry.name for entry in self._session.get_outputs()}
             if self._session.get_inputs()[0].name != INPUT or not names >= set(OUTPUTS):
                 raise ValueError
         except (KeyError, ValueError, TypeError) as error:
             raise HorseHumanError(
-                f"{shown(path)} does not say what its numbers mean: export it again"
+                f"{printable(path)} does not say what its numbers mean: export it again"
             ) from error
 
     def run(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
@@ -92,11 +92,11 @@ class OnnxClassifier:
         found: list[NDArray[np.float32]] = self._session.run(list(OUTPUTS), {INPUT: pictures})
         return found
 
-    def read(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def preprocess(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """``(H, W, 3)`` as ``(1, 3, H, W)``; the file resizes it."""
         return np.ascontiguousarray(picture.transpose(2, 0, 1))[None]
 
-    def answer(self, pictures: Sequence[Any]) -> list[Answer]:
+    def score(self, pictures: Sequence[Any]) -> list[Scores]:
         """Answer one by one, since sizes differ."""
         found = [self.run(picture) for picture in pictures]
-        return [Answer(*(float(values[0]) for values in each)) for each in found]
+        return [Scores(*(float(values[0]) for values in each)) for each in found]

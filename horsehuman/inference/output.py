@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from horsehuman.data.sources import is_url
-from horsehuman.decision import Prediction, describe
-from horsehuman.errors import HorseHumanError, check_choice, shown
-from horsehuman.run_dir import free_path
+from horsehuman.decision import Prediction, format_prediction
+from horsehuman.errors import HorseHumanError, check_choice, printable
+from horsehuman.run_dir import unused_path
 
 #: The columns of CSV, and the keys of JSON.
 COLUMNS = ("source", "class", "probability", "logit", "status", "error")
@@ -49,7 +49,7 @@ def _safe(value: object) -> object:
     """Text on one line that no spreadsheet takes for a formula; numbers as they are."""
     if not isinstance(value, str):
         return value
-    text = shown(value)
+    text = printable(value)
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
@@ -81,7 +81,7 @@ class Writer:
         self._file: IO[str] = sys.stdout
 
     def __enter__(self) -> Writer:
-        with self._told():
+        with self._os_error_as_message():
             if self._aside:
                 self._file = self._aside.open(
                     "w", encoding="utf-8", errors="surrogateescape", newline=""
@@ -101,15 +101,17 @@ class Writer:
         elif self.form == "json":
             text = (",\n" if self._count else "[\n") + json.dumps(row, allow_nan=False)
         elif prediction.status != "error":
-            text = f"{shown(prediction.source):<{self.width}}  {describe(prediction)}\n"
+            text = (
+                f"{printable(prediction.source):<{self.width}}  {format_prediction(prediction)}\n"
+            )
         self._count += 1
-        with self._told():
+        with self._os_error_as_message():
             self._file.write(text)
             if self._aside is None:
                 self._file.flush()  # whoever reads it through a pipe need not wait
 
     def __exit__(self, *unused: object) -> None:
-        with self._told():
+        with self._os_error_as_message():
             if self.form == "json":
                 self._file.write("\n]\n" if self._count else "[]\n")
             self._file.flush()
@@ -119,7 +121,7 @@ class Writer:
                 self._aside.replace(self.path)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _os_error_as_message(self) -> Iterator[None]:
         try:
             yield
         except BrokenPipeError:  # whoever read it has seen enough
@@ -127,7 +129,7 @@ class Writer:
         except OSError as error:
             if self._aside:
                 self._aside.unlink(missing_ok=True)
-            place = f"--out {shown(self.path)}" if self.path else "to stdout"
+            place = f"--out {printable(self.path)}" if self.path else "to stdout"
             raise HorseHumanError(f"cannot write {place}: {error.strerror}") from error
 
 
@@ -151,8 +153,8 @@ class Sorter:
         target = self.folder / name / source.name
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, free_path(target, Path.exists))
+            shutil.copy2(source, unused_path(target, Path.exists))
         except OSError as error:
             raise HorseHumanError(
-                f"cannot copy {shown(source)} to {shown(target)}: {error.strerror}"
+                f"cannot copy {printable(source)} to {printable(target)}: {error.strerror}"
             ) from error

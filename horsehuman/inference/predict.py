@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from horsehuman.data.images import PictureError, as_rgb
-from horsehuman.data.sources import expand, is_url, open_picture
-from horsehuman.decision import Classifier, Prediction, prediction_of
-from horsehuman.errors import HorseHumanError, check_number, shown
+from horsehuman.data.sources import expand_sources, is_url, read_source
+from horsehuman.decision import Classifier, Prediction, decide
+from horsehuman.errors import HorseHumanError, check_number, printable
 from horsehuman.inference.output import Sorter, Writer
-from horsehuman.run_dir import check_free
+from horsehuman.run_dir import check_output_file
 from horsehuman.runtime import track
 
 #: What can be asked about: a file or address, an opened picture, or pixels ``(H, W, 3)``, uint8.
@@ -75,10 +75,10 @@ def _begin(
     """Start to read a picture; its name, and what it will be."""
     read: Callable[[], NDArray[np.uint8]]
     if isinstance(source, str | Path):
-        name, read = str(source), lambda: open_picture(str(source))
+        name, read = str(source), lambda: read_source(str(source))
     else:
         name, read = f"picture {index}", lambda: _pixels(source, name)
-    return name, pool.submit(lambda: classifier.read(read()))
+    return name, pool.submit(lambda: classifier.preprocess(read()))
 
 
 def _pixels(source: Image.Image | NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
@@ -101,12 +101,12 @@ def _answer_batch(
             pictures.append(read.result())
         except PictureError as error:
             errors[index] = str(error)
-    answers = iter(classifier.answer(pictures) if pictures else [])
+    answers = iter(classifier.score(pictures) if pictures else [])
     nothing = float("nan")
     return [
         Prediction(source, "", nothing, nothing, "error", errors[index])
         if index in errors
-        else prediction_of(classifier, source, next(answers), always_answer)
+        else decide(classifier, source, next(answers), always_answer)
         for index, (source, _) in enumerate(batch)
     ]
 
@@ -129,7 +129,7 @@ def predict_and_report(
             written cannot be.
     """
     if out:
-        check_free(out, force=force)
+        check_output_file(out, force=force)
     if sort_into and any(map(is_url, sources)):
         raise HorseHumanError("--sort-into copies files: drop it, or the addresses")
     classifier = load(model)
@@ -139,7 +139,7 @@ def predict_and_report(
         )
     sorter = Sorter(sort_into) if sort_into else None
     errors = 0
-    paths = expand(sources, recursive=recursive)
+    paths = expand_sources(sources, recursive=recursive)
     with Writer(form, out, _width(sources)) as writer:
         total = None if "-" in sources else _count(sources, recursive)
         found = predict(classifier, paths, always_answer=always_answer)
@@ -165,10 +165,10 @@ def load(model: str) -> Classifier:
 
 
 def _count(sources: Iterable[str], recursive: bool) -> int:
-    return sum(1 for _ in expand(sources, recursive=recursive))
+    return sum(1 for _ in expand_sources(sources, recursive=recursive))
 
 
 def _width(sources: Sequence[str]) -> int:
     """Of names on the command line; of others the widest that a table takes."""
     names = [source for source in sources if Path(source).is_file()]
-    return min(max(map(len, map(shown, names))), WIDTH) if len(names) == len(sources) else WIDTH
+    return min(max(map(len, map(printable, names))), WIDTH) if len(names) == len(sources) else WIDTH

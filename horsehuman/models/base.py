@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from horsehuman.data.transforms import resize
-from horsehuman.decision import Answer
+from horsehuman.decision import Scores
 from horsehuman.errors import HorseHumanError, check_choice, check_number
 
 #: Format of our part of a checkpoint; grows when older code could not read a newer file.
@@ -23,7 +23,7 @@ class Network(nn.Module, ABC):
     """A network that eats pictures, with all that belongs to its answers.
 
     It knows nothing of training, so that predicting imports no training framework. A subclass
-    defines :meth:`maps`, ``pool`` and ``head``.
+    defines :meth:`forward_features`, ``pool`` and ``head``.
 
     Args:
         settings: The arguments of the subclass, with ``class_names`` (of class 0 and class 1),
@@ -42,7 +42,7 @@ class Network(nn.Module, ABC):
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__()
-        self.settings: dict[str, Any] = plain(settings)
+        self.settings: dict[str, Any] = to_plain(settings)
         names = self.settings["class_names"]
         if isinstance(names, str) or not isinstance(names, Sequence) or len(names) != 2:
             raise HorseHumanError(f"model.class_names={names!r} does not work: give two")
@@ -69,7 +69,7 @@ class Network(nn.Module, ABC):
         return float(self.settings["threshold"])
 
     @property
-    def certain_from(self) -> float:
+    def confidence_threshold(self) -> float:
         """Probability of an answer, at least 0.5, below which it is unsure."""
         return float(self.settings["certain_from"])
 
@@ -86,26 +86,26 @@ class Network(nn.Module, ABC):
         """The module whose maps :func:`~horsehuman.explain.explain` makes heat of."""
 
     @abstractmethod
-    def maps(self, images: Tensor) -> list[Tensor]:
+    def forward_features(self, images: Tensor) -> list[Tensor]:
         """What the last layer before pooling sees of pictures, uint8 ``(N, 3, H, W)``.
 
         Returns:
             For each way of looking at a picture ``(N, C, H', W')``, float32.
         """
 
-    def pooled(self, maps: Sequence[Tensor]) -> Tensor:
+    def pool_features(self, maps: Sequence[Tensor]) -> Tensor:
         """Features ``(N, F)`` of maps: pooled, and averaged over the ways of looking."""
         return torch.stack([self.pool(own) for own in maps]).mean(0)
 
     def embed(self, images: Tensor) -> Tensor:
         """Features ``(N, F)``, float32, of pictures, uint8 ``(N, 3, H, W)``."""
-        return self.pooled(self.maps(images))
+        return self.pool_features(self.forward_features(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N,)`` of pictures, uint8 ``(N, 3, H, W)``."""
-        return self.classify(self.embed(images))
+        return self.forward_head(self.embed(images))
 
-    def classify(self, features: Tensor) -> Tensor:
+    def forward_head(self, features: Tensor) -> Tensor:
         """Logits ``(N,)`` of features ``(N, F)``."""
         logits: Tensor = self.head(features)  # N x 1
         return logits.squeeze(1)
@@ -131,47 +131,47 @@ class Network(nn.Module, ABC):
         """Probability of class 1, float32 ``(N,)``, 0 to 1; see :meth:`logits`."""
         return self.logits(images).sigmoid()
 
-    def judge(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def score_features(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Calibrated logits, probabilities of class 1 and strangeness, ``(N,)`` each, of features.
 
-        See :class:`~horsehuman.prediction.Answer` for what they mean.
+        See :class:`~horsehuman.prediction.Scores` for what they mean.
         """
-        logits = self.calibrate(self.classify(features))
-        return logits, logits.sigmoid(), self.strangeness(features)
+        logits = self.calibrate(self.forward_head(features))
+        return logits, logits.sigmoid(), self.neither_score(features)
 
-    def strangeness(self, features: Tensor) -> Tensor:
+    def neither_score(self, features: Tensor) -> Tensor:
         """How far features ``(N, F)`` are from all training pictures, ``(N,)``; 1 is too far.
 
         It is 0 for a network that cannot tell.
         """
         return torch.zeros_like(features[:, 0])
 
-    def read(self, picture: NDArray[np.uint8]) -> Tensor:
+    def preprocess(self, picture: NDArray[np.uint8]) -> Tensor:
         """The canonical picture, uint8 ``(3, S, S)``, of one that is uint8 ``(H, W, 3)``."""
         return resize(torch.from_numpy(picture).permute(2, 0, 1), self.image_size)
 
     @torch.inference_mode()
-    def answer(self, pictures: Sequence[Tensor]) -> list[Answer]:
-        """Answer a batch of what :meth:`read` gives, in eval mode."""
+    def score(self, pictures: Sequence[Tensor]) -> list[Scores]:
+        """Answer a batch of what :meth:`preprocess` gives, in eval mode."""
         features = self.eval().embed(torch.stack(list(pictures)).to(self.device))
-        return answers_of(self.judge(features))
+        return to_scores(self.score_features(features))
 
 
-def answers_of(found: Sequence[Tensor]) -> list[Answer]:
-    """What :meth:`Network.judge` gives, picture by picture."""
-    return [Answer(*each) for each in zip(*(t.tolist() for t in found), strict=True)]
+def to_scores(found: Sequence[Tensor]) -> list[Scores]:
+    """What :meth:`Network.score_features` gives, picture by picture."""
+    return [Scores(*each) for each in zip(*(t.tolist() for t in found), strict=True)]
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Copy a value as str, int, float, bool, list, dict or None; NumPy's become Python's."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, str):
         return str(value)
     if isinstance(value, Sequence):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return value
 
 
@@ -256,7 +256,7 @@ def initialise(network: nn.Module, scheme: str) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-class Preprocess(nn.Module):
+class Normalize(nn.Module):
     """Pictures of any size as normalised tensors.
 
     Args:

@@ -11,9 +11,9 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
-from horsehuman.data.records import fewest_groups, parts_by_group
+from horsehuman.data.records import group_folds, min_groups_per_class
 from horsehuman.decision import Floats
-from horsehuman.models.inception import class_means, distance
+from horsehuman.models.inception import class_mean_distance, class_means
 
 #: Share of wrong answers among those that are not unsure, that is aimed at.
 ERROR_RATE = 0.01
@@ -59,7 +59,7 @@ def fit_temperature(logits: Floats, labels: NDArray[np.int64], groups: Sequence[
     return round(float(np.exp(found.x)), 4)
 
 
-def choose_certain_from(
+def fit_confidence_threshold(
     logits: Floats, labels: NDArray[np.int64], groups: Sequence[str], rate: float = ERROR_RATE
 ) -> float:
     """Probability of an answer from which on at most a share of ``rate`` is wrong.
@@ -84,7 +84,7 @@ def choose_certain_from(
     return float(np.clip(np.floor(sure[order][good[-1]] * 1e4) / 1e4, 0.5, 0.999))
 
 
-def fit_reach(
+def fit_neither_threshold(
     features: Tensor, labels: Tensor, groups: Sequence[str], folds: int = 5, seed: int = 0
 ) -> tuple[Tensor, float]:
     """Class means, and the distance from which on a picture is neither.
@@ -100,25 +100,25 @@ def fit_reach(
     Returns:
         ``(2, F)``, and the distance.
     """
-    part = torch.from_numpy(parts_by_group(labels.numpy(), groups, folds, seed))
+    part = torch.from_numpy(group_folds(labels.numpy(), groups, folds, seed))
     found = torch.empty(len(features))
     for fold in range(folds):
         out = part == fold
-        found[out] = distance(features[out], class_means(features[~out], labels[~out]))
+        found[out] = class_mean_distance(features[out], class_means(features[~out], labels[~out]))
     reach = SLACK * float(found.quantile(KEPT))
     return class_means(features, labels), round(reach, 6)
 
 
-def out_of_group(
+def cross_validated_probabilities(
     features: Tensor, own: NDArray[np.int64], groups: Sequence[str], folds: int = 5
 ) -> Floats | None:
     """Probability of class 1 for each picture by a linear classifier of other groups, ``(N,)``.
 
     ``None`` where a class has fewer groups than there are folds.
     """
-    if fewest_groups(own, groups) < folds:
+    if min_groups_per_class(own, groups) < folds:
         return None
-    part = parts_by_group(own, groups, folds)
+    part = group_folds(own, groups, folds)
     found = np.zeros(len(own))
     target = torch.from_numpy(own).float()
     for fold in range(folds):

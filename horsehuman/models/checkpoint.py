@@ -16,14 +16,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from horsehuman.errors import HorseHumanError, closest, first_line, shown
+from horsehuman.errors import HorseHumanError, closest, first_line, printable
 from horsehuman.models.base import Network, check_origin
-from horsehuman.run_dir import write_whole
-from horsehuman.runtime import IN_THE_BOX, TRUNK, asset
+from horsehuman.run_dir import write_atomic
+from horsehuman.runtime import BACKBONE_FILE, BUNDLED, asset
 
 #: What a slim checkpoint keeps of Lightning's: all that :func:`load_classifier` and
 #: ``load_from_checkpoint`` need, and when it was.
-_SLIM = (
+INFERENCE_KEYS = (
     "pytorch-lightning_version",
     "epoch",
     "global_step",
@@ -65,17 +65,17 @@ def load_classifier(source: str | Path = "inception") -> Network:
         HorseHumanError: There is no such name, run or file, or it is not a classifier of ours.
     """
     path = find_checkpoint(source)
-    checkpoint = read_any(path)
+    checkpoint = read_classifier_file(path)
     try:
         home, name = _HOMES[check_origin(checkpoint)]
         kind: type[Network] = getattr(importlib.import_module(home), name)
         network = _rebuild(kind, checkpoint["hyper_parameters"], checkpoint["state_dict"])
     except HorseHumanError as error:
-        raise HorseHumanError(f"{shown(path)}: {error}") from error
+        raise HorseHumanError(f"{printable(path)}: {error}") from error
     except Exception as error:  # a damaged or foreign file may hold anything
         reason = first_line(error)
         raise HorseHumanError(
-            f"{shown(path)} does not hold what its classifier needs ({reason}): train it again"
+            f"{printable(path)} does not hold what its classifier needs ({reason}): train it again"
         ) from error
     return network.eval()
 
@@ -110,15 +110,15 @@ def find_checkpoint(source: str | Path) -> Path:
     Raises:
         HorseHumanError: There is none.
     """
-    if source in IN_THE_BOX:
+    if source in BUNDLED:
         return asset(f"{source}.ckpt")
     path = Path(source).expanduser()
     if not path.is_dir():
         if not path.is_file():
-            near = closest(str(source), IN_THE_BOX)
+            near = closest(str(source), BUNDLED)
             raise HorseHumanError(
-                f"--model {shown(path)}: there is no such run or file{near}: name a run, a "
-                f"checkpoint, or one in the box ({' | '.join(IN_THE_BOX)})"
+                f"--model {printable(path)}: there is no such run or file{near}: name a run, a "
+                f"checkpoint, or one in the box ({' | '.join(BUNDLED)})"
             )
         return path
     if (path / WEIGHTS_FILE).is_file():
@@ -128,17 +128,19 @@ def find_checkpoint(source: str | Path) -> Path:
         return final
     last = final.with_name("last.ckpt")
     if last.is_file():
-        raise HorseHumanError(f"{shown(path)} has not finished: name its {shown(last)} instead")
-    raise HorseHumanError(f"{shown(path)} is no run: it has no checkpoints/final.ckpt")
+        raise HorseHumanError(
+            f"{printable(path)} has not finished: name its {printable(last)} instead"
+        )
+    raise HorseHumanError(f"{printable(path)} is no run: it has no checkpoints/final.ckpt")
 
 
 def weight_files(source: str | Path) -> list[Path]:
     """The files that a classifier is read from: its checkpoint, and the trunk that is not in it."""
     own = find_checkpoint(source)
-    return [own, asset(TRUNK)] if source == "inception" else [own]
+    return [own, asset(BACKBONE_FILE)] if source == "inception" else [own]
 
 
-def read_any(path: Path) -> dict[str, Any]:
+def read_classifier_file(path: Path) -> dict[str, Any]:
     """Read a checkpoint, or safetensors with the config beside them.
 
     Raises:
@@ -154,16 +156,16 @@ def read_any(path: Path) -> dict[str, Any]:
             "horsehuman": config["horsehuman"],
             "state_dict": dict(sorted(tensors.items())),
         }
-        if not is_whole(whole):
+        if not verify_checksum(whole):
             raise ValueError("its checksum is another")
         return whole
     except OSError as error:
         raise HorseHumanError(
-            f"cannot read {shown(error.filename or path)}: {error.strerror or error}"
+            f"cannot read {printable(error.filename or path)}: {error.strerror or error}"
         ) from error
     except (ValueError, TypeError, KeyError, SafetensorError) as error:
         raise HorseHumanError(
-            f"{shown(path)}, or {CONFIG_FILE} beside it, is damaged: copy both again"
+            f"{printable(path)}, or {CONFIG_FILE} beside it, is damaged: copy both again"
         ) from error
 
 
@@ -177,23 +179,25 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             start = file.read(512)
     except OSError as error:
-        raise HorseHumanError(f"cannot read {shown(path)}: {error.strerror or error}") from error
+        raise HorseHumanError(
+            f"cannot read {printable(path)}: {error.strerror or error}"
+        ) from error
     if not start.startswith(b"PK"):
-        raise HorseHumanError(f"{shown(path)} is no checkpoint: {_kind(start)}")
+        raise HorseHumanError(f"{printable(path)} is no checkpoint: {_kind(start)}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise HorseHumanError(
-            f"{shown(path)} holds more than weights and plain values; nothing in it was executed"
+            f"{printable(path)} holds more than weights and plain values; nothing in it was executed"
         ) from error
     except Exception as error:  # so may a damaged archive or pickle
         raise HorseHumanError(
-            f"{shown(path)} is cut off or damaged: copy or train it again"
+            f"{printable(path)} is cut off or damaged: copy or train it again"
         ) from error
     if not isinstance(checkpoint, dict):
-        raise HorseHumanError(f"{shown(path)}: this checkpoint was not written by horsehuman")
-    if not is_whole(checkpoint):
-        raise HorseHumanError(f"{shown(path)} has been damaged: copy or train it again")
+        raise HorseHumanError(f"{printable(path)}: this checkpoint was not written by horsehuman")
+    if not verify_checksum(checkpoint):
+        raise HorseHumanError(f"{printable(path)} has been damaged: copy or train it again")
     return checkpoint
 
 
@@ -225,13 +229,13 @@ def checksum(value: Any, crc: int = 0) -> int:
     return zlib.crc32(repr(value).encode(errors="replace"), crc)
 
 
-def seal(checkpoint: dict[str, Any]) -> None:
+def add_checksum(checkpoint: dict[str, Any]) -> None:
     """Put its checksum into a checkpoint."""
     origin = {k: v for k, v in checkpoint.get(ORIGIN, {}).items() if k != CHECKSUM}
     checkpoint[ORIGIN] = {**origin, CHECKSUM: checksum({**checkpoint, ORIGIN: origin})}
 
 
-def is_whole(checkpoint: Mapping[str, Any]) -> bool:
+def verify_checksum(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint is as it was sealed; one that was not cannot be told."""
     origin = checkpoint.get(ORIGIN)
     if not isinstance(origin, Mapping) or CHECKSUM not in origin:
@@ -240,7 +244,7 @@ def is_whole(checkpoint: Mapping[str, Any]) -> bool:
     return bool(checksum({**checkpoint, ORIGIN: bare}) == origin[CHECKSUM])
 
 
-def slim(source: Path, target: Path) -> None:
+def strip_optimizer_state(source: Path, target: Path) -> None:
     """Keep of a full checkpoint what inference needs.
 
     Where weights are averaged, the full checkpoint's ``state_dict`` is the average already.
@@ -250,11 +254,11 @@ def slim(source: Path, target: Path) -> None:
         target: Where the slim one goes; may be the same file.
     """
     full = torch.load(source, map_location="cpu", weights_only=True)
-    kept = {key: full[key] for key in _SLIM if key in full}
+    kept = {key: full[key] for key in INFERENCE_KEYS if key in full}
     write_checkpoint(target, kept)
 
 
 def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a checkpoint with its checksum, whole or not at all."""
-    seal(checkpoint)
-    write_whole(path, lambda file: torch.save(checkpoint, file))
+    add_checksum(checkpoint)
+    write_atomic(path, lambda file: torch.save(checkpoint, file))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from horsehuman.errors import HorseHumanError, check_flag, check_number, check_widths
-from horsehuman.models.base import Network, Pool, Preprocess, dense_layers, initialise
+from horsehuman.models.base import Network, Normalize, Pool, dense_layers, initialise
 
 
 class CNN(Network):
@@ -65,7 +65,7 @@ class CNN(Network):
         certain_from: float = 0.5,
     ) -> None:
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
-        self.preprocess = Preprocess(image_size, mean, std)
+        self.normalize = Normalize(image_size, mean, std)
         check_widths("model.channels", channels, at_least=1)
         check_widths("model.hidden", hidden)
         check_number("model.convolutions", convolutions, int, at_least=1, at_most=64)
@@ -87,13 +87,13 @@ class CNN(Network):
         """What the last block has before its pooling, which halves the maps, and its ReLU."""
         return f"features.{len(self.features) - 3}"
 
-    def maps(self, images: Tensor) -> list[Tensor]:
+    def forward_features(self, images: Tensor) -> list[Tensor]:
         """The last maps of pictures, uint8 ``(N, 3, H, W)``: ``(N, C, H', W')``, float32.
 
         Outside training, and with ``mirror``, those of the mirrored pictures come second, mirrored
         as these are.
         """
-        x = self.preprocess(images)  # N x 3 x S x S
+        x = self.normalize(images)  # N x 3 x S x S
         both = self.settings["mirror"] and not self.training
         return [self.features(x), self.features(x.flip(3))] if both else [self.features(x)]
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from horsehuman.errors import shown
+from horsehuman.errors import printable
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +105,10 @@ class FeatureCache:
             return action(rows)
         except (OSError, sqlite3.OperationalError) as error:
             if not self._given_up:
-                log.warning("features are not kept in %s: %s", shown(self.path), error)
+                log.warning("features are not kept in %s: %s", printable(self.path), error)
             self._given_up.add(action.__name__)  # what is there already may still be read
         except sqlite3.DatabaseError as error:
-            log.warning("%s is no cache of features (%s): made anew", shown(self.path), error)
+            log.warning("%s is no cache of features (%s): made anew", printable(self.path), error)
             try:
                 self.path.unlink(missing_ok=True)
             except OSError:  # a folder that cannot be written: done without

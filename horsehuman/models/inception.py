@@ -24,11 +24,11 @@ from horsehuman.errors import (
     check_number,
     check_widths,
     closest,
-    shown,
+    printable,
 )
-from horsehuman.models.base import Network, Pool, Preprocess, dense_layers, initialise, plain
+from horsehuman.models.base import Network, Normalize, Pool, dense_layers, initialise, to_plain
 from horsehuman.models.feature_cache import FeatureCache, cache_key
-from horsehuman.runtime import TRUNK, asset, cache_dir
+from horsehuman.runtime import BACKBONE_FILE, asset, cache_dir
 
 #: What ``weights`` becomes in a checkpoint: they are in it, and nothing else is read.
 CHECKPOINT = "checkpoint"
@@ -48,10 +48,10 @@ CUTS = {
     "Mixed_7c": ("Mixed_7a", "Mixed_7b", "Mixed_7c"),
 }
 
-_BEHIND_ALL_CUTS = {"AuxLogits", "fc"}
+_UNUSED_LAYERS = {"AuxLogits", "fc"}
 
 #: The tag whose preprocessing the weights in the box expect: they are Google's, as its are.
-_BOX_TAG = "tf_in1k"
+_BUNDLED_TAG = "tf_in1k"
 
 
 class ConvReLU(nn.Module):
@@ -88,7 +88,7 @@ class FrozenBackbone(nn.Module):
         HorseHumanError: The cut is not known, or the weights do not fit.
     """
 
-    def __init__(self, cut: str, weights: Trunk | None = None) -> None:
+    def __init__(self, cut: str, weights: PretrainedWeights | None = None) -> None:
         super().__init__()
         check_choice("model.cut", cut, list(CUTS))
         draw = weights is not None and weights.tensors is None
@@ -99,7 +99,7 @@ class FrozenBackbone(nn.Module):
         self.width = int(trunk.feature_info.channels()[0])
         self.trunk: nn.Module = trunk
         if weights is not None:
-            load_trunk(self.trunk, weights, cut)
+            load_pretrained(self.trunk, weights, cut)
         self.eval()
         for name, block in list(self.trunk.named_modules()):
             if isinstance(block, ConvNormAct):
@@ -140,7 +140,7 @@ class Inception(Network):
         temperature: Divides the logits.
         certain_from: Probability of an answer, at least 0.5, below which it is unsure.
         far_from: Distance to the nearer class mean from which on a picture is neither, above 0;
-            ``None`` where there is no such score. See :func:`distance`.
+            ``None`` where there is no such score. See :func:`class_mean_distance`.
 
     Raises:
         HorseHumanError: A value does not work, or the weights cannot be read.
@@ -174,13 +174,13 @@ class Inception(Network):
                 "model.weights=checkpoint is what a checkpoint says of itself: use box, a timm "
                 "tag, a safetensors file, or random"
             )
-        trunk = None if weights == CHECKPOINT else read_trunk(weights)
+        trunk = None if weights == CHECKPOINT else read_pretrained(weights)
         if trunk is not None:
             mean = trunk.mean if mean is None else mean
             std = trunk.std if std is None else std
         self.backbone = FrozenBackbone(cut, trunk)
-        self.preprocess = nn.ModuleList(Preprocess(s, mean, std) for s in scales)
-        self.settings.update(weights=CHECKPOINT, mean=plain(mean), std=plain(std))
+        self.normalize = nn.ModuleList(Normalize(s, mean, std) for s in scales)
+        self.settings.update(weights=CHECKPOINT, mean=to_plain(mean), std=to_plain(std))
         self.pool = Pool(pool)
         self.width = self._width(scales[0])
         *before, last = dense_layers(self.width, [*hidden, 1])
@@ -193,7 +193,7 @@ class Inception(Network):
         self.to(memory_format=torch.channels_last)
 
     @property
-    def is_loaded(self) -> bool:
+    def has_weights(self) -> bool:
         """Whether the backbone has weights, from wherever."""
         return not bool(next(self.backbone.parameters()).isnan().any())
 
@@ -202,25 +202,25 @@ class Inception(Network):
         """The backbone: nothing of ours stands between it and the pooling."""
         return "backbone"
 
-    def maps(self, images: Tensor) -> list[Tensor]:
+    def forward_features(self, images: Tensor) -> list[Tensor]:
         """What the frozen backbone sees of pictures, uint8 ``(N, 3, H, W)``.
 
         Returns:
             For each scale ``(N, C, H', W')``, float32, without gradients.
         """
         images = resize(images, self.image_size)
-        return [self.backbone(preprocess(images)) for preprocess in self.preprocess]
+        return [self.backbone(preprocess(images)) for preprocess in self.normalize]
 
     def embed(self, images: Tensor) -> Tensor:
         """Features ``(N, F)``, float32, of pictures, uint8 ``(N, 3, H, W)``."""
         chunks = torch.split(images, CHUNK)
-        return torch.cat([self.pooled(self.maps(chunk)) for chunk in chunks])
+        return torch.cat([self.pool_features(self.forward_features(chunk)) for chunk in chunks])
 
-    def strangeness(self, features: Tensor) -> Tensor:
-        """:func:`distance` of features ``(N, F)`` to the nearer class mean, by ``far_from``."""
+    def neither_score(self, features: Tensor) -> Tensor:
+        """:func:`class_mean_distance` of features ``(N, F)`` to the nearer class mean, by ``far_from``."""
         if self.settings["far_from"] is None:
-            return super().strangeness(features)
-        return distance(features, self.class_means) / float(self.settings["far_from"])
+            return super().neither_score(features)
+        return class_mean_distance(features, self.class_means) / float(self.settings["far_from"])
 
     def feature_cache(self) -> FeatureCache:
         """:meth:`embed`, on the model's device and back on the CPU, that remembers in the cache."""
@@ -244,12 +244,12 @@ class Inception(Network):
 
 
 def class_means(features: Tensor, labels: Tensor) -> Tensor:
-    """What :func:`distance` measures from: ``(2, F)`` of features ``(N, F)``, labels 0 or 1."""
-    damped = _damped(features)
+    """What :func:`class_mean_distance` measures from: ``(2, F)`` of features ``(N, F)``, labels 0 or 1."""
+    damped = _power_normalize(features)
     return torch.stack([damped[labels == label].mean(0) for label in (0, 1)])
 
 
-def distance(features: Tensor, means: Tensor) -> Tensor:
+def class_mean_distance(features: Tensor, means: Tensor) -> Tensor:
     """Cosine distance, 0 to 1, to the nearer class mean: ``(N,)`` of ``(N, F)`` and ``(2, F)``.
 
     Features are not negative. Their fourth root is taken first (power normalisation, Perronnin et
@@ -257,10 +257,10 @@ def distance(features: Tensor, means: Tensor) -> Tensor:
     docs/neither.md for what else was tried.
     """
     means = functional.normalize(means, dim=1)
-    return 1 - (_damped(features) @ means.T).amax(1)
+    return 1 - (_power_normalize(features) @ means.T).amax(1)
 
 
-def _damped(features: Tensor) -> Tensor:
+def _power_normalize(features: Tensor) -> Tensor:
     return functional.normalize(features.clamp_min(0).sqrt().sqrt(), dim=1)
 
 
@@ -276,7 +276,7 @@ def _check_scales(scales: Sequence[int], pool: str) -> None:
 
 
 @dataclass(frozen=True)
-class Trunk:
+class PretrainedWeights:
     """Weights and what they expect.
 
     Attributes:
@@ -292,12 +292,12 @@ class Trunk:
     std: tuple[float, float, float]
 
 
-def box_trunk() -> Path:
+def bundled_backbone() -> Path:
     """The trunk in the package (see ``assets/ASSETS.md``)."""
-    return asset(TRUNK)
+    return asset(BACKBONE_FILE)
 
 
-def read_trunk(source: str) -> Trunk:
+def read_pretrained(source: str) -> PretrainedWeights:
     """Read weights.
 
     Args:
@@ -308,13 +308,13 @@ def read_trunk(source: str) -> Trunk:
         HorseHumanError: There is no such source, or it cannot be read.
     """
     if source == "random":
-        return Trunk(source, None, *_expected(_BOX_TAG))
+        return PretrainedWeights(source, None, *_expected(_BUNDLED_TAG))
     if source == "box":
-        return Trunk(source, _read_file(box_trunk()), *_expected(_BOX_TAG))
+        return PretrainedWeights(source, _read_file(bundled_backbone()), *_expected(_BUNDLED_TAG))
     if str(source).endswith(".safetensors"):
-        mean, std = _expected(_BOX_TAG)
+        mean, std = _expected(_BUNDLED_TAG)
         log.info("model.weights=%s: taken to expect mean %s and std %s", source, mean, std)
-        return Trunk(source, _read_file(Path(source).expanduser()), mean, std)
+        return PretrainedWeights(source, _read_file(Path(source).expanduser()), mean, std)
     tags = [name.partition(".")[2] for name in timm.list_pretrained("inception_v3.*")]
     if source not in tags:
         near = closest(str(source), ["box", "random", *tags])
@@ -331,10 +331,10 @@ def read_trunk(source: str) -> Trunk:
             f"model.weights={source} cannot be fetched ({type(error).__name__}): offline, use "
             "model.weights=box, or a safetensors file fetched elsewhere"
         ) from error
-    return Trunk(source, model.state_dict(), *_expected(source))
+    return PretrainedWeights(source, model.state_dict(), *_expected(source))
 
 
-def load_trunk(network: nn.Module, trunk: Trunk, cut: str) -> None:
+def load_pretrained(network: nn.Module, trunk: PretrainedWeights, cut: str) -> None:
     """Load weights into a backbone, every key with its shape.
 
     Layers behind the cut (and ``fc``, ``AuxLogits``) are left aside by name.
@@ -351,7 +351,7 @@ def load_trunk(network: nn.Module, trunk: Trunk, cut: str) -> None:
         return
     levels = list(CUTS)
     aside = {name for level in levels[levels.index(cut) + 1 :] for name in CUTS[level]}
-    aside |= _BEHIND_ALL_CUTS
+    aside |= _UNUSED_LAYERS
     wanted = network.state_dict()
     given = {key: t for key, t in trunk.tensors.items() if key.split(".")[0] not in aside}
     faults = {
@@ -375,7 +375,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise HorseHumanError(
-            f"model.weights={shown(path)} cannot be read as safetensors: {error}"
+            f"model.weights={printable(path)} cannot be read as safetensors: {error}"
         ) from error
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 import horsehuman
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.datasets import check_views
-from horsehuman.distributed import of_all, process_count, process_on_machine
+from horsehuman.distributed import all_gather, env_local_rank, env_world_size
 from horsehuman.errors import (
     HorseHumanError,
     check_choice,
@@ -26,13 +26,13 @@ from horsehuman.errors import (
     first_line,
 )
 from horsehuman.training.callbacks import (
+    AtomicCheckpointIO,
     AverageWeights,
+    CheckpointMetrics,
+    EpochSeed,
     Histograms,
-    KeepFigures,
-    SameStatistics,
-    SeedEpochs,
+    SyncBuffers,
     TerminalProgress,
-    WholeFiles,
 )
 
 #: What may be built.
@@ -42,7 +42,7 @@ _KINDS = {
 }
 
 
-def build_parts(config: DictConfig) -> tuple[Any, HorseHumanDataModule]:
+def build_model_and_data(config: DictConfig) -> tuple[Any, HorseHumanDataModule]:
     """The seeded model, and the data, set up."""
     for name in ("root", "archives_dir"):  # the run is come back to from other folders
         if config.data.get(name):
@@ -54,9 +54,9 @@ def build_parts(config: DictConfig) -> tuple[Any, HorseHumanDataModule]:
     if model.hparams.get("cache_features"):
         check_views(model.hparams["views"], data.augment)
     for turn in (True, False):  # the first process of each machine, then the others
-        if turn == (process_on_machine() == 0):
+        if turn == (env_local_rank() == 0):
             data.prepare_data()
-        of_all(None)
+        all_gather(None)
     data.setup()
     return model, data
 
@@ -89,9 +89,9 @@ def build_trainer(
     """
     common: dict[str, Any] = {"dirpath": folder / "checkpoints", "enable_version_counter": False}
     callbacks: list[L.Callback] = [
-        SeedEpochs(config.seed),
+        EpochSeed(config.seed),
         TerminalProgress(),
-        KeepFigures(),
+        CheckpointMetrics(),
     ]
     held_out = bool(data.val_dataloader())
     if held_out:  # before the last one, which knows then what the best one is
@@ -106,7 +106,7 @@ def build_trainer(
         callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
     if config.ema:
         callbacks.append(AverageWeights(config.ema))
-    callbacks.append(SameStatistics())  # after the averages have taken their place
+    callbacks.append(SyncBuffers())  # after the averages have taken their place
     if config.histograms:
         callbacks.append(Histograms())
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
@@ -117,7 +117,7 @@ def build_trainer(
             logger=TensorBoardLogger(
                 folder, name="", version="", default_hp_metric=False, purge_step=purge
             ),
-            plugins=[WholeFiles(), *environment()],
+            plugins=[AtomicCheckpointIO(), *cluster_environment()],
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -126,12 +126,12 @@ def build_trainer(
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
 
 
-def environment() -> list[Any]:
+def cluster_environment() -> list[Any]:
     """What tells Lightning which of several processes this is, whatever else there may be."""
-    return [TorchElasticEnvironment()] if process_count() > 1 else []
+    return [TorchElasticEnvironment()] if env_world_size() > 1 else []
 
 
-def quiet() -> None:
+def silence_lightning() -> None:
     """Keep what Lightning says about itself off the terminal; what a user can act on stays."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -166,7 +166,7 @@ def check_options(config: Any) -> None:
         check_number("ema", config.ema, float, above=0, below=1)
 
 
-def processes_wanted(options: Any) -> int:
+def requested_processes(options: Any) -> int:
     """How many processes a trainer's options ask for, on all machines together."""
     return int(options.get("devices", 1) * options.get("num_nodes", 1))
 
@@ -181,10 +181,10 @@ def check_processes(config: Any) -> None:
             raise HorseHumanError(
                 f"trainer.{name}={value} goes with several processes: add trainer=ddp"
             )
-    count = processes_wanted(options)
-    if process_count() > 1 and count != process_count():
+    count = requested_processes(options)
+    if env_world_size() > 1 and count != env_world_size():
         raise HorseHumanError(
-            f"{process_count()} processes are running, and trainer.devices x trainer.num_nodes are "
+            f"{env_world_size()} processes are running, and trainer.devices x trainer.num_nodes are "
             f"{count}: add trainer=ddp with as many"
         )
     size = config.data.batch_size

@@ -16,17 +16,17 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from torch import Tensor
 
-from horsehuman.distributed import rank, same_buffers
-from horsehuman.errors import shown
+from horsehuman.distributed import rank, sync_buffers
+from horsehuman.errors import printable
 from horsehuman.models.checkpoint import write_checkpoint
 from horsehuman.runtime import console, progress_bar
 
-_FIGURES, _SECONDS = "horsehuman_figures", "horsehuman_seconds"
+_METRICS_KEY, _SECONDS_KEY = "horsehuman_figures", "horsehuman_seconds"
 
 log = logging.getLogger(__name__)
 
 
-class SeedEpochs(L.Callback):
+class EpochSeed(L.Callback):
     """Seed every epoch by itself, so that a run resumed between epochs repeats what it would do.
 
     Args:
@@ -42,12 +42,12 @@ class SeedEpochs(L.Callback):
         torch.manual_seed(epoch + 500_009 * rank())
 
 
-class SameStatistics(L.Callback):
+class SyncBuffers(L.Callback):
     """Let all processes evaluate with what the first one knows, which is what is saved."""
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the batch norms' statistics, averaged or not."""
-        same_buffers(pl_module)
+        sync_buffers(pl_module)
 
 
 class AverageWeights(WeightAveraging):
@@ -93,7 +93,7 @@ class TerminalProgress(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, *unused: object
     ) -> None:
         """Move the bar."""
-        self._move(trainer.global_step)
+        self._assign(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's line."""
@@ -127,7 +127,7 @@ class TerminalProgress(L.Callback):
         *unused: object,
     ) -> None:
         """Move the bar."""
-        self._move(batch_idx + 1)
+        self._assign(batch_idx + 1)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the bar away."""
@@ -145,7 +145,7 @@ class TerminalProgress(L.Callback):
         self._task = self._bar.add_task(description, total=steps)
         self._bar.start()
 
-    def _move(self, done: int) -> None:
+    def _assign(self, done: int) -> None:
         if self._bar:
             self._bar.update(self._task, completed=done)
 
@@ -189,7 +189,7 @@ def print_summary(model: L.LightningModule, depth: int = 3) -> None:
     console().print(f"{total:,} parameters, {trained:,} of them trained")
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes each checkpoint aside, syncs it to the disk and renames it.
 
     Whenever the process is killed, the one before is whole until the new one is. Where there is no
@@ -206,12 +206,12 @@ class WholeFiles(TorchCheckpointIO):
         except OSError as error:
             log.warning(
                 "%s is not saved (%s): the run goes on, with the one before, if any",
-                shown(path),
+                printable(path),
                 error.strerror,
             )
 
 
-class KeepFigures(L.Callback):
+class CheckpointMetrics(L.Callback):
     """Puts figures and time into each checkpoint, and the log on the disk before it.
 
     Attributes:
@@ -228,9 +228,9 @@ class KeepFigures(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Keep the figures, and write what the log has waiting."""
-        self.figures = figures_of(trainer)
-        checkpoint[_FIGURES] = self.figures
-        checkpoint[_SECONDS] = self.before + time.monotonic() - self._started
+        self.figures = epoch_metrics(trainer)
+        checkpoint[_METRICS_KEY] = self.figures
+        checkpoint[_SECONDS_KEY] = self.before + time.monotonic() - self._started
         logger: Any = trainer.logger
         logger.experiment.flush()
 
@@ -238,11 +238,11 @@ class KeepFigures(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take them back."""
-        self.figures = dict(checkpoint.get(_FIGURES, {}))
-        self.before = float(checkpoint.get(_SECONDS, 0))
+        self.figures = dict(checkpoint.get(_METRICS_KEY, {}))
+        self.before = float(checkpoint.get(_SECONDS_KEY, 0))
 
 
-def figures_of(trainer: L.Trainer) -> dict[str, float]:
+def epoch_metrics(trainer: L.Trainer) -> dict[str, float]:
     """The last epoch's figures by name; none where this process has trained no epoch."""
     return {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
 

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, MinMetric
 from torchmetrics.classification import BinaryAccuracy
 
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, closest
-from horsehuman.models.base import FORMAT, Network, check_origin, plain
+from horsehuman.models.base import FORMAT, Network, check_origin, to_plain
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import Inception
 
@@ -55,7 +55,7 @@ class BinaryClassifier(L.LightningModule):
         check_number("model.label_smoothing", label_smoothing, float, at_least=0, below=1)
         optimizer_class(optimizer)
         own = {"optimizer": optimizer, "schedule": schedule, "label_smoothing": label_smoothing}
-        self.hparams.update(plain({**network.settings, **own, **options}))
+        self.hparams.update(to_plain({**network.settings, **own, **options}))
         self.network = network
         size = network.image_size
         self.example_input_array = torch.zeros(1, 3, size, size, dtype=torch.uint8)
@@ -73,7 +73,7 @@ class BinaryClassifier(L.LightningModule):
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits ``(N,)`` of what a loader yields: pictures, or features computed from them."""
         logits: Tensor
-        logits = self.network.classify(inputs) if inputs.ndim == 2 else self.network(inputs)
+        logits = self.network.forward_head(inputs) if inputs.ndim == 2 else self.network(inputs)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -234,7 +234,7 @@ class InceptionClassifier(BinaryClassifier):
     def setup(self, stage: str) -> None:
         """Compute the features of the data's pictures, if they are to be cached."""
         super().setup(stage)
-        if not self.network.is_loaded:
+        if not self.network.has_weights:
             raise HorseHumanError(
                 "model.weights=checkpoint names no weights: use box, or load the checkpoint that "
                 "has them"

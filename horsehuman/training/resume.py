@@ -15,8 +15,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from horsehuman.data.datamodule import HorseHumanDataModule
-from horsehuman.data.image_sets import digest, read_config
-from horsehuman.errors import HorseHumanError, shown
+from horsehuman.data.image_sets import file_digest, read_run_config
+from horsehuman.errors import HorseHumanError, printable
 from horsehuman.run_dir import read_json, write_json
 from horsehuman.runtime import cpu_name
 
@@ -30,7 +30,7 @@ RECORD = "run.json"
 _PACKAGES = ("horsehuman", "lightning", "numpy", "pillow", "timm", "torch", "torchvision")
 
 
-def steps_done(last: Path) -> int:
+def completed_steps(last: Path) -> int:
     """Steps that a full checkpoint has behind it; 0 where there is none.
 
     Raises:
@@ -41,7 +41,7 @@ def steps_done(last: Path) -> int:
     return int(read_checkpoint(last)["global_step"]) if last.is_file() else 0
 
 
-def make_record(config: str, data: HorseHumanDataModule) -> dict[str, Any]:
+def make_run_record(config: str, data: HorseHumanDataModule) -> dict[str, Any]:
     """What a run's result depends on: config, data, versions, commit, CPU; plain values.
 
     Args:
@@ -53,7 +53,7 @@ def make_record(config: str, data: HorseHumanDataModule) -> dict[str, Any]:
     for record in data.records:
         name = record.path.relative_to(data.root).as_posix()
         pictures.update(f"{name}\0{record.label}\0{record.split}\0".encode(errors="replace"))
-        pictures.update(digest(record.path))
+        pictures.update(file_digest(record.path))
     return {
         "config": hashlib.blake2b(config.encode(), digest_size=16).hexdigest(),
         "data": pictures.hexdigest(),
@@ -70,7 +70,7 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     write_json(folder / RECORD, record)
 
 
-def check_record(folder: Path, record: Mapping[str, Any], *, allow_changes: bool) -> None:
+def compare_run_record(folder: Path, record: Mapping[str, Any], *, allow_changes: bool) -> None:
     """Compare with what a run began with, and say what is not the same.
 
     Raises:
@@ -78,12 +78,12 @@ def check_record(folder: Path, record: Mapping[str, Any], *, allow_changes: bool
     """
     before = read_json(folder / RECORD)
     if not before:
-        log.warning("%s has no whole %s: nobody knows what has changed", shown(folder), RECORD)
+        log.warning("%s has no whole %s: nobody knows what has changed", printable(folder), RECORD)
         return
     changed = [name for name in record if record[name] != before.get(name)]
     if "data" in changed and not allow_changes:
         raise HorseHumanError(
-            f"{shown(folder)}: its pictures or their splits have changed: bring the old ones back, "
+            f"{printable(folder)}: its pictures or their splits have changed: bring the old ones back, "
             "or go on with these with allow_changes=true"
         )
     for name in changed:
@@ -109,11 +109,11 @@ def load_config(folder: Path) -> DictConfig:
     Raises:
         HorseHumanError: There is none, or it is damaged.
     """
-    found = read_config(folder)
+    found = read_run_config(folder)
     whole = found.keys() >= _PARTS and all(isinstance(found[p], dict) for p in ("model", "trainer"))
     if not whole or "${" in str(found):
         raise HorseHumanError(
-            f"{shown(folder / 'config.yaml')} is not as a run has written it: there is no going on"
+            f"{printable(folder / 'config.yaml')} is not as a run has written it: there is no going on"
         )
     found.setdefault("histograms", False)  # runs of before there was such
     config = OmegaConf.create(found)

@@ -17,39 +17,51 @@ from omegaconf import DictConfig, OmegaConf
 
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.records import write_splits
-from horsehuman.distributed import joined, of_all, of_first, process_count, rank, same_buffers
+from horsehuman.distributed import (
+    all_gather,
+    broadcast,
+    env_world_size,
+    process_group,
+    rank,
+    sync_buffers,
+)
 from horsehuman.errors import HorseHumanError, first_line
-from horsehuman.models.checkpoint import slim
+from horsehuman.models.checkpoint import strip_optimizer_state
 from horsehuman.run_dir import (
-    alone,
-    claim,
-    point_latest,
-    remove_unfinished,
+    create_run_dir,
+    link_latest,
+    lock_run,
+    remove_partial_files,
     write_bytes,
     write_metrics,
     write_skipped,
 )
 from horsehuman.runtime import PeakMemory, lacks_bf16
 from horsehuman.training.build import (
-    build_parts,
+    build_model_and_data,
     build_trainer,
     check_options,
-    environment,
-    processes_wanted,
-    quiet,
+    cluster_environment,
+    requested_processes,
+    silence_lightning,
 )
-from horsehuman.training.callbacks import KeepFigures, TerminalProgress, figures_of, print_summary
+from horsehuman.training.callbacks import (
+    CheckpointMetrics,
+    TerminalProgress,
+    epoch_metrics,
+    print_summary,
+)
 from horsehuman.training.resume import (
-    check_record,
+    compare_run_record,
+    completed_steps,
     load_config,
-    make_record,
-    steps_done,
+    make_run_record,
     write_record,
 )
 from horsehuman.training.tensorboard import (
-    log_held_out,
     log_hyperparameters,
-    log_start,
+    log_run_inputs,
+    log_validation_report,
     write_samples,
 )
 
@@ -76,8 +88,8 @@ def train(
         HorseHumanError: An option or the data do not work, or the run has ended already.
         PeerGoneError: Another process of the run has ended before its time.
     """
-    with joined():
-        return _train(config, Path(of_first(folder)), resume=resume, allow_changes=allow_changes)
+    with process_group():
+        return _train(config, Path(broadcast(folder)), resume=resume, allow_changes=allow_changes)
 
 
 def _train(
@@ -90,12 +102,12 @@ def _train(
         )
     check_options(config)
     check_started(config.trainer)
-    quiet()
-    trained = learn(config, folder, started, resume=resume, allow_changes=allow_changes)
+    silence_lightning()
+    trained = fit_run(config, folder, started, resume=resume, allow_changes=allow_changes)
     gc.collect()  # the memory of the model and its trainer is the test's
     metrics, data = trained.metrics, trained.data
     if config.test:
-        final = of_first(folder / "checkpoints" / "final.ckpt")  # when it is there
+        final = broadcast(folder / "checkpoints" / "final.ckpt")  # when it is there
         tested = trained.kind.load_from_checkpoint(final, map_location="cpu")
         metrics |= test(tested, data, config.trainer)
     metrics["seconds"] = round(trained.before + time.monotonic() - started, 1)
@@ -104,21 +116,21 @@ def _train(
     options = OmegaConf.to_container(config, resolve=True)
     log_hyperparameters(trained.logger, options, metrics, trained.steps)
     write_metrics(folder, metrics)
-    point_latest(folder)
-    report(folder, metrics, data)
+    link_latest(folder)
+    print_results(folder, metrics, data)
     return metrics
 
 
 def check_started(options: Any) -> None:
     """Raise :class:`HorseHumanError` where several processes are to train, and this is alone."""
-    if processes_wanted(options) > 1 and process_count() == 1:
+    if requested_processes(options) > 1 and env_world_size() == 1:
         raise HorseHumanError(
             f"trainer.devices={options.get('devices', 1)}: this is one process; start several with "
             "scripts/train.py, or with torchrun"
         )
 
 
-class Trained(NamedTuple):
+class FitResult(NamedTuple):
     """What is left of a training when its model is on the disk.
 
     Attributes:
@@ -138,43 +150,45 @@ class Trained(NamedTuple):
     before: float
 
 
-def learn(
+def fit_run(
     config: DictConfig, folder: Path, started: float, *, resume: bool, allow_changes: bool
-) -> Trained:
+) -> FitResult:
     """Train, and keep the checkpoints; see :func:`train`."""
     memory = PeakMemory()
-    model, data = build_parts(config)
+    model, data = build_model_and_data(config)
     last = folder / "checkpoints" / "last.ckpt"
-    trainer: Any = build_trainer(config, folder, data, purge=steps_done(last) if resume else None)
+    trainer: Any = build_trainer(
+        config, folder, data, purge=completed_steps(last) if resume else None
+    )
     if rank() == 0:
-        begin(config, folder, data, resume, allow_changes)
-    with alone(folder) if rank() == 0 else nullcontext():
+        write_run_files(config, folder, data, resume, allow_changes)
+    with lock_run(folder) if rank() == 0 else nullcontext():
         if rank() == 0:
-            remove_unfinished(folder / "checkpoints")
+            remove_partial_files(folder / "checkpoints")
             if not last.is_file():
-                show_start(trainer.logger, config, folder, model, data)
+                log_inputs(trainer.logger, config, folder, model, data)
         print_summary(model)
-        fit(trainer, model, data, of_first(last if last.is_file() else None))
+        fit(trainer, model, data, broadcast(last if last.is_file() else None))
         if rank() == 0:
-            keep_checkpoints(folder / "checkpoints")
-    kept = next(c for c in trainer.callbacks if isinstance(c, KeepFigures))
+            finalize_checkpoints(folder / "checkpoints")
+    kept = next(c for c in trainer.callbacks if isinstance(c, CheckpointMetrics))
     metrics: dict[str, Any] = {
         "epochs": trainer.current_epoch,
         # of a run that was killed after its last epoch, the kept ones
-        **(figures_of(trainer) or kept.figures),
+        **(epoch_metrics(trainer) or kept.figures),
         "seed": config.seed,
         "seconds_training": round(kept.before + time.monotonic() - started, 1),
         "peak_memory_gb": total_memory(memory),
     }
-    same_buffers(model)
-    log_held_out(trainer.logger, model, data, trainer.global_step)
+    sync_buffers(model)
+    log_validation_report(trainer.logger, model, data, trainer.global_step)
     data.trainer = None
-    return Trained(metrics, data, trainer.logger, trainer.global_step, type(model), kept.before)
+    return FitResult(metrics, data, trainer.logger, trainer.global_step, type(model), kept.before)
 
 
 def total_memory(memory: PeakMemory) -> float | None:
     """Of all processes together, in GB; ``None`` where it is not told."""
-    peaks = of_all(memory.gigabytes())
+    peaks = all_gather(memory.gigabytes())
     return round(sum(peak for peak in peaks if peak), 3) or None
 
 
@@ -187,16 +201,16 @@ def resume_run(folder: Path, *, allow_changes: bool = False) -> dict[str, Any]:
     return train(load_config(folder), folder, resume=True, allow_changes=allow_changes)
 
 
-def begin(
+def write_run_files(
     config: DictConfig, folder: Path, data: HorseHumanDataModule, resume: bool, allow: bool
 ) -> None:
     """Write what is known before training; of a run that goes on, check that it is the same."""
-    record = make_record(OmegaConf.to_yaml(config, resolve=True), data)
+    record = make_run_record(OmegaConf.to_yaml(config, resolve=True), data)
     if resume:
-        check_record(folder, record, allow_changes=allow)
+        compare_run_record(folder, record, allow_changes=allow)
         return
     assert data.root is not None
-    claim(folder)
+    create_run_dir(folder)
     write_splits(folder, data.root, data.records, data.class_names)
     write_record(folder, record)
     if data.skipped:
@@ -205,12 +219,12 @@ def begin(
     write_bytes(folder / "config.yaml", written.encode())  # what is resumed has the others
 
 
-def show_start(
+def log_inputs(
     logger: Any, config: DictConfig, folder: Path, model: Any, data: HorseHumanDataModule
 ) -> None:
     """Show some pictures as the model gets them, and the config in the log."""
     sheet = write_samples(folder, data.samples(model.hparams.get("views", 1)))
-    log_start(logger, OmegaConf.to_yaml(config, resolve=True), sheet)
+    log_run_inputs(logger, OmegaConf.to_yaml(config, resolve=True), sheet)
 
 
 def fit(
@@ -230,16 +244,16 @@ def fit(
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
 
 
-def keep_checkpoints(folder: Path) -> None:
+def finalize_checkpoints(folder: Path) -> None:
     """Turn the last and the best full checkpoint into slim ones."""
     final, best = folder / "final.ckpt", folder / "best.ckpt"
     if not (folder / "last.ckpt").is_file():
         raise HorseHumanError(
             "no epoch was trained: look at trainer.limit_train_batches and what you added to it"
         )
-    slim(folder / "last.ckpt", final)
+    strip_optimizer_state(folder / "last.ckpt", final)
     if best.is_file():
-        slim(best, best)
+        strip_optimizer_state(best, best)
 
 
 def test(model: L.LightningModule, data: HorseHumanDataModule, options: Any) -> dict[str, Any]:
@@ -247,7 +261,7 @@ def test(model: L.LightningModule, data: HorseHumanDataModule, options: Any) -> 
     where = ("accelerator", "strategy", "devices", "num_nodes")
     trainer = L.Trainer(
         **{name: options[name] for name in where if name in options},
-        plugins=environment(),
+        plugins=cluster_environment(),
         callbacks=TerminalProgress(),
         logger=False,
         enable_checkpointing=False,
@@ -265,7 +279,7 @@ def test(model: L.LightningModule, data: HorseHumanDataModule, options: Any) -> 
     }
 
 
-def report(folder: Path, metrics: dict[str, Any], data: HorseHumanDataModule) -> None:
+def print_results(folder: Path, metrics: dict[str, Any], data: HorseHumanDataModule) -> None:
     """Print the accuracy and what to do with the run."""
     lines = []
     if "val/acc" in metrics:

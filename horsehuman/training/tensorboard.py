@@ -14,17 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 from horsehuman.data.datamodule import HorseHumanDataModule
-from horsehuman.distributed import rank, whole
+from horsehuman.distributed import gather_sharded, rank
 
 
-def log_start(logger: TensorBoardLogger, config: str, samples: Tensor) -> None:
+def log_run_inputs(logger: TensorBoardLogger, config: str, samples: Tensor) -> None:
     """Show the config, as YAML, and a sheet of training pictures, uint8 ``(3, H, W)``."""
     code = "\n".join(f"    {line}" for line in config.splitlines())  # Markdown for verbatim
     logger.experiment.add_text("config", code)
     logger.experiment.add_image("samples", samples)
 
 
-def log_held_out(
+def log_validation_report(
     logger: TensorBoardLogger, model: L.LightningModule, data: HorseHumanDataModule, step: int
 ) -> None:
     """Show how a trained model does on the pictures that validate: a PR curve, and six panels.
@@ -38,14 +38,14 @@ def log_held_out(
         data: Its batches, of pictures or of features.
         step: Steps that were trained.
     """
-    records = data.held_out()
+    records = data.validation_records()
     if not records:
         return
     network: Any = model.network
     model.eval()
     with torch.no_grad():
         logits = [model(inputs.to(model.device)).cpu() for inputs, _ in data.val_dataloader()]
-    probabilities = network.calibrate(whole(torch.cat(logits)).float()).sigmoid()
+    probabilities = network.calibrate(gather_sharded(torch.cat(logits)).float()).sigmoid()
     if rank() > 0:
         return
     from horsehuman import plots  # matplotlib, once there is something to draw

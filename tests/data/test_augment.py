@@ -43,7 +43,7 @@ def test_geometry_is_keras_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
     )
     monkeypatch.setattr("horsehuman.data.transforms._between", lambda *args: next(draws))
-    found = Augment(zoom_per_axis=True)._maps(1, torch.device("cpu"))[0]
+    found = Augment(zoom_per_axis=True)._affine_maps(1, torch.device("cpu"))[0]
 
     rotate = torch.tensor(
         [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1.0]]

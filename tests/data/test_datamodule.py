@@ -9,11 +9,16 @@ import pytest
 import torch
 
 from horsehuman import HorseHumanDataModule, HorseHumanError
-from horsehuman.data.records import FIGURE, assign_splits
+from horsehuman.data.records import SUBJECT_PATTERN, assign_splits
 
 
 def make(tree: Path, **options: object) -> HorseHumanDataModule:
-    given = {"source": "folder", "root": str(tree), "group_pattern": FIGURE, "image_size": 64}
+    given = {
+        "source": "folder",
+        "root": str(tree),
+        "group_pattern": SUBJECT_PATTERN,
+        "image_size": 64,
+    }
     data = HorseHumanDataModule(**{**given, "batch_size": 4, **options})  # type: ignore[arg-type]
     data.setup()
     return data
@@ -121,7 +126,7 @@ def test_features_replace_pictures_except_in_the_test(tree: Path) -> None:
     def embed(images: torch.Tensor) -> torch.Tensor:
         return images.float().mean((2, 3))
 
-    data.replace_pictures(embed)
+    data.use_features(embed)
     for split, batches in pictures.items():
         found = getattr(data, f"{split}_dataloader")()
         for (images, labels), (features, same) in zip(batches, found, strict=True):
@@ -135,7 +140,7 @@ def test_features_replace_pictures_except_in_the_test(tree: Path) -> None:
 def test_features_cannot_be_augmented(tree: Path) -> None:
     data = make(tree, augment={"flip": True})
     with pytest.raises(HorseHumanError, match=r"data\.augment has no effect.*cache_features"):
-        data.replace_pictures(lambda images: images.flatten(1).float())
+        data.use_features(lambda images: images.flatten(1).float())
 
 
 def test_views_are_the_picture_and_what_its_pixels_and_the_seed_say(tree: Path) -> None:
@@ -144,7 +149,7 @@ def test_views_are_the_picture_and_what_its_pixels_and_the_seed_say(tree: Path) 
         data.records = [
             replace(r, split="none") if r.path.name == without else r for r in data.records
         ]
-        data.replace_pictures(lambda images: images.flatten(1).float(), views=3)
+        data.use_features(lambda images: images.flatten(1).float(), views=3)
         train = [r.path.name for r in data.records if r.split == "train"]
         found = data.train_dataloader().dataset
         assert len(data.train_dataloader().dataset) == 3 * len(train)
@@ -169,7 +174,7 @@ def test_views_need_augmentation(tree: Path) -> None:
     with pytest.raises(
         HorseHumanError, match=r"model\.views=2 needs something .*set data\.augment"
     ):
-        make(tree).replace_pictures(lambda images: images.flatten(1).float(), views=2)
+        make(tree).use_features(lambda images: images.flatten(1).float(), views=2)
 
 
 @pytest.mark.parametrize(

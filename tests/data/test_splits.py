@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from horsehuman.data.archives import box_archives, unpack
-from horsehuman.data.records import FIGURE, Record, assign_splits, parts_by_group, scan
+from horsehuman.data.archives import bundled_archives, unpack
+from horsehuman.data.records import SUBJECT_PATTERN, Record, assign_splits, group_folds, scan_folder
 from horsehuman.errors import HorseHumanError
 
 DEFAULT = {
@@ -55,7 +55,7 @@ def test_no_group_stands_on_two_sides(seed: int) -> None:
 
 
 def test_official_set_is_held_out_by_figure() -> None:
-    _, official = scan(unpack(box_archives()), FIGURE)
+    _, official = scan_folder(unpack(bundled_archives()), SUBJECT_PATTERN)
     for seed in range(3):
         found = assign_splits(official, **{**DEFAULT, "seed": seed})
         assert_nothing_torn(found)
@@ -104,7 +104,7 @@ def test_parts_hold_whole_groups_of_every_kind() -> None:
     groups = np.repeat([f"g{number:02}" for number in range(30)], 4)
     labels = np.repeat([0, 1, 0], 40)
     labels[80::3] = 1  # the last ten groups hold both
-    parts = parts_by_group(labels, groups.tolist(), 5)
+    parts = group_folds(labels, groups.tolist(), 5)
     for group in np.unique(groups):
         assert len(set(parts[groups == group])) == 1
     for kind in (slice(0, 40), slice(40, 80), slice(80, 120)):

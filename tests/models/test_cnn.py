@@ -31,7 +31,7 @@ def test_notebook_network_to_the_parameter() -> None:
     ]
     assert model.pool(model.features(torch.zeros(1, 3, 300, 300))).shape == (1, 65_536)
     picture = torch.full((1, 3, 300, 300), 51, dtype=torch.uint8)
-    torch.testing.assert_close(model.preprocess(picture), torch.full((1, 3, 300, 300), 0.2))
+    torch.testing.assert_close(model.normalize(picture), torch.full((1, 3, 300, 300), 0.2))
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])

@@ -10,20 +10,31 @@ import timm
 import torch
 
 from horsehuman import HorseHumanDataModule, HorseHumanError, InceptionClassifier
-from horsehuman.data.records import FIGURE
+from horsehuman.data.records import SUBJECT_PATTERN
 from horsehuman.data.transforms import resize
-from horsehuman.models.inception import FrozenBackbone, Inception, Trunk, box_trunk, read_trunk
+from horsehuman.models.inception import (
+    FrozenBackbone,
+    Inception,
+    PretrainedWeights,
+    bundled_backbone,
+    read_pretrained,
+)
 
 SMALL = 96
 
 
 @pytest.fixture(scope="module")
 def box() -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(box_trunk())
+    return safetensors.torch.load_file(bundled_backbone())
 
 
 def data_of(tree: Path, **options: object) -> HorseHumanDataModule:
-    given = {"source": "folder", "root": str(tree), "group_pattern": FIGURE, "batch_size": 8}
+    given = {
+        "source": "folder",
+        "root": str(tree),
+        "group_pattern": SUBJECT_PATTERN,
+        "batch_size": 8,
+    }
     return HorseHumanDataModule(image_size=SMALL, **{**given, **options})  # type: ignore[arg-type]
 
 
@@ -45,7 +56,7 @@ def test_maps_are_those_of_timm(box: dict[str, torch.Tensor]) -> None:
     reference.load_state_dict(box)
     network = Inception()
     pictures = torch.randint(0, 256, (1, 3, 310, 290), dtype=torch.uint8)
-    small, large = network.maps(pictures)
+    small, large = network.forward_features(pictures)
     for size, found in ((224, small), (299, large)):
         with torch.no_grad():
             seen = resize(resize(pictures, 300), size)
@@ -76,7 +87,7 @@ def test_real_batch_norms_are_folded_in() -> None:
             module.running_var.uniform_(0.5, 2)
             torch.nn.init.uniform_(module.weight, 0.5, 2)
             torch.nn.init.normal_(module.bias)
-    trunk = Trunk("made here", reference.state_dict(), *[(0.5, 0.5, 0.5)] * 2)
+    trunk = PretrainedWeights("made here", reference.state_dict(), *[(0.5, 0.5, 0.5)] * 2)
     pictures = torch.rand(1, 3, 96, 96)
     with torch.no_grad():
         expected = reference(pictures)[-1]
@@ -88,12 +99,12 @@ def test_real_batch_norms_are_folded_in() -> None:
 def test_preprocessing_is_what_timm_says_of_the_weights(tag: str) -> None:
     config = timm.get_pretrained_cfg(f"inception_v3.{tag}")
     assert config is not None
-    trunk = read_trunk("box")
+    trunk = read_pretrained("box")
     assert (trunk.mean, trunk.std) == (tuple(config.mean), tuple(config.std))
     network = Inception(weights="random")
     assert network.settings["mean"] == list(config.mean)
     white = torch.full((1, 3, 300, 300), 255, dtype=torch.uint8)
-    for preprocess in network.preprocess:
+    for preprocess in network.normalize:
         assert preprocess(white).unique().tolist() == [1.0]
 
 
@@ -128,7 +139,7 @@ def test_layers_behind_the_cut_are_left_aside_by_name(
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file({**box, **behind}, path)
     assert InceptionClassifier(weights=str(path)).hparams["cut"] == "Mixed_6e"
-    backbone = FrozenBackbone("Mixed_5d", read_trunk("box"))
+    backbone = FrozenBackbone("Mixed_5d", read_pretrained("box"))
     kernel = "Mixed_5d.branch1x1.conv.weight"
     torch.testing.assert_close(backbone.trunk.state_dict()[kernel], box[kernel].float())
     with pytest.raises(HorseHumanError, match=r"up to Mixed_7c.*missing.*Mixed_7a"):

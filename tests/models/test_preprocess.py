@@ -6,7 +6,7 @@ import torch
 
 from horsehuman import HorseHumanError
 from horsehuman.data.transforms import resize
-from horsehuman.models.base import Preprocess
+from horsehuman.models.base import Normalize
 
 
 def test_scales_and_normalises_like_timm() -> None:
@@ -15,7 +15,7 @@ def test_scales_and_normalises_like_timm() -> None:
     expected = (resize(images, 32) / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(
         std
     ).view(3, 1, 1)
-    found = Preprocess(32, mean, std)(images)
+    found = Normalize(32, mean, std)(images)
     torch.testing.assert_close(found, expected)
     assert found.is_contiguous(memory_format=torch.channels_last)
 
@@ -33,4 +33,4 @@ def test_interpolation_is_that_of_the_weights() -> None:
 )  # fmt: skip
 def test_values_that_do_not_work(size: int, mean: list, std: list) -> None:
     with pytest.raises(HorseHumanError):
-        Preprocess(size, mean, std)
+        Normalize(size, mean, std)
