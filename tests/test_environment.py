@@ -18,7 +18,7 @@ import pytest
 from horsehuman import load_classifier
 from horsehuman.data.records import SUBJECT_PATTERN
 from horsehuman.training.callbacks import AtomicCheckpointIO
-from tests.test_resume import CLOCK, CNN, INCEPTION, run, start
+from tests.training.test_resume import CLOCK, CNN, INCEPTION, run, start
 
 NOBODY = 65534
 

@@ -31,8 +31,16 @@ from horsehuman.distributed import (
     sync_buffers,
 )
 from horsehuman.training.launch import free_port, launch
-from tests.test_resume import CLOCK, CNN, INCEPTION, check_alike, printed_by, scalars, start
-from tests.test_train import train
+from tests.training.test_resume import (
+    CLOCK,
+    CNN,
+    INCEPTION,
+    check_alike,
+    printed_by,
+    scalars,
+    start,
+)
+from tests.training.test_run import train
 
 TWO = ["trainer=ddp", "data.batch_size=4", "trainer.max_epochs=3"]
 
@@ -77,8 +85,14 @@ def in_each(tree: Path, found: Path) -> None:
 def test_two_processes_share_the_pictures(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = [sys.executable, "-m", "tests.test_ddp", str(tree), str(tmp_path / "found.json")]
-    monkeypatch.chdir(Path(__file__).parents[1])
+    command = [
+        sys.executable,
+        "-m",
+        "tests.training.test_ddp",
+        str(tree),
+        str(tmp_path / "found.json"),
+    ]
+    monkeypatch.chdir(Path(__file__).parents[2])
     assert launch(command, 2, {"PYTHONPATH": "scripts"}) == (0, "")
     first, second = json.loads((tmp_path / "found.json").read_text())
     alone = what_each_sees(tree)

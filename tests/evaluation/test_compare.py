@@ -22,8 +22,7 @@ from horsehuman.evaluation.compare import (
 )
 from horsehuman.models.checkpoint import load_classifier
 from horsehuman.training.run import train
-
-from . import commands
+from tests import commands
 
 
 @pytest.fixture(scope="module")

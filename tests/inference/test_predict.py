@@ -12,8 +12,7 @@ import horsehuman
 from horsehuman import CNNClassifier
 from horsehuman.cli import main
 from horsehuman.inference.predict import predict
-
-from .test_checkpoint import save
+from tests.models.test_checkpoint import save
 
 
 @pytest.fixture(scope="module")

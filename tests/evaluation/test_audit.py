@@ -20,8 +20,7 @@ from horsehuman.evaluation.near_duplicates import (
     read_all_stats,
     read_stats,
 )
-
-from . import commands
+from tests import commands
 
 command = partial(commands.run, "audit")
 

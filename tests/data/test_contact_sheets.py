@@ -12,8 +12,7 @@ from horsehuman import HorseHumanError
 from horsehuman.data.contact_sheets import training_recipe
 from horsehuman.data.images import read_picture
 from horsehuman.data.records import SUBJECT_PATTERN
-
-from . import commands
+from tests import commands
 
 data = partial(commands.run, "data")
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_demo import Page, page
+from tests.inference.test_demo import Page, page
 
 __all__ = ["page"]
 

@@ -12,8 +12,7 @@ from huggingface_hub import ModelCard
 from horsehuman import HorseHumanError, load_classifier
 from horsehuman.inference.hub import model_card
 from horsehuman.models.checkpoint import find_checkpoint
-
-from . import commands
+from tests import commands
 
 
 def command(*arguments: str) -> str:

@@ -153,10 +153,10 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_the_program_of_the_docs_in_a_fresh_environment(exported: Path, tmp_path: Path) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "use.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "use.md").read_text()
     program = text.split("```python\n# answer.py\n")[1].split("```")[0]
     (tmp_path / "answer.py").write_text(program)
-    Image.fromarray(read_picture(next(Path(__file__).parents[1].glob("docs/samples.webp")))).save(
+    Image.fromarray(read_picture(next(Path(__file__).parents[2].glob("docs/samples.webp")))).save(
         tmp_path / "picture.jpg"
     )
     venv.create(tmp_path / "venv", with_pip=True)

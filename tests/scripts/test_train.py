@@ -14,7 +14,7 @@ import pytest
 import train as script
 
 from horsehuman import load_classifier
-from tests.test_train import CNN, options
+from tests.training.test_run import CNN, options
 
 SCRIPT = Path(script.__file__)
 

@@ -12,7 +12,7 @@ from horsehuman.inference.onnx import FORMAT as EXPORT_FORMAT
 from horsehuman.inference.onnx import OnnxClassifier
 from horsehuman.models.base import FORMAT
 
-FIXTURES = Path(__file__).with_name("fixtures")
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 #: A picture, and its logit when the files were made.
 PICTURE, LOGIT = torch.arange(3 * 32 * 32, dtype=torch.uint8).view(1, 3, 32, 32), 0.42073625
