@@ -1,4 +1,8 @@
-"""The ``horsehuman`` command; each command imports what it needs when it is called."""
+"""The ``horsehuman`` command: options, help texts and exit codes.
+
+Each command is one call of a function, which is imported when the command runs: importing torch
+takes seconds, and ``--help`` must not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -12,60 +16,64 @@ import typer
 
 import horsehuman
 from horsehuman.errors import HorseHumanError, one_line, printable
-from horsehuman.runtime import Interrupted, log_to_stderr, raise_on_signals
+from horsehuman.runtime import Interrupted, keep_freed_memory, log_to_stderr, raise_on_signals
 
 app = typer.Typer(
     name="horsehuman",
-    help="Horse or human? Two picture classifiers with everything in the box.",
+    help="Horse or human? Two image classifiers with their data and weights bundled.",
     epilog="Training: python scripts/train.py model=inception (in a clone of the project)",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 
-#: Which classifier a command uses.
+#: The classifier to use.
 Model = Annotated[
     str,
     typer.Option(
         metavar="NAME|RUN|FILE",
-        help="inception or cnn (in the box), a run, a checkpoint; predict takes .onnx, too.",
+        help="inception or cnn (bundled), a run or a checkpoint; for predict also an .onnx file.",
     ),
 ]
 
-#: Which pictures it is asked about.
+#: The labelled images to use.
 Data = Annotated[
     str | None,
-    typer.Option(metavar="box|RUN|FOLDER", help="Pictures [the model's own run, or the box]."),
+    typer.Option(metavar="box|RUN|FOLDER", help="Labelled images [default: model's run, or box]."),
 ]
 
+#: The split of these images.
 Split = Annotated[
-    str | None, typer.Option(help="train, validation, test or all [test, if there is one].")
+    str | None, typer.Option(help="train, validation, test or all [default: test, if any].")
 ]
 
+#: The groups of the images in a folder.
 GroupPattern = Annotated[
     str | None,
-    typer.Option(help="Of a folder: regular expression with one (...) that names the group."),
+    typer.Option(help="For a folder: regular expression whose one (...) matches the group."),
 ]
 
-#: Where a report goes, and whether over an earlier one.
+#: The folder of a report.
 ReportFolder = Annotated[
-    Path | None, typer.Option(help="Folder for the report [below outputs; evaluate's in the run].")
+    Path | None, typer.Option(help="Report folder [default: below outputs, or in the run].")
 ]
 
-Force = Annotated[bool, typer.Option("--force", help="Write over what --out holds.")]
+#: Whether an earlier output is overwritten.
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
 
-Plot = Annotated[bool, typer.Option(help="Draw the pictures of the report.")]
+#: Whether a report has figures.
+Plot = Annotated[bool, typer.Option(help="Draw the figures of the report.")]
 
 
 def main() -> None:
-    """Run the command; exit 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     raise_on_signals()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except BrokenPipeError:  # of "| head": nobody is left to tell
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (HorseHumanError, OSError) as error:
@@ -90,28 +98,28 @@ def predict(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Pictures: files, folders, patterns, http(s) addresses; - takes them from stdin.",
+            help="Images: files, folders, patterns, http(s) URLs; - reads such names from stdin.",
         ),
     ],
     model: Model = "inception",
     recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Go into folders inside folders.")
+        bool, typer.Option("--recursive", "-r", help="Search folders recursively.")
     ] = False,
     form: Annotated[
-        str, typer.Option("--format", metavar="table|csv|json|jsonl", help="Of the answers.")
+        str, typer.Option("--format", metavar="table|csv|json|jsonl", help="Output format.")
     ] = "table",
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write answers there, not on stdout.")
+        Path | None, typer.Option(metavar="FILE", help="Output file instead of stdout.")
     ] = None,
     sort_into: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Copy pictures into a folder a class.")
+        Path | None, typer.Option(metavar="DIR", help="Copy each image to DIR/CLASS.")
     ] = None,
     always_answer: Annotated[
-        bool, typer.Option("--always-answer", help="Name a class, however unsure.")
+        bool, typer.Option("--always-answer", help="Never answer unsure or neither.")
     ] = False,
     force: Force = False,
 ) -> None:
-    """Say what each picture shows, with which probability."""
+    """Predict the class of each image, with its probability."""
     _begin()
     from horsehuman.inference.predict import predict_and_report
 
@@ -138,7 +146,7 @@ def evaluate(
     force: Force = False,
     plot: Plot = True,
 ) -> None:
-    """Say how good a classifier is, with intervals by group, and where it fails."""
+    """Evaluate a classifier: metrics with confidence intervals by group, and its errors."""
     _begin()
     from horsehuman.evaluation.evaluate import evaluate_and_report
 
@@ -159,7 +167,7 @@ def compare(
     force: Force = False,
     plot: Plot = True,
 ) -> None:
-    """Compare classifiers on the same pictures: accuracy, doubt, disagreements and cost."""
+    """Compare classifiers on the same images: accuracy, intervals, disagreements, cost."""
     _begin()
     from horsehuman.evaluation.compare import compare_and_report
 
@@ -171,22 +179,22 @@ def compare(
 def explain(
     pictures: Annotated[
         list[str],
-        typer.Argument(metavar="PICTURE...", help="As in predict -r: files, folders, ..."),
+        typer.Argument(metavar="PICTURE...", help="Images, as for predict -r: files, folders, ..."),
     ],
     model: Model = "inception",
     layer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Whose maps are meant, such as Mixed_5d [the last]."),
+        typer.Option(metavar="NAME", help="Layer to explain, such as Mixed_5d [default: last]."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The drawing, as PNG [explain.png]."),
+        typer.Option(metavar="FILE", help="PNG file to write [default: explain.png]."),
     ] = None,
     force: Force = False,
 ) -> None:
-    """Draw where a classifier looked: what spoke for its answer, laid over each picture.
+    """Draw heat maps: the regions of each image that support the classifier's answer.
 
-    One picture is drawn with what each layer sees of it, several make a contact sheet.
+    One image is drawn with feature maps of each layer, several as a contact sheet.
     """
     _begin()
     from horsehuman.inference.explain import explain_and_draw
@@ -197,15 +205,15 @@ def explain(
 
 @app.command(epilog="Example: horsehuman data --data DIR --group-pattern '(.+)_[0-9]+'")
 def data(
-    data: Annotated[str, typer.Option(metavar="box|RUN|FOLDER", help="Which pictures.")] = "box",
+    data: Annotated[str, typer.Option(metavar="box|RUN|FOLDER", help="Labelled images.")] = "box",
     group_pattern: GroupPattern = None,
     augmented: Annotated[
-        bool, typer.Option("--augmented", help="Show how training sees them: a run, or model=cnn.")
+        bool, typer.Option("--augmented", help="Draw augmented images, as the run or model=cnn.")
     ] = False,
     out: ReportFolder = None,
     force: Force = False,
 ) -> None:
-    """Count pictures and draw them: a sheet for each class and split, a row for each group."""
+    """Count labelled images and draw a contact sheet per class and split, a row per group."""
     _begin()
     from horsehuman.data.contact_sheets import show_images
 
@@ -215,27 +223,27 @@ def data(
 
 @app.command(epilog="Example: horsehuman export --model outputs/cnn/latest --out cnn.onnx")
 def export(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where it goes.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write.")],
     model: Model = "inception",
     form: Annotated[
         str, typer.Option("--format", metavar="onnx|torch", help="ONNX, or torch.export.")
     ] = "onnx",
     force: Force = False,
 ) -> None:
-    """Write a classifier as one file for other programs, and check that it answers alike."""
+    """Export a classifier to a file for other programs, and check that its outputs match."""
     _begin()
     from horsehuman.inference.export import export as write
 
-    found = write(model, form, out, force=force)
+    difference = write(model, form, out, force=force)
     print(f"{printable(out)}: {out.stat().st_size / 1e6:.1f} MB")
-    print(f"largest difference to the checkpoint, of probabilities and strangeness: {found:.1g}")
+    print(f"largest difference from the checkpoint in probability or strangeness: {difference:.1g}")
 
 
 @app.command(epilog="Example: horsehuman card --model outputs/cnn/latest --folder upload")
-def model_card(
+def card(
     model: Model = "inception",
     report: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Report of evaluate [the run's, if any].")
+        Path | None, typer.Option(metavar="DIR", help="Report of evaluate [default: latest].")
     ] = None,
     folder: Annotated[
         Path | None,
@@ -243,7 +251,7 @@ def model_card(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Print a model card, every figure of it out of the classifier's files."""
+    """Print a model card, whose numbers are read from the classifier's files."""
     _begin()
     from horsehuman.inference.hub import model_card as write
     from horsehuman.inference.hub import write_hub_folder
@@ -259,10 +267,10 @@ def model_card(
 @app.command(epilog="Example: horsehuman demo --port 8000")
 def demo(
     model: Model = "inception",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1.")] = 7860,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 7860,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
 ) -> None:
-    """Serve a page: drop a picture, get the answer and where it looked. For this machine alone."""
+    """Serve a web page on this machine that shows the prediction and heat map of an image."""
     _begin()
     from horsehuman.inference.demo import serve
 
@@ -271,15 +279,15 @@ def demo(
 
 @app.command(epilog="Example: horsehuman audit --data DIR --fail-on error")
 def audit(
-    data: Annotated[str, typer.Option(metavar="box|RUN|FOLDER", help="Which pictures.")] = "box",
+    data: Annotated[str, typer.Option(metavar="box|RUN|FOLDER", help="Labelled images.")] = "box",
     group_pattern: GroupPattern = None,
     out: ReportFolder = None,
     fail_on: Annotated[
-        str, typer.Option(metavar="never|error|warning", help="Exit 1 where such is found.")
+        str, typer.Option(metavar="never|error|warning", help="Least severity that exits with 1.")
     ] = "never",
     force: Force = False,
 ) -> None:
-    """Say what is wrong with pictures, before anyone trains on them."""
+    """Check labelled images for errors, duplicates and split problems before training."""
     _begin()
     from horsehuman.evaluation.audit import audit_and_report
 
@@ -289,17 +297,15 @@ def audit(
 
 @app.command(epilog="Example: horsehuman cache --clear")
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove what is kept.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove the cached files.")] = False,
 ) -> None:
-    """Show what is kept in the user's cache, or empty it; all of it can be made again."""
+    """Show the size of the user's cache, or clear it; its files are recreated when needed."""
     from horsehuman.runtime import show_cache
 
     show_cache(clear=clear)
 
 
 def _begin() -> None:
-    """What comes before a command's first tensor."""
+    """Set up logging and memory before a command creates its first tensor."""
     log_to_stderr()
-    from horsehuman.runtime import keep_freed_memory
-
     keep_freed_memory()

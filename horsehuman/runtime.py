@@ -1,4 +1,7 @@
-"""The process: its memory allocator and its folder for things worth keeping."""
+"""The current process: bundled files and cache folder, memory and CPU, signals, terminal output.
+
+Nothing here imports torch, so that commands start quickly.
+"""
 
 from __future__ import annotations
 
@@ -32,42 +35,92 @@ from rich.text import Text
 
 from horsehuman.errors import HorseHumanError, printable
 
-#: The trained classifiers in the package.
+T = TypeVar("T")
+
+#: Names of the trained classifiers that are bundled with the package.
 BUNDLED = ("inception", "cnn")
 
-#: The pretrained trunk in the package.
+#: File name of the bundled InceptionV3 backbone, pretrained on ImageNet.
 BACKBONE_FILE = "inception_v3_trunk.safetensors"
+
+#: Subfolders of the cache folder: for each, a description and the patterns of the names that this
+#: package creates there. They include what killed commands leave behind. Nothing else in the cache
+#: folder is counted or removed.
+CACHED = {
+    "pictures": ("unpacked archives", ["[0-9a-f]" * 16, ".unpacking-*"]),
+    "features": ("features of the frozen backbone", ["[0-9a-f]" * 32 + ".sqlite*"]),
+    "archives": ("downloaded archives", ["*horse-or-human.zip", "tmp????????"]),
+}
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
-T = TypeVar("T")
-
+# Whether this process shows nothing on the terminal; see silence().
 _silent = False
 
-#: What is ours in the cache folder, also of commands that were killed; nothing else in it is
-#: counted or removed.
-CACHED = {
-    "pictures": ("unpacked archives", ["[0-9a-f]" * 16, ".unpacking-*"]),
-    "features": ("what the frozen backbone saw", ["[0-9a-f]" * 32 + ".sqlite*"]),
-    "archives": ("downloaded zips", ["*horse-or-human.zip", "tmp????????"]),
-}
+
+def asset(name: str) -> Path:
+    """Return the path of a bundled file; ``assets/ASSETS.md`` describes them all."""
+    return Path(str(resources.files("horsehuman") / "assets" / name))
+
+
+def configs_dir() -> Path:
+    """Return the folder of the training configs: in an installed package, or in a clone."""
+    packaged = Path(str(resources.files("horsehuman") / "configs"))
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[1] / "configs"
+
+
+def cache_dir() -> Path:
+    """Return the user's cache folder, or the one in the variable ``HORSEHUMAN_CACHE``."""
+    folder = os.environ.get("HORSEHUMAN_CACHE")
+    return Path(folder) if folder else Path(platformdirs.user_cache_dir("horsehuman"))
+
+
+def show_cache(*, clear: bool = False) -> None:
+    """Print the path of the cache folder and the size of each kind of content.
+
+    Args:
+        clear: Also remove this content.
+
+    Raises:
+        HorseHumanError: If a file cannot be read or removed.
+    """
+    print(printable(cache_dir()))
+    try:
+        for name, (description, patterns) in CACHED.items():
+            paths = [path for pattern in patterns for path in (cache_dir() / name).glob(pattern)]
+            size = sum(_size(path) for path in paths)
+            print(f"{name:<9} {size / 2**20:8.1f} MiB  {description}")
+            for path in paths if clear else ():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        place = printable(error.filename or cache_dir())
+        action = "empty" if clear else "read"
+        raise HorseHumanError(f"cannot {action} {place}: {error.strerror}") from error
+    if clear:
+        print("removed")
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed tensors in the process instead of handing their pages back to the kernel.
+    """Keep the memory of freed tensors in the process instead of returning it to the kernel.
 
-    By default glibc maps every large tensor anew and unmaps it when it is freed, so each training
-    step pays for the same page faults again. Results do not change, only the speed does; more
-    memory is held. Call it before the first tensor. Where the C library is not glibc (musl,
-    macOS, Windows) nothing happens.
+    By default glibc maps new pages for every large tensor and unmaps them when it is freed, so that
+    each training step pays for the same page faults again. The setting changes no result; it makes
+    steps faster and holds more memory. Call it before the first tensor is created. With another C
+    library than glibc (musl, macOS, Windows) it does nothing.
 
     Returns:
-        Whether the setting was made.
+        Whether glibc accepted the setting.
     """
     try:
         libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version  # noqa: B018  (only glibc has it)
+        libc.gnu_get_libc_version  # noqa: B018  (exists only in glibc)
     except (AttributeError, OSError, TypeError):
         return False
     return all(
@@ -81,7 +134,7 @@ def keep_freed_memory() -> bool:
 
 
 class PeakMemory:
-    """The most memory that the process has held since this was made, where Linux tells it."""
+    """Peak resident memory of the process since this object was created; on Linux only."""
 
     def __init__(self) -> None:
         try:
@@ -91,7 +144,7 @@ class PeakMemory:
             self._reset = False
 
     def gigabytes(self) -> float | None:
-        """Resident memory at its highest, in GB; ``None`` where it is not told."""
+        """Return the peak resident memory in GB (10^9 bytes), or ``None`` if it is unknown."""
         if not self._reset:
             return None
         text = Path("/proc/self/status").read_text()
@@ -100,18 +153,18 @@ class PeakMemory:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Names of the CPU's instruction sets, as Linux writes them; empty where it is not told."""
+    """Return the CPU's instruction sets as Linux names them; empty if they are unknown."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return frozenset()
     lines = (line.partition(":") for line in text.splitlines())
-    found = (value for name, _, value in lines if name.strip().lower() in ("flags", "features"))
-    return frozenset(next(found, "").split())
+    flags = (value for name, _, value in lines if name.strip().lower() in ("flags", "features"))
+    return frozenset(next(flags, "").split())
 
 
 def cpu_name() -> str:
-    """The processor's name."""
+    """Return the CPU's model name, or its architecture if the name is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -121,27 +174,19 @@ def cpu_name() -> str:
 
 
 def lacks_bf16() -> bool:
-    """Whether the CPU is known to have no bf16 instructions; torch then emulates them."""
+    """Return whether the CPU is known to lack bf16 instructions, which torch then emulates."""
     flags = cpu_flags()
     return bool(flags) and not flags & {"avx512_bf16", "amx_bf16", "bf16"}
 
 
-def asset(name: str) -> Path:
-    """A file that the package carries; see ``assets/ASSETS.md``."""
-    return Path(str(resources.files("horsehuman") / "assets" / name))
-
-
-def cache_dir() -> Path:
-    """The user's cache folder of this project; the variable ``HORSEHUMAN_CACHE`` moves it."""
-    given = os.environ.get("HORSEHUMAN_CACHE")
-    return Path(given) if given else Path(platformdirs.user_cache_dir("horsehuman"))
-
-
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM; a class of its own, so that no library takes it for its own affair.
+    """Ctrl-C or SIGTERM, as a class of its own, so that no library catches it.
 
     Args:
         signum: The signal's number.
+
+    Attributes:
+        exit_code: Exit code of a command that the signal ends: 128 + ``signum``.
     """
 
     def __init__(self, signum: int) -> None:
@@ -150,11 +195,11 @@ class Interrupted(BaseException):
 
 
 def raise_on_signals() -> None:
-    """Let Ctrl-C and SIGTERM raise :class:`Interrupted`; for commands, not for libraries."""
+    """Make Ctrl-C and SIGTERM raise :class:`Interrupted`; for commands, not for libraries."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         for handled in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(handled, signal.SIG_IGN)  # once is enough
+            signal.signal(handled, signal.SIG_IGN)  # a second one must not disturb the cleanup
         raise Interrupted(signum)
 
     signal.signal(signal.SIGINT, stop)
@@ -162,32 +207,40 @@ def raise_on_signals() -> None:
 
 
 def console(*, stderr: bool = True) -> Console:
-    """A console on the present stderr or stdout that takes names as they are."""
+    """Return a console on stderr or stdout that prints text as it is, without markup."""
     return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, quiet=_silent)
 
 
 def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
-    """A table without lines; the first ``left`` columns are text, the others figures."""
-    found = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
+    """Return a table without lines.
+
+    Args:
+        columns: Header of each column.
+        left: Number of columns, from the first on, that hold text and are aligned to the left. The
+            others hold numbers and are aligned to the right.
+        title: Title above the table, if any.
+    """
+    grid = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
     for index, name in enumerate(columns):
-        found.add_column(name, justify="left" if index < left else "right")
-    return found
+        grid.add_column(name, justify="left" if index < left else "right")
+    return grid
 
 
 def format_number(value: float | None) -> str:
-    """A figure, or that it is undefined."""
+    """Format a metric with four decimals, or ``undefined`` for ``None``."""
     return "undefined" if value is None else f"{value:.4f}"
 
 
 def format_interval(bounds: Sequence[float | None]) -> str:
-    """An interval; nothing where it is not defined."""
+    """Format an interval with four decimals; empty if a bound is ``None``."""
     low, high = bounds
     return "" if low is None or high is None else f"{low:.4f} - {high:.4f}"
 
 
 def log_to_stderr() -> None:
-    """Print what the package logs as plain lines on stderr; for commands, not for libraries."""
-    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")  # ours is another
+    """Print the package's log messages as lines on stderr; for commands, not for libraries."""
+    # Pillow warns above its own limit; images.py enforces the limit of this package.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("horsehuman")
@@ -197,7 +250,7 @@ def log_to_stderr() -> None:
 
 
 def silence() -> None:
-    """Show nothing more on the terminal: another process of the same run says it."""
+    """Hide this rank's warnings, log messages, tables and progress bars, which rank 0 shows."""
     global _silent
     _silent = True
     logging.disable(logging.WARNING)
@@ -205,7 +258,7 @@ def silence() -> None:
 
 
 def progress_bar() -> Progress:
-    """A bar with count, rate and time left; it leaves nothing behind and needs a terminal."""
+    """Return a progress bar with count, rate and time left; shown only on a terminal."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -219,45 +272,24 @@ def progress_bar() -> Progress:
 
 
 class _Rate(ProgressColumn):
-    """Steps a second."""
+    """The column that shows steps per second."""
 
     def render(self, task: Task) -> Text:
-        """The column's text."""
+        """Return the rate with three digits; empty before the first step."""
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:.3g}/s")
 
 
 def track(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
-    """Pass ``items`` through under a progress bar of ``total`` steps, if that is known."""
+    """Yield each item and advance a progress bar.
+
+    Args:
+        items: What to iterate over.
+        description: Text beside the progress bar.
+        total: Number of items, or ``None`` if it is unknown.
+    """
     with progress_bar() as bar:
         task = bar.add_task(description, total=total)
         for item in items:
             yield item
             bar.advance(task)
-
-
-def show_cache(*, clear: bool = False) -> None:
-    """Print where the cache is and how much each kind takes, and empty it where that is wanted.
-
-    Raises:
-        HorseHumanError: Something cannot be read or removed.
-    """
-    print(printable(cache_dir()))
-    try:
-        for name, (what, patterns) in CACHED.items():
-            found = [path for each in patterns for path in (cache_dir() / name).glob(each)]
-            size = sum(_size(path) for path in found)
-            print(f"{name:<9} {size / 2**20:8.1f} MiB  {what}")
-            for path in found if clear else ():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    except OSError as error:
-        place = printable(error.filename or cache_dir())
-        what = "empty" if clear else "look into"
-        raise HorseHumanError(f"cannot {what} {place}: {error.strerror}") from error
-    if clear:
-        print("removed")
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from hydra_config import compose
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from horsehuman import load_classifier
@@ -21,6 +20,7 @@ from horsehuman.data.archives import bundled_archives, unpack
 from horsehuman.data.images import read_picture
 from horsehuman.inference.predict import predict
 from horsehuman.training import tensorboard
+from horsehuman.training.config import compose
 from horsehuman.training.run import train
 
 

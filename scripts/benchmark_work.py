@@ -21,7 +21,6 @@ import lightning as L
 import torch
 from benchmark_plain import BATCH, PlainModule, plain_cnn, plain_loader, plain_trunk
 from benchmark_use import logging, throughput_cnn, throughput_inception
-from hydra_config import compose
 from torch import nn
 from torch.nn import functional
 from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
@@ -34,6 +33,7 @@ from horsehuman.models.inception import Inception
 from horsehuman.runtime import keep_freed_memory
 from horsehuman.training.build import build, silence_lightning
 from horsehuman.training.callbacks import AverageWeights
+from horsehuman.training.config import compose
 
 TRAIN, OFFICIAL, EPOCHS = 834, 256, 25
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 from calibrate import calibrate
-from hydra_config import compose
 
 from horsehuman.errors import HorseHumanError, check_choice, one_line
 from horsehuman.models.checkpoint import find_checkpoint, load_classifier, write_checkpoint
 from horsehuman.runtime import BUNDLED, keep_freed_memory, log_to_stderr
+from horsehuman.training.config import compose
 from horsehuman.training.run import train
 
 OVERRIDES = ["data.val_fraction=0", "test=false"]

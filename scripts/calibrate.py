@@ -49,7 +49,7 @@ from horsehuman.models.checkpoint import (
 )
 from horsehuman.models.inception import Inception
 from horsehuman.runtime import keep_freed_memory, log_to_stderr, track
-from horsehuman.training.resume import load_config
+from horsehuman.training.config import load_config
 from horsehuman.training.run import train
 
 log = logging.getLogger("horsehuman.calibrate")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from hydra.errors import HydraException
-from hydra_config import compose, explain
+from hydra_config import explain
 from omegaconf.errors import OmegaConfBaseException
 
 from horsehuman import load_classifier
@@ -30,6 +30,7 @@ from horsehuman.inference.predict import predict
 from horsehuman.models.base import Network
 from horsehuman.runtime import keep_freed_memory, log_to_stderr
 from horsehuman.training.build import build
+from horsehuman.training.config import compose
 from horsehuman.training.run import train
 
 #: Label, and probability of class 1, of each picture.

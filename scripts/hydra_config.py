@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import re
+import traceback
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from horsehuman.errors import closest
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
-
-def compose(*overrides: str) -> DictConfig:
-    """What ``scripts/train.py`` makes of options, such as ``model=cnn``."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("train", list(overrides))
+from horsehuman.runtime import configs_dir
 
 
 def explain(error: Exception) -> str:
-    """One line for an error of Hydra or of a config, with the closest names for a typo."""
+    """Describe an error of Hydra in one line, with the closest names for a typo.
+
+    A ``ValueError`` that neither Hydra nor OmegaConf raised is raised again.
+    """
+    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not {"hydra", "omegaconf"} & set(Path(raised_in).parts):
+            raise error
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
@@ -48,9 +50,10 @@ def explain(error: Exception) -> str:
 
 def option_names() -> dict[str, set[str]]:
     """Names of groups and options: those of the default config (under ""), and of each choice."""
-    names = {"": flat_names(compose())}
-    names[""] |= {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
-    for path in sorted(CONFIGS.glob("*/*.yaml")):
+    with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        names = {"": flat_names(hydra.compose("train"))}
+    names[""] |= {folder.name for folder in configs_dir().iterdir() if folder.is_dir()}
+    for path in sorted(configs_dir().glob("*/*.yaml")):
         group = path.parent.name
         node = OmegaConf.load(path)
         if not path.read_text().startswith("# @package _global_"):

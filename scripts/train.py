@@ -2,208 +2,138 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
-from typing import Any
 
-os.environ["HYDRA_FULL_ERROR"] = "1"  # before hydra: its errors are told by explain()
+os.environ["HYDRA_FULL_ERROR"] = "1"  # before the import; run() explains Hydra's errors
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from hydra_config import CONFIGS, explain
+from hydra_config import explain
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from horsehuman.distributed import env_rank, env_world_size
-from horsehuman.errors import HorseHumanError, PeerGoneError, check_flag, first_line, one_line
+from horsehuman.errors import HorseHumanError, PeerGoneError, one_line
 from horsehuman.runtime import (
     Interrupted,
+    configs_dir,
     keep_freed_memory,
     log_to_stderr,
     raise_on_signals,
     silence,
 )
-from horsehuman.training.build import check_options, requested_processes
-from horsehuman.training.launch import GRACE, PEER_GONE, end_with_parent, launch
 
-# One time for all runs of a sweep, and all processes; Hydra's own ${now:} moves on.
-LAUNCHED = os.environ.get("HORSEHUMAN_STARTED")
-STARTED = LAUNCHED or time.strftime("%Y-%m-%d_%H-%M-%S")
+RANK = int(os.environ.get("RANK", 0))  # torchrun sets it
+
+COMMAND = sys.argv
+
+# The runs of a sweep share one start time; Hydra's ${now:} differs.
+STARTED = time.strftime("%Y-%m-%d_%H-%M-%S")
 OmegaConf.register_new_resolver("started", lambda: STARTED)
 
-#: Exit codes of runs that failed: of one run, or of several of a sweep.
-FAILED: list[int] = []
+#: Exit codes of the runs that failed; a sweep has several.
+exit_codes: list[int] = []
 
-#: Why threads beside the training have ended, such as the log's.
-BESIDE: list[str] = []
+#: Errors of background threads, such as the log's writer.
+thread_errors: list[str] = []
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+@hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="train")
 def main(config: DictConfig) -> None:
-    """Train, test and report one run; a failure is told here, and a sweep goes on."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    with contextlib.suppress(ValueError):  # on another drive
-        folder = min(Path(os.path.relpath(folder)), folder, key=lambda path: len(str(path)))
-    if HydraConfig.get().mode == RunMode.MULTIRUN and config.trainer.get("strategy") == "ddp":
-        remove_if_empty(folder)
-        print("error: -m does not go with trainer=ddp: start one after another", file=sys.stderr)
-        sys.exit(2)  # the other runs do not begin
-    if env_rank() > 0 and not LAUNCHED:
-        remove_if_empty(folder)  # the first process knows where to write
+    """Train, test and report one run. A failed run of a sweep does not end the sweep."""
+    sys.argv = COMMAND  # error messages quote it
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if run_dir.is_relative_to(Path.cwd()):
+        run_dir = run_dir.relative_to(Path.cwd())
+    if config.resume is not None:
+        run_dir = Path(str(config.resume)).expanduser()
     try:
+        check_command(config)
+        from horsehuman.training.run import resume_run, train  # imports Lightning
+
         if config.resume is None:
-            begin(config, folder)
+            train(config, run_dir)
         else:
-            made, folder = folder, Path(str(config.resume)).expanduser()
-            remove(made)
-            try:
-                go_on(config, folder)
-            finally:
-                remove(made)  # launched processes have made it again
+            resume_run(run_dir, allow_changes=config.allow_changes)
     except (HorseHumanError, OSError) as error:
-        tell(error, folder)
-        remove_if_empty(folder)
+        exit_codes.append(1)
+        if RANK > 0:
+            time.sleep(5)  # rank 0 prints; torchrun ends all ranks when the first one fails
+        hint = resume_hint(run_dir) if isinstance(error, PeerGoneError) else ""
+        print_error(f"error: {one_line(error)}{hint}")
     except Interrupted:
-        if env_rank() == 0:
-            print(f"interrupted; {kept(folder)}", file=sys.stderr)
-        remove_if_empty(folder)
+        print_error(f"interrupted{resume_hint(run_dir)}")
         raise
+    finally:
+        remove_empty(run_dir)
 
 
-def remove(folder: Path) -> None:
-    """Remove the folder that Hydra made for a new run, where none begins."""
-    if not LAUNCHED:
-        with contextlib.suppress(OSError):
-            os.removedirs(folder)
-
-
-def begin(config: DictConfig, folder: Path) -> None:
-    """Train a new run, in several processes where it says so."""
-    check_options(config)  # before what takes seconds to import
-    if is_to_launch(config.trainer):
-        launch_all(config.trainer.devices, folder)
-        return
-    from horsehuman.training.run import train
-
-    train(config, folder)
-
-
-def is_to_launch(options: Any) -> bool:
-    """Whether several processes are asked for, and this is none of them."""
-    if requested_processes(options) == 1 or env_world_size() > 1:
-        return False
-    if (machines := options.get("num_nodes", 1)) > 1:
+def check_command(config: DictConfig) -> None:
+    """Refuse combinations of ``-m``, ``resume`` and ``trainer=ddp`` that have no meaning."""
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweep and config.trainer.get("strategy") == "ddp":
+        print_error("error: -m does not go with trainer=ddp: start one run after another")
+        sys.exit(2)
+    overrides = HydraConfig.get().overrides.task
+    others = [o for o in overrides if o.split("=")[0] not in ("resume", "allow_changes")]
+    if config.resume is not None and (others or sweep):
         raise HorseHumanError(
-            f"trainer.num_nodes={machines}: start it on each machine with torchrun; docs/use.md "
-            "shows how"
+            f"resume={config.resume} goes on with the options that the run began with: drop "
+            f"{', '.join(others) or '-m'}"
         )
-    return True
 
 
-def launch_all(count: int, folder: Path) -> None:
-    """Run this command in several processes, and end as they do."""
-    code, why = launch([sys.executable, *sys.argv], count, {"HORSEHUMAN_STARTED": STARTED})
-    if why:
-        raise HorseHumanError(f"{why}; {kept(folder)}")
-    if code:
-        remove_if_empty(folder)
-        FAILED.append(code)
+def print_error(message: str) -> None:
+    """Print an error on rank 0."""
+    if RANK == 0:
+        print(message, file=sys.stderr)
 
 
-def tell(error: Exception, folder: Path) -> None:
-    """Print an error; the first process says at once, and ends, what all of them find."""
-    lost = isinstance(error, PeerGoneError)
-    FAILED.append(PEER_GONE if lost else 1)
-    if lost or env_rank() > 0:  # what caused it, or found it first, says so and ends the run
-        time.sleep(GRACE / 3)
-    known = f"; {kept(folder)}" if lost and env_rank() == 0 else ""
-    print(f"error: {one_line(error)}{known}", file=sys.stderr)
+def resume_hint(run_dir: Path) -> str:
+    """Return what is left of a run that has begun, and the command that resumes it."""
+    if not (run_dir / "config.yaml").is_file():
+        return "; no epoch was finished"
+    last = run_dir / "checkpoints" / "last.ckpt"
+    done = f"the last whole epoch is in {last}" if last.is_file() else "no epoch was finished"
+    count = os.environ.get("LOCAL_WORLD_SIZE")
+    python = f"torchrun --standalone --nproc-per-node {count}" if count else "python"
+    return f"; {done}; go on with {python} scripts/train.py resume={shlex.quote(str(run_dir))}"
 
 
-def kept(folder: Path) -> str:
-    """What is left of a run that did not end, and how to go on with it."""
-    last = folder / "checkpoints" / "last.ckpt"
-    command = f"python scripts/train.py resume={shlex.quote(str(folder))}"
-    if not last.is_file():
-        begun = (folder / "config.yaml").is_file()
-        return "no epoch was finished" + (f"; begin again with {command}" if begun else "")
-    return f"the last whole epoch is in {last}; go on with {command}"
-
-
-def go_on(config: DictConfig, folder: Path) -> None:
-    """Resume a run, with its own options alone."""
-    here = HydraConfig.get()
-    given = [o for o in here.overrides.task if o.split("=")[0] not in ("resume", "allow_changes")]
-    if given or here.mode == RunMode.MULTIRUN:
-        what = ", ".join(given) or "-m"
-        raise HorseHumanError(
-            f"resume={config.resume} goes on with the options that the run began with: drop {what}"
-        )
-    check_flag("allow_changes", config.allow_changes)
-    from horsehuman.training.resume import load_config
-
-    begun = load_config(folder)
-    check_options(begun)
-    if is_to_launch(begun.trainer):
-        launch_all(begun.trainer.devices, folder)
-        return
-    from horsehuman.training.run import resume_run
-
-    resume_run(folder, allow_changes=config.allow_changes)
-
-
-def remove_if_empty(folder: Path) -> None:
-    """Remove the folder that Hydra made for a run that never began, and its empty sweep's."""
-    for made in (folder, folder.parent):
-        if STARTED in made.name or STARTED in made.parent.name:
-            with contextlib.suppress(OSError):
-                made.rmdir()
-
-
-def note_of_thread(failed: threading.ExceptHookArgs) -> None:
-    """Keep why a thread has ended; most often the training ends of it, and says so."""
-    if isinstance(failed.exc_value, Exception):
-        BESIDE.append(one_line(failed.exc_value))
+def remove_empty(run_dir: Path) -> None:
+    """Remove the empty folders that Hydra made for a run that did not begin, and for its sweep."""
+    for folder in (run_dir, run_dir.parent):
+        if STARTED in str(folder) and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def run() -> int:
-    """Run the script; every failure that a user can cause is one line and an exit code."""
+    """Run the script; every error that a user can cause is one line and an exit code."""
     log_to_stderr()
-    if env_rank() > 0:
+    if RANK > 0:
         silence()
+    if RANK > 0 or any(argument.startswith("resume=") for argument in sys.argv):
+        sys.argv = [*sys.argv, "hydra.run.dir=."]  # Hydra must not make a folder
     keep_freed_memory()
     raise_on_signals()
-    threading.excepthook = note_of_thread
-    if LAUNCHED:
-        end_with_parent()
+    threading.excepthook = lambda failure: thread_errors.append(str(failure.exc_value))
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        print_error(f"error: {explain(error)}")
         return 2
-    except ValueError as error:
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not {"hydra", "omegaconf"} & set(Path(raised_in).parts):
-            raise
-        print(f"error: {first_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
     except Interrupted as interrupted:
         return interrupted.exit_code
-    if BESIDE and not FAILED:
-        print(f"error: {BESIDE[0]}", file=sys.stderr)
+    if thread_errors and not exit_codes:  # otherwise the run has failed with the same cause
+        print_error(f"error: {thread_errors[0]}")
         return 1
-    return max(FAILED, default=0)
+    return max(exit_codes, default=0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What happens beside training: lines and a bar on the terminal, exact seeds, the model's table."""
+"""Callbacks: exact seeds, averaged weights, atomic checkpoints, and lines on the terminal."""
 
 from __future__ import annotations
 
@@ -13,21 +13,18 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.model_summary.model_summary import summarize
 from rich.progress import Progress, TaskID
-from rich.table import Table
 from torch import Tensor
 
 from horsehuman.distributed import rank, sync_buffers
-from horsehuman.errors import printable
+from horsehuman.errors import check_number, printable
 from horsehuman.models.checkpoint import write_checkpoint
-from horsehuman.runtime import console, progress_bar
-
-_METRICS_KEY, _SECONDS_KEY = "horsehuman_figures", "horsehuman_seconds"
+from horsehuman.runtime import console, progress_bar, table
 
 log = logging.getLogger(__name__)
 
 
 class EpochSeed(L.Callback):
-    """Seed every epoch by itself, so that a run resumed between epochs repeats what it would do.
+    """Seed every epoch, so that a run resumed between epochs draws the same random numbers.
 
     Args:
         seed: The run's seed.
@@ -43,38 +40,113 @@ class EpochSeed(L.Callback):
 
 
 class SyncBuffers(L.Callback):
-    """Let all processes evaluate with what the first one knows, which is what is saved."""
+    """Make all ranks validate with rank 0's batch-norm statistics, which are those saved."""
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the batch norms' statistics, averaged or not."""
+        """Broadcast rank 0's buffers, averaged or not."""
         sync_buffers(pl_module)
 
 
 class AverageWeights(WeightAveraging):
-    """Exponential moving average of weights and batch norm statistics, for validation and saving.
+    """Exponential moving average of weights and batch-norm statistics, for validation and saving.
 
     The decay rises to its value, ``min(decay, (1 + n) / (10 + n))`` after n steps (as in
     TensorFlow's ``ExponentialMovingAverage``), so that a short run does not end as an average of
     its first, random weights.
 
     Args:
-        decay: Share of the average that a step leaves as it is, in (0, 1).
+        decay: Weight of the old average in each update, in (0, 1); the option ``ema``.
+
+    Raises:
+        HorseHumanError: It is out of range.
     """
 
     def __init__(self, decay: float) -> None:
+        check_number("ema", decay, float, above=0, below=1)
+
         def update(averages: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
             steps = int(count)
-            share = 1 - min(decay, (1 + steps) / (10 + steps))
+            weight = 1 - min(decay, (1 + steps) / (10 + steps))
             if averages[0].is_floating_point():
-                torch._foreach_lerp_(averages, current, share)
-            else:  # how many batches a batch norm has seen
+                torch._foreach_lerp_(averages, current, weight)
+            else:  # a batch norm's number of batches
                 torch._foreach_copy_(averages, current)
 
         super().__init__(multi_avg_fn=update)
 
 
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write each checkpoint to a temporary file, sync it to disk and rename it.
+
+    A process that is killed leaves the previous checkpoint intact. If the disk is full, the new
+    checkpoint is skipped with a warning and training goes on.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint, or log why it could not be written."""
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write_checkpoint(Path(path), checkpoint)
+        except OSError as error:
+            log.warning(
+                "%s is not saved (%s): the run goes on, with the one before, if any",
+                printable(path),
+                error.strerror,
+            )
+
+
+class CheckpointMetrics(L.Callback):
+    """Save the metrics and the elapsed time in each checkpoint, after flushing the log.
+
+    Attributes:
+        metrics: Metrics of the epoch that the checkpoint ends with, by name.
+        seconds_before: Seconds that a resumed run had taken up to its checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.seconds_before = 0.0
+        self._started = time.monotonic()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the epoch's metrics, and flush the log before the checkpoint is written."""
+        self.metrics = epoch_metrics(trainer)
+        logger: Any = trainer.logger
+        logger.experiment.flush()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the metrics and the seconds, for the checkpoint."""
+        seconds = self.seconds_before + time.monotonic() - self._started
+        return {"metrics": self.metrics, "seconds": seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore both from a checkpoint."""
+        self.metrics = dict(state_dict["metrics"])
+        self.seconds_before = float(state_dict["seconds"])
+
+
+def epoch_metrics(trainer: L.Trainer) -> dict[str, float]:
+    """Return the last epoch's metrics by name; empty if this process has trained no epoch."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+
+
+class Histograms(L.Callback):
+    """Log histograms of all trained weights after every epoch."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log one histogram for each parameter."""
+        writer: Any = trainer.logger.experiment  # type: ignore[union-attr]
+        for name, parameter in pl_module.named_parameters():
+            if parameter.requires_grad:
+                writer.add_histogram(name, parameter.detach(), trainer.global_step)
+
+
 class TerminalProgress(L.Callback):
-    """A bar over all steps, and a line for each epoch: loss, accuracy, held-out accuracy, time."""
+    """Show a progress bar over all steps, and print a line of metrics after each epoch."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -86,31 +158,31 @@ class TerminalProgress(L.Callback):
         self._show("training", trainer.estimated_stepping_batches)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock of the epoch."""
         self._start = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *unused: object
     ) -> None:
         """Move the bar."""
-        self._assign(trainer.global_step)
+        self._move(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the epoch's line."""
-        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        own: Any = pl_module  # what Lightning has logged may still be of the epoch before
-        loss, accuracy = own.train_loss.compute(), own.train_accuracy.compute()
+        """Print the epoch's line: loss and accuracy, held-out loss and accuracy, seconds."""
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        module: Any = pl_module  # the values that Lightning logged may be of the epoch before
+        loss, accuracy = module.train_loss.compute(), module.train_accuracy.compute()
         line = f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"
         line += f"  loss {loss:.4f}  accuracy {accuracy:6.1%}"
-        if "val/acc" in found:
+        if "val/acc" in logged:
             on_test = getattr(trainer.datamodule, "validation", "") == "test"  # type: ignore[attr-defined]
-            line += f"  {'test set' if on_test else 'held out'}: loss {found['val/loss']:.4f}"
-            line += f"  accuracy {found['val/acc']:6.1%}"
+            line += f"  {'test set' if on_test else 'held out'}: loss {logged['val/loss']:.4f}"
+            line += f"  accuracy {logged['val/acc']:6.1%}"
         line += f"  {time.monotonic() - self._start:.1f} s"
         (self._bar.console if self._bar else console()).print(line)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._hide()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -127,16 +199,16 @@ class TerminalProgress(L.Callback):
         *unused: object,
     ) -> None:
         """Move the bar."""
-        self._assign(batch_idx + 1)
+        self._move(batch_idx + 1)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._hide()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Take the bar away, whatever happened."""
+        """Remove the bar."""
         self._hide()
 
     def _show(self, description: str, total: float) -> None:
@@ -145,7 +217,7 @@ class TerminalProgress(L.Callback):
         self._task = self._bar.add_task(description, total=steps)
         self._bar.start()
 
-    def _assign(self, done: int) -> None:
+    def _move(self, done: int) -> None:
         if self._bar:
             self._bar.update(self._task, completed=done)
 
@@ -155,18 +227,13 @@ class TerminalProgress(L.Callback):
 
 
 def print_summary(model: L.LightningModule, depth: int = 3) -> None:
-    """Print a model's layers: name, type, output shape, parameters, trained or frozen.
+    """Print a table of layers: name, type, output shape, parameters, trained or frozen.
 
     Args:
-        model: With an ``example_input_array``.
-        depth: Layers inside deeper modules are counted with these.
+        model: A module with an ``example_input_array``.
+        depth: Deeper layers are counted with the layer of this depth that contains them.
     """
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("layer", no_wrap=True)
-    table.add_column("type")
-    table.add_column("output shape")
-    table.add_column("parameters", justify="right")
-    table.add_column("")
+    rows = table("layer", "type", "output shape", "parameters", "", left=3)
     summary = summarize(model, max_depth=-1)
     modules = dict(model.named_modules())
     for name, shape in zip(summary.layer_names, summary.out_sizes, strict=True):
@@ -177,82 +244,13 @@ def print_summary(model: L.LightningModule, depth: int = 3) -> None:
             continue
         parameters = list(module.parameters())
         state = "trained" if any(p.requires_grad for p in parameters) else "frozen"
-        table.add_row(
+        rows.add_row(
             name,
             type(module).__name__,
             " x ".join(map(str, ["N", *shape[1:]])),
             f"{sum(p.numel() for p in parameters):,}" if parameters else "",
             state if parameters else "",
         )
-    console().print(table, crop=False, no_wrap=True)
+    console().print(rows, crop=False, no_wrap=True)
     total, trained = summary.total_parameters, summary.trainable_parameters
     console().print(f"{total:,} parameters, {trained:,} of them trained")
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes each checkpoint aside, syncs it to the disk and renames it.
-
-    Whenever the process is killed, the one before is whole until the new one is. Where there is no
-    room, that checkpoint is lost, and not the run.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        """Write it, or say why not."""
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_checkpoint(Path(path), checkpoint)
-        except OSError as error:
-            log.warning(
-                "%s is not saved (%s): the run goes on, with the one before, if any",
-                printable(path),
-                error.strerror,
-            )
-
-
-class CheckpointMetrics(L.Callback):
-    """Puts figures and time into each checkpoint, and the log on the disk before it.
-
-    Attributes:
-        figures: Of the epoch that the checkpoint ends with, by name.
-        before: Seconds that a run which goes on had taken up to its checkpoint.
-    """
-
-    def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
-        self.before = 0.0
-        self._started = time.monotonic()
-
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep the figures, and write what the log has waiting."""
-        self.figures = epoch_metrics(trainer)
-        checkpoint[_METRICS_KEY] = self.figures
-        checkpoint[_SECONDS_KEY] = self.before + time.monotonic() - self._started
-        logger: Any = trainer.logger
-        logger.experiment.flush()
-
-    def on_load_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Take them back."""
-        self.figures = dict(checkpoint.get(_METRICS_KEY, {}))
-        self.before = float(checkpoint.get(_SECONDS_KEY, 0))
-
-
-def epoch_metrics(trainer: L.Trainer) -> dict[str, float]:
-    """The last epoch's figures by name; none where this process has trained no epoch."""
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
-
-
-class Histograms(L.Callback):
-    """Histograms of all trained weights after every epoch."""
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write them."""
-        writer: Any = trainer.logger.experiment  # type: ignore[union-attr]
-        for name, parameter in pl_module.named_parameters():
-            if parameter.requires_grad:
-                writer.add_histogram(name, parameter.detach(), trainer.global_step)

@@ -16,30 +16,32 @@ from torch.optim import lr_scheduler
 from torchmetrics import MeanMetric, MinMetric
 from torchmetrics.classification import BinaryAccuracy
 
+from horsehuman.data.datamodule import HorseHumanDataModule
+from horsehuman.data.datasets import Batch
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, closest
 from horsehuman.models.base import FORMAT, Network, check_origin, to_plain
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import Inception
 
-Batch = tuple[Tensor, Tensor]
-
+#: Schedules of the learning rate; see :func:`make_schedule`.
 SCHEDULES = ("constant", "cosine", "one_cycle")
 
-_UNFIT = {"Optimizer", "SparseAdam", "LBFGS", "Muon"}  # sparse; closures; matrices only
+# Optimizers that need sparse gradients, a closure, or matrices only.
+_UNSUPPORTED = {"Optimizer", "SparseAdam", "LBFGS", "Muon"}
 
 
 class BinaryClassifier(L.LightningModule):
-    """Trains a network that gives one logit for each picture.
+    """Train a network that gives one logit for each image, with binary cross-entropy.
 
     Args:
-        network: What is trained.
-        optimizer: See :func:`~horsehuman.models.optimization.make_optimizer`.
-        schedule: See :func:`~horsehuman.models.optimization.make_schedule`.
-        label_smoothing: Training labels become ``s / 2`` and ``1 - s / 2``; in [0, 1).
-        options: What else a subclass takes.
+        network: The network.
+        optimizer: See :func:`make_optimizer`.
+        schedule: See :func:`make_schedule`.
+        label_smoothing: A value s in [0, 1); training labels become ``s / 2`` and ``1 - s / 2``.
+        options: Further hyper-parameters of a subclass, saved with the others.
 
     Raises:
-        HorseHumanError: A value does not work.
+        HorseHumanError: A value is out of range or unknown.
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class BinaryClassifier(L.LightningModule):
         check_choice("model.schedule", schedule, SCHEDULES)
         check_number("model.label_smoothing", label_smoothing, float, at_least=0, below=1)
         optimizer_class(optimizer)
-        own = {"optimizer": optimizer, "schedule": schedule, "label_smoothing": label_smoothing}
-        self.hparams.update(to_plain({**network.settings, **own, **options}))
+        options |= {"optimizer": optimizer, "schedule": schedule}
+        options["label_smoothing"] = label_smoothing
+        self.hparams.update(to_plain({**network.settings, **options}))
         self.network = network
         size = network.image_size
         self.example_input_array = torch.zeros(1, 3, size, size, dtype=torch.uint8)
@@ -67,45 +70,53 @@ class BinaryClassifier(L.LightningModule):
 
     @property
     def image_size(self) -> int:
-        """Height and width in pixels of the canonical picture, which data should be kept at."""
+        """Height and width in pixels of the canonical picture; give it to the data module."""
         return self.network.image_size
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits ``(N,)`` of what a loader yields: pictures, or features computed from them."""
+        """Return logits ``(N,)`` of images, uint8 ``(N, 3, H, W)``, or of features ``(N, F)``."""
         logits: Tensor
         logits = self.network.forward_head(inputs) if inputs.ndim == 2 else self.network(inputs)
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of ``(pictures or features, labels float32 (N,))``; logs the epoch's at its end."""
+        """Return the loss of a batch of images or features and labels, float32 ``(N,)``.
+
+        Loss and accuracy of the epoch are logged at its end: logging each step would take longer
+        than a step of a linear head.
+        """
         inputs, labels = batch
         logits = self(inputs)
         smoothing = self.hparams["label_smoothing"]
         targets = labels * (1 - smoothing) + smoothing / 2
         loss = functional.binary_cross_entropy_with_logits(logits, targets)
-        self.train_accuracy.update(self._answers(logits.detach()), labels.int())
-        self.train_loss.update(loss.detach())  # all batches of an epoch are of one size
+        self.train_accuracy.update(self._predicted_labels(logits.detach()), labels.int())
+        self.train_loss.update(loss.detach())  # all batches of an epoch have the same size
         if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return loss  # the epoch is logged at its end: each step would cost more than a head does
+        return loss
 
     def on_train_epoch_start(self) -> None:
-        """Begin the epoch's loss and accuracy anew."""
+        """Reset the metrics of the epoch."""
         self.train_loss.reset()
         self.train_accuracy.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Log loss and accuracy; stop when they are no numbers any more, before it is saved."""
+        """Log loss and accuracy of the epoch.
+
+        Raises:
+            HorseHumanError: A loss or a weight is not finite. No checkpoint is written then.
+        """
         loss = self.train_loss.compute()
-        figures = {"train/loss": loss, "train/acc": self.train_accuracy.compute()}
-        self.log_dict(figures, logger=False)
-        if self.logger:  # now and not after the checkpoint, which stands for all that is logged
-            figures["epoch"] = torch.tensor(float(self.current_epoch))
-            values = {name: float(value) for name, value in figures.items()}
+        metrics = {"train/loss": loss, "train/acc": self.train_accuracy.compute()}
+        self.log_dict(metrics, logger=False)
+        if self.logger:  # before the checkpoint: a resumed run must not log this epoch again
+            metrics["epoch"] = torch.tensor(float(self.current_epoch))
+            values = {name: float(value) for name, value in metrics.items()}
             self.logger.log_metrics(values, step=self.global_step - 1)
-        numbers = [loss, self.trainer.callback_metrics.get("val/loss", loss)]
-        numbers += [p.detach().sum() for p in self.parameters() if p.requires_grad]
-        if not all(bool(torch.isfinite(number)) for number in numbers):
+        checked = [loss, self.trainer.callback_metrics.get("val/loss", loss)]
+        checked += [p.detach().sum() for p in self.parameters() if p.requires_grad]
+        if not all(bool(torch.isfinite(value)) for value in checked):
             raise HorseHumanError(
                 f"the loss is not finite after epoch {self.current_epoch + 1}: lower "
                 "model.optimizer.lr, or use trainer.precision=32-true"
@@ -118,37 +129,37 @@ class BinaryClassifier(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log ``test/loss``, ``test/acc`` and ``test/margin``.
 
-        The margin is how far, in logits, the picture nearest to the wrong side of the threshold is
-        from it: below 0 it is wrong.
+        The margin is the smallest distance of a logit from the threshold, towards the right side:
+        it is negative if an image is classified wrongly.
         """
         self._evaluate("test", batch)
 
-    def _answers(self, logits: Tensor) -> Tensor:
+    def _predicted_labels(self, logits: Tensor) -> Tensor:
         return (logits.sigmoid() >= self.network.threshold).int()
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         inputs, labels = batch
         logits = self.network.calibrate(self(inputs))
         losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-        between = math.log(self.network.threshold / (1 - self.network.threshold))
-        self.loss.update(losses)  # one by one: without a NaN strategy weights are left out
-        self.accuracy.update(self._answers(logits), labels.int())
-        self.margin.update(((logits - between) * (2 * labels - 1)).min())
-        # Objects, which add up over all processes: Lightning's own mean over them rounds counts.
-        figures = {"loss": self.loss, "acc": self.accuracy, "margin": self.margin}
-        for name, figure in figures.items():
+        boundary = math.log(self.network.threshold / (1 - self.network.threshold))
+        self.loss.update(losses)  # one by one: MeanMetric ignores weights without a NaN strategy
+        self.accuracy.update(self._predicted_labels(logits), labels.int())
+        self.margin.update(((logits - boundary) * (2 * labels - 1)).min())
+        # Metric objects reduce exactly over ranks; Lightning's mean over ranks rounds counts.
+        for name, metric in (("loss", self.loss), ("acc", self.accuracy), ("margin", self.margin)):
             self.log(
-                f"{stage}/{name}", figure, on_step=False, on_epoch=True, batch_size=len(labels)
+                f"{stage}/{name}", metric, on_step=False, on_epoch=True, batch_size=len(labels)
             )
 
     def setup(self, stage: str) -> None:
-        """Take the names of the classes from the data that training starts on."""
-        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
-        if stage == "fit" and names:
-            self.hparams["class_names"] = self.network.settings["class_names"] = list(names)
+        """Take the class names from the data module before training."""
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and isinstance(data, HorseHumanDataModule):
+            names = list(data.class_names)
+            self.hparams["class_names"] = self.network.settings["class_names"] = names
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Build what ``optimizer`` and ``schedule`` name, over what is trained."""
+        """Build the optimizer and the schedule, which advances with every step."""
         optimizer = make_optimizer(self.hparams["optimizer"], self.parameters())
         schedule = self.hparams["schedule"]
         steps = 0 if schedule == "constant" else self.trainer.estimated_stepping_batches
@@ -159,25 +170,25 @@ class BinaryClassifier(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write which class it is and in which format."""
+        """Add the format and the name of the class."""
         checkpoint["horsehuman"] = {"format": FORMAT, "classifier": type(self).__name__}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse what this class cannot read."""
+        """Refuse a checkpoint of another class or format."""
         check_origin(checkpoint, type(self).__name__)
 
 
 class CNNClassifier(BinaryClassifier):
-    """The hand-built network.
+    """Train the hand-built network.
 
     Args:
-        optimizer: See :class:`BinaryClassifier`, as the next two.
-        schedule: Of the learning rate.
-        label_smoothing: In [0, 1).
+        optimizer: See :func:`make_optimizer`.
+        schedule: See :func:`make_schedule`.
+        label_smoothing: See :class:`BinaryClassifier`.
         **network: Arguments of :class:`~horsehuman.models.cnn.CNN`.
 
     Raises:
-        HorseHumanError: A value does not work.
+        HorseHumanError: A value is out of range or unknown.
     """
 
     def __init__(
@@ -191,21 +202,18 @@ class CNNClassifier(BinaryClassifier):
 
 
 class InceptionClassifier(BinaryClassifier):
-    """Transfer learning: a head on a frozen Inception-v3.
+    """Transfer learning: train a head on a frozen Inception-v3.
 
     Args:
-        cache_features: Compute the features of every picture once, before training, train the
-            head on them, and keep them in the user's cache for other runs.
-        views: With ``cache_features``: how many views of each training picture are embedded. The
-            first is the picture itself, the others are augmented as the data says, fixed by the
-            run's seed.
-        optimizer: See :class:`BinaryClassifier`, as the next two.
-        schedule: Of the learning rate.
-        label_smoothing: In [0, 1).
+        cache_features: Compute the features of every image once, before training, train the head
+            on them, and keep them in the user's cache for other runs.
+        optimizer: See :func:`make_optimizer`.
+        schedule: See :func:`make_schedule`.
+        label_smoothing: See :class:`BinaryClassifier`.
         **network: Arguments of :class:`~horsehuman.models.inception.Inception`.
 
     Raises:
-        HorseHumanError: A value does not work, or the weights cannot be read.
+        HorseHumanError: A value is out of range or unknown, or the weights cannot be read.
     """
 
     network: Inception
@@ -213,42 +221,43 @@ class InceptionClassifier(BinaryClassifier):
     def __init__(
         self,
         cache_features: bool = True,
-        views: int = 1,
         optimizer: Mapping[str, Any] = {"name": "AdamW", "lr": 0.03, "weight_decay": 0.01},
         schedule: str = "cosine",
         label_smoothing: float = 0.0,
         **network: Any,
     ) -> None:
         check_flag("model.cache_features", cache_features)
-        check_number("model.views", views, int, at_least=1, at_most=1000)
-        if views > 1 and not cache_features:
-            raise HorseHumanError(
-                f"model.views={views} goes with model.cache_features=true: without it every epoch "
-                "sees a new view anyway"
-            )
-        options = {"cache_features": cache_features, "views": views}
+        network.pop("views", None)  # an option of version 0.1, in its checkpoints
         super().__init__(
-            _build(Inception, network), optimizer, schedule, label_smoothing, **options
+            _build(Inception, network),
+            optimizer,
+            schedule,
+            label_smoothing,
+            cache_features=cache_features,
         )
 
     def setup(self, stage: str) -> None:
-        """Compute the features of the data's pictures, if they are to be cached."""
+        """Replace the images of the data module by their features, if they are to be cached."""
         super().setup(stage)
         if not self.network.has_weights:
             raise HorseHumanError(
                 "model.weights=checkpoint names no weights: use box, or load the checkpoint that "
                 "has them"
             )
-        replace = getattr(getattr(self.trainer, "datamodule", None), "replace_pictures", None)
-        if stage == "fit" and self.hparams["cache_features"] and replace:
+        data = getattr(self.trainer, "datamodule", None)
+        if (
+            stage == "fit"
+            and self.hparams["cache_features"]
+            and isinstance(data, HorseHumanDataModule)
+        ):
             self.network.to(self.trainer.strategy.root_device)
-            keep = self.hparams["pool"] != "flatten"  # nearly 1 MB for each picture
             cache = self.network.feature_cache()
-            replace(cache if keep else cache.embed, self.hparams["views"])
+            # flattened features take nearly 1 MB an image: they are not kept on disk
+            data.use_features(cache if self.hparams["pool"] != "flatten" else cache.embed)
 
 
 def _build(kind: type[Network], arguments: Mapping[str, Any]) -> Network:
-    """Build a network; an argument that it does not have is an error with the closest names."""
+    """Build a network; an unknown argument is an error that names the closest ones."""
     known = list(inspect.signature(kind).parameters)
     for name in arguments:
         if name not in known:
@@ -261,9 +270,10 @@ def optimizer_class(given: Mapping[str, Any]) -> type[torch.optim.Optimizer]:
     """Look up ``given["name"]`` in :mod:`torch.optim`.
 
     Raises:
-        HorseHumanError: There is no such optimizer, or its rate or weight decay does not work.
+        HorseHumanError: There is no such optimizer, or its learning rate or weight decay is out of
+            range.
     """
-    found = {
+    classes = {
         name: kind
         for name, kind in vars(torch.optim).items()
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
@@ -271,22 +281,22 @@ def optimizer_class(given: Mapping[str, Any]) -> type[torch.optim.Optimizer]:
     if not isinstance(given, Mapping):
         raise HorseHumanError(f"model.optimizer={given!r} does not work: give name, lr, ...")
     name = given.get("name")
-    check_choice("model.optimizer.name", name, sorted(set(found) - _UNFIT))
+    check_choice("model.optimizer.name", name, sorted(set(classes) - _UNSUPPORTED))
     decay = given.get("weight_decay", 0.0)
     check_number("model.optimizer.weight_decay", decay, float, at_least=0)
     check_number("model.optimizer.lr", given.get("lr"), float, above=0)
-    return found[str(name)]
+    return classes[str(name)]
 
 
 def make_optimizer(
     given: Mapping[str, Any], parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Build an optimizer over what is trained.
+    """Build an optimizer over the parameters that require gradients.
 
     Args:
-        given: ``name`` of a class in :mod:`torch.optim` and its arguments. Weight decay spares
-            what has one dimension (biases, batch norm).
-        parameters: Those without ``requires_grad`` are left aside.
+        given: ``name`` of a class in :mod:`torch.optim`, and its arguments. Weight decay is not
+            applied to parameters of one dimension (biases, batch norm).
+        parameters: All parameters of a module.
 
     Raises:
         HorseHumanError: The optimizer does not take an argument.
@@ -312,11 +322,11 @@ def make_schedule(
     Args:
         schedule: ``constant``, ``cosine`` (to zero) or ``one_cycle`` (Smith 2018, with torch's
             proportions).
-        optimizer: What it changes.
-        steps: All steps of training; infinite where training has no end.
+        optimizer: The optimizer whose learning rate it changes.
+        steps: Number of training steps; infinite if training has no end.
 
     Raises:
-        HorseHumanError: The schedule needs an end and there is none.
+        HorseHumanError: The schedule needs a finite number of steps.
     """
     if schedule == "constant":
         return lr_scheduler.ConstantLR(optimizer, factor=1.0)

@@ -1,4 +1,4 @@
-"""What lets a run that was killed go on as if nothing had happened."""
+"""What a run records about itself, and how an interrupted run goes on."""
 
 from __future__ import annotations
 
@@ -12,51 +12,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from horsehuman.data.datamodule import HorseHumanDataModule
-from horsehuman.data.image_sets import file_digest, read_run_config
+from horsehuman.data.image_sets import file_digest
 from horsehuman.errors import HorseHumanError, printable
+from horsehuman.models.checkpoint import read_checkpoint
 from horsehuman.run_dir import read_json, write_json
 from horsehuman.runtime import cpu_name
 
-#: Parts of a run's config.
-_PARTS = {"data", "early_stopping", "ema", "model", "seed", "test", "trainer"}
-
 log = logging.getLogger(__name__)
 
+#: The file in a run folder that holds the record.
 RECORD = "run.json"
 
 _PACKAGES = ("horsehuman", "lightning", "numpy", "pillow", "timm", "torch", "torchvision")
 
 
 def completed_steps(last: Path) -> int:
-    """Steps that a full checkpoint has behind it; 0 where there is none.
+    """Return the number of optimizer steps behind a full checkpoint; 0 if there is none.
 
     Raises:
         HorseHumanError: It cannot be read.
     """
-    from horsehuman.models.checkpoint import read_checkpoint
-
     return int(read_checkpoint(last)["global_step"]) if last.is_file() else 0
 
 
 def make_run_record(config: str, data: HorseHumanDataModule) -> dict[str, Any]:
-    """What a run's result depends on: config, data, versions, commit, CPU; plain values.
+    """Collect everything that a run's result depends on, as plain values.
 
     Args:
-        config: The run's, as YAML.
-        data: After ``setup``.
+        config: The run's config as YAML; the record holds its digest.
+        data: After ``setup``; the record holds one digest of all images, labels and splits.
     """
-    pictures = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     assert data.root is not None
     for record in data.records:
         name = record.path.relative_to(data.root).as_posix()
-        pictures.update(f"{name}\0{record.label}\0{record.split}\0".encode(errors="replace"))
-        pictures.update(file_digest(record.path))
+        digest.update(f"{name}\0{record.label}\0{record.split}\0".encode(errors="replace"))
+        digest.update(file_digest(record.path))
     return {
         "config": hashlib.blake2b(config.encode(), digest_size=16).hexdigest(),
-        "data": pictures.hexdigest(),
+        "data": digest.hexdigest(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
         "commit": _commit(),
@@ -65,57 +61,41 @@ def make_run_record(config: str, data: HorseHumanDataModule) -> dict[str, Any]:
     }
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+def write_run_record(run_dir: Path, record: Mapping[str, Any]) -> None:
     """Write ``run.json``."""
-    write_json(folder / RECORD, record)
+    write_json(run_dir / RECORD, record)
 
 
-def compare_run_record(folder: Path, record: Mapping[str, Any], *, allow_changes: bool) -> None:
-    """Compare with what a run began with, and say what is not the same.
+def compare_run_record(run_dir: Path, record: Mapping[str, Any], *, allow_changes: bool) -> None:
+    """Compare a record with the one that the run began with, and report the differences.
 
     Raises:
-        HorseHumanError: The data are others, and that is not allowed.
+        HorseHumanError: The images, labels or splits differ, and ``allow_changes`` is not set.
     """
-    before = read_json(folder / RECORD)
+    before = read_json(run_dir / RECORD)
     if not before:
-        log.warning("%s has no whole %s: nobody knows what has changed", printable(folder), RECORD)
+        log.warning("%s has no %s: what has changed is unknown", printable(run_dir), RECORD)
         return
-    changed = [name for name in record if record[name] != before.get(name)]
+    changed = {
+        name: name if name in ("data", "config") else f"{name} ({before.get(name)}, now {value})"
+        for name, value in record.items()
+        if value != before.get(name)
+    }
+    if not changed:
+        return
+    message = f"{printable(run_dir)}: changed since this run began: {', '.join(changed.values())}"
     if "data" in changed and not allow_changes:
         raise HorseHumanError(
-            f"{printable(folder)}: its pictures or their splits have changed: bring the old ones back, "
-            "or go on with these with allow_changes=true"
+            f"{message}; restore the pictures and their splits, or add allow_changes=true"
         )
-    for name in changed:
-        values = "" if name in ("data", "config") else f" ({before.get(name)}, now {record[name]})"
-        log.warning(
-            "%s has changed since this run began%s: it will not end as it would have", name, values
-        )
+    log.warning("%s; the result will differ from an uninterrupted run", message)
 
 
 def _commit() -> str | None:
-    """The commit of the clone that the code is in, with a plus where it has been changed."""
+    """Return the commit of the clone that holds the code, with ``+`` if it has local changes."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def load_config(folder: Path) -> DictConfig:
-    """The config that a run began with, as it stands there: nothing in it is looked up elsewhere.
-
-    Raises:
-        HorseHumanError: There is none, or it is damaged.
-    """
-    found = read_run_config(folder)
-    whole = found.keys() >= _PARTS and all(isinstance(found[p], dict) for p in ("model", "trainer"))
-    if not whole or "${" in str(found):
-        raise HorseHumanError(
-            f"{printable(folder / 'config.yaml')} is not as a run has written it: there is no going on"
-        )
-    found.setdefault("histograms", False)  # runs of before there was such
-    config = OmegaConf.create(found)
-    assert isinstance(config, DictConfig)
-    return config

@@ -1,31 +1,26 @@
-"""A run from its config to its report; ``scripts/train.py`` is the command."""
+"""A run from its config to its results; ``scripts/train.py`` is the command."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import math
+import os
 import shlex
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.records import write_splits
-from horsehuman.distributed import (
-    all_gather,
-    broadcast,
-    env_world_size,
-    process_group,
-    rank,
-    sync_buffers,
-)
-from horsehuman.errors import HorseHumanError, first_line
+from horsehuman.distributed import all_gather, broadcast, process_group, rank, sync_buffers
+from horsehuman.errors import HorseHumanError, check_flag, first_line
 from horsehuman.models.checkpoint import strip_optimizer_state
 from horsehuman.run_dir import (
     create_run_dir,
@@ -40,9 +35,7 @@ from horsehuman.runtime import PeakMemory, lacks_bf16
 from horsehuman.training.build import (
     build_model_and_data,
     build_trainer,
-    check_options,
     cluster_environment,
-    requested_processes,
     silence_lightning,
 )
 from horsehuman.training.callbacks import (
@@ -51,12 +44,12 @@ from horsehuman.training.callbacks import (
     epoch_metrics,
     print_summary,
 )
+from horsehuman.training.config import check_options, load_config
 from horsehuman.training.resume import (
     compare_run_record,
     completed_steps,
-    load_config,
     make_run_record,
-    write_record,
+    write_run_record,
 )
 from horsehuman.training.tensorboard import (
     log_hyperparameters,
@@ -68,169 +61,118 @@ from horsehuman.training.tensorboard import (
 log = logging.getLogger(__name__)
 
 
-def train(
-    config: DictConfig, folder: Path, *, resume: bool = False, allow_changes: bool = False
-) -> dict[str, Any]:
-    """Train into a run's folder, test its final checkpoint, and print what came out.
+def resume_run(run_dir: Path, *, allow_changes: bool = False) -> dict[str, Any]:
+    """Resume an interrupted run in its own folder with its own config; see :func:`train`."""
+    return train(load_config(run_dir), run_dir, resume=True, allow_changes=allow_changes)
 
-    One of several processes does its share; the first one alone writes and prints.
+
+def train(
+    config: DictConfig, run_dir: Path, *, resume: bool = False, allow_changes: bool = False
+) -> dict[str, Any]:
+    """Train into a run folder, test the final checkpoint and print the results.
+
+    Under torchrun every process calls this. All of them use the folder of rank 0, which alone
+    writes and prints.
 
     Args:
-        config: What ``configs/`` describe.
-        folder: Of the run.
-        resume: The folder holds a run that was killed: go on after its last whole epoch.
-        allow_changes: Go on although its pictures have changed.
+        config: The composed config of ``configs/``.
+        run_dir: The run folder.
+        resume: The folder holds an interrupted run: continue after its last complete epoch.
+        allow_changes: Continue even if the images have changed.
 
     Returns:
-        What ``metrics.json`` holds.
+        The content of ``metrics.json``.
 
     Raises:
         HorseHumanError: An option or the data do not work, or the run has ended already.
-        PeerGoneError: Another process of the run has ended before its time.
+        PeerGoneError: Another process of the run has ended unexpectedly.
     """
-    with process_group():
-        return _train(config, Path(broadcast(folder)), resume=resume, allow_changes=allow_changes)
-
-
-def _train(
-    config: DictConfig, folder: Path, *, resume: bool, allow_changes: bool
-) -> dict[str, Any]:
-    started = time.monotonic()
-    if resume and (folder / "metrics.json").exists():
-        raise HorseHumanError(
-            f"resume={folder}: this run has ended; there is nothing to go on with"
-        )
     check_options(config)
-    check_started(config.trainer)
+    check_flag("allow_changes", allow_changes)
+    share_cores()
+    with process_group():
+        return _train(config, Path(broadcast(str(run_dir))), resume, allow_changes)
+
+
+def _train(config: DictConfig, run_dir: Path, resume: bool, allow_changes: bool) -> dict[str, Any]:
+    started = time.monotonic()
+    if resume and (run_dir / "metrics.json").exists():
+        raise HorseHumanError(f"resume={run_dir}: this run has ended, there is nothing to resume")
     silence_lightning()
-    trained = fit_run(config, folder, started, resume=resume, allow_changes=allow_changes)
-    gc.collect()  # the memory of the model and its trainer is the test's
-    metrics, data = trained.metrics, trained.data
+    memory = PeakMemory()
+    model, data = build_model_and_data(config)
+    last = run_dir / "checkpoints" / "last.ckpt"
+    trainer = build_trainer(config, run_dir, data, completed_steps(last) if resume else None)
+    if rank() == 0:
+        prepare_run_dir(config, run_dir, data, resume, allow_changes)
+    with lock_run(run_dir) if rank() == 0 else nullcontext():
+        fit(trainer, model, data, config, run_dir)
+    logger: Any = trainer.logger
+    metrics, seconds_before = training_metrics(trainer, config.seed, memory, started)
+    sync_buffers(model)
+    log_validation_report(logger, model, data, trainer.global_step)
+    steps, model_class = trainer.global_step, type(model)
+    del model, trainer
+    data.trainer = None
+    gc.collect()  # frees the memory that the test needs
     if config.test:
-        final = broadcast(folder / "checkpoints" / "final.ckpt")  # when it is there
-        tested = trained.kind.load_from_checkpoint(final, map_location="cpu")
+        final = broadcast(str(run_dir / "checkpoints" / "final.ckpt"))  # after rank 0 wrote it
+        tested = model_class.load_from_checkpoint(final, map_location="cpu")
         metrics |= test(tested, data, config.trainer)
-    metrics["seconds"] = round(trained.before + time.monotonic() - started, 1)
-    if rank() > 0:
-        return metrics
-    options = OmegaConf.to_container(config, resolve=True)
-    log_hyperparameters(trained.logger, options, metrics, trained.steps)
-    write_metrics(folder, metrics)
-    link_latest(folder)
-    print_results(folder, metrics, data)
+    metrics["seconds"] = round(seconds_before + time.monotonic() - started, 1)
+    if rank() == 0:
+        log_hyperparameters(logger, OmegaConf.to_container(config, resolve=True), metrics, steps)
+        write_metrics(run_dir, metrics)
+        link_latest(run_dir)
+        print_results(run_dir, metrics, data)
     return metrics
 
 
-def check_started(options: Any) -> None:
-    """Raise :class:`HorseHumanError` where several processes are to train, and this is alone."""
-    if requested_processes(options) > 1 and env_world_size() == 1:
-        raise HorseHumanError(
-            f"trainer.devices={options.get('devices', 1)}: this is one process; start several with "
-            "scripts/train.py, or with torchrun"
-        )
+def share_cores() -> None:
+    """Give each process of a machine its share of the cores, unless the user has chosen.
 
-
-class FitResult(NamedTuple):
-    """What is left of a training when its model is on the disk.
-
-    Attributes:
-        metrics: What ``metrics.json`` says of it.
-        data: What it was trained on, without its trainer.
-        logger: Its log, open.
-        steps: That it has trained.
-        kind: Class of the model.
-        before: Seconds of a run that went on, up to there.
+    ``torchrun`` sets one thread for each process unless ``OMP_NUM_THREADS`` is set.
     """
-
-    metrics: dict[str, Any]
-    data: HorseHumanDataModule
-    logger: Any
-    steps: int
-    kind: Any
-    before: float
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if local_world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
 
 
-def fit_run(
-    config: DictConfig, folder: Path, started: float, *, resume: bool, allow_changes: bool
-) -> FitResult:
-    """Train, and keep the checkpoints; see :func:`train`."""
-    memory = PeakMemory()
-    model, data = build_model_and_data(config)
-    last = folder / "checkpoints" / "last.ckpt"
-    trainer: Any = build_trainer(
-        config, folder, data, purge=completed_steps(last) if resume else None
-    )
-    if rank() == 0:
-        write_run_files(config, folder, data, resume, allow_changes)
-    with lock_run(folder) if rank() == 0 else nullcontext():
-        if rank() == 0:
-            remove_partial_files(folder / "checkpoints")
-            if not last.is_file():
-                log_inputs(trainer.logger, config, folder, model, data)
-        print_summary(model)
-        fit(trainer, model, data, broadcast(last if last.is_file() else None))
-        if rank() == 0:
-            finalize_checkpoints(folder / "checkpoints")
-    kept = next(c for c in trainer.callbacks if isinstance(c, CheckpointMetrics))
-    metrics: dict[str, Any] = {
-        "epochs": trainer.current_epoch,
-        # of a run that was killed after its last epoch, the kept ones
-        **(epoch_metrics(trainer) or kept.figures),
-        "seed": config.seed,
-        "seconds_training": round(kept.before + time.monotonic() - started, 1),
-        "peak_memory_gb": total_memory(memory),
-    }
-    sync_buffers(model)
-    log_validation_report(trainer.logger, model, data, trainer.global_step)
-    data.trainer = None
-    return FitResult(metrics, data, trainer.logger, trainer.global_step, type(model), kept.before)
-
-
-def total_memory(memory: PeakMemory) -> float | None:
-    """Of all processes together, in GB; ``None`` where it is not told."""
-    peaks = all_gather(memory.gigabytes())
-    return round(sum(peak for peak in peaks if peak), 3) or None
-
-
-def resume_run(folder: Path, *, allow_changes: bool = False) -> dict[str, Any]:
-    """Go on with a run that was killed, with its own config, in its own folder.
-
-    Raises:
-        HorseHumanError: It is no run, has ended, or its pictures have changed.
-    """
-    return train(load_config(folder), folder, resume=True, allow_changes=allow_changes)
-
-
-def write_run_files(
-    config: DictConfig, folder: Path, data: HorseHumanDataModule, resume: bool, allow: bool
+def prepare_run_dir(
+    config: DictConfig,
+    run_dir: Path,
+    data: HorseHumanDataModule,
+    resume: bool,
+    allow_changes: bool,
 ) -> None:
-    """Write what is known before training; of a run that goes on, check that it is the same."""
-    record = make_run_record(OmegaConf.to_yaml(config, resolve=True), data)
+    """Write the files that are known before training; for a resumed run, check them."""
+    text = OmegaConf.to_yaml(config, resolve=True)
+    record = make_run_record(text, data)
     if resume:
-        compare_run_record(folder, record, allow_changes=allow)
+        compare_run_record(run_dir, record, allow_changes=allow_changes)
+        remove_partial_files(run_dir / "checkpoints")
         return
     assert data.root is not None
-    create_run_dir(folder)
-    write_splits(folder, data.root, data.records, data.class_names)
-    write_record(folder, record)
+    create_run_dir(run_dir)
+    write_splits(run_dir, data.root, data.records, data.class_names)
+    write_run_record(run_dir, record)
     if data.skipped:
-        write_skipped(folder, data.skipped)
-    written = OmegaConf.to_yaml(config, resolve=True)
-    write_bytes(folder / "config.yaml", written.encode())  # what is resumed has the others
-
-
-def log_inputs(
-    logger: Any, config: DictConfig, folder: Path, model: Any, data: HorseHumanDataModule
-) -> None:
-    """Show some pictures as the model gets them, and the config in the log."""
-    sheet = write_samples(folder, data.samples(model.hparams.get("views", 1)))
-    log_run_inputs(logger, OmegaConf.to_yaml(config, resolve=True), sheet)
+        write_skipped(run_dir, data.skipped)
+    write_bytes(run_dir / "config.yaml", text.encode())  # last: a folder with it is complete
 
 
 def fit(
-    trainer: L.Trainer, model: L.LightningModule, data: HorseHumanDataModule, last: Path | None
+    trainer: L.Trainer,
+    model: L.LightningModule,
+    data: HorseHumanDataModule,
+    config: DictConfig,
+    run_dir: Path,
 ) -> None:
-    """Train, after the checkpoint ``last`` if there is one; what Lightning refuses is one line."""
+    """Train from the last checkpoint, if there is one, and strip the final checkpoints.
+
+    Raises:
+        HorseHumanError: Lightning refuses the options, or no epoch was trained.
+    """
     precision = str(trainer.precision)
     if "bf16" in precision and trainer.strategy.root_device.type == "cpu" and lacks_bf16():
         log.warning(
@@ -238,29 +180,71 @@ def fit(
             "times slower than with 32-true",
             precision,
         )
+    last = run_dir / "checkpoints" / "last.ckpt"
+    checkpoint = broadcast(str(last) if last.is_file() else None)
+    if rank() == 0 and checkpoint is None:
+        logger: Any = trainer.logger
+        sheet = write_samples(run_dir, data.samples())
+        log_run_inputs(logger, OmegaConf.to_yaml(config, resolve=True), sheet)
+    print_summary(model)
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=last, weights_only=True)
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
+    if rank() == 0:
+        finalize_checkpoints(run_dir / "checkpoints")
 
 
 def finalize_checkpoints(folder: Path) -> None:
-    """Turn the last and the best full checkpoint into slim ones."""
-    final, best = folder / "final.ckpt", folder / "best.ckpt"
-    if not (folder / "last.ckpt").is_file():
+    """Write ``final.ckpt`` from the last checkpoint, and strip the best one in place.
+
+    Raises:
+        HorseHumanError: There is no checkpoint: no epoch was trained.
+    """
+    last, best = folder / "last.ckpt", folder / "best.ckpt"
+    if not last.is_file():
         raise HorseHumanError(
-            "no epoch was trained: look at trainer.limit_train_batches and what you added to it"
+            "no epoch was trained: check trainer.limit_train_batches and the options that you added"
         )
-    strip_optimizer_state(folder / "last.ckpt", final)
+    strip_optimizer_state(last, folder / "final.ckpt")
     if best.is_file():
         strip_optimizer_state(best, best)
 
 
+def training_metrics(
+    trainer: L.Trainer, seed: int, memory: PeakMemory, started: float
+) -> tuple[dict[str, Any], float]:
+    """Return the metrics of training, and the seconds before the run was resumed.
+
+    A run that was killed after its last epoch takes the metrics from its checkpoint. Memory is the
+    sum over all processes, in GB.
+    """
+    saved = next(c for c in trainer.callbacks if isinstance(c, CheckpointMetrics))  # type: ignore[attr-defined]
+    peaks = [peak for peak in all_gather(memory.gigabytes()) if peak]
+    metrics = {
+        "epochs": trainer.current_epoch,
+        **(epoch_metrics(trainer) or saved.metrics),
+        "seed": seed,
+        "seconds_training": round(saved.seconds_before + time.monotonic() - started, 1),
+        "peak_memory_gb": round(sum(peaks), 3) or None,
+    }
+    return metrics, saved.seconds_before
+
+
 def test(model: L.LightningModule, data: HorseHumanDataModule, options: Any) -> dict[str, Any]:
-    """Test what was read back from a checkpoint, on real pictures from end to end."""
-    where = ("accelerator", "strategy", "devices", "num_nodes")
+    """Test a model that was read back from its checkpoint, on images from end to end.
+
+    Args:
+        model: The model.
+        data: After ``setup``.
+        options: ``config.trainer``.
+
+    Raises:
+        HorseHumanError: A metric is not finite.
+    """
+    names = ("accelerator", "strategy", "devices", "num_nodes")
     trainer = L.Trainer(
-        **{name: options[name] for name in where if name in options},
+        **{name: options[name] for name in names if name in options},
         plugins=cluster_environment(),
         callbacks=TerminalProgress(),
         logger=False,
@@ -268,33 +252,33 @@ def test(model: L.LightningModule, data: HorseHumanDataModule, options: Any) -> 
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    found = trainer.test(model, datamodule=data, verbose=False)[0]
-    if not all(math.isfinite(value) for value in found.values()):
-        raise HorseHumanError("the test's figures are not finite: lower model.optimizer.lr")
-    pictures = len(data.test_dataloader().dataset)  # type: ignore[arg-type]
+    metrics = dict(trainer.test(model, datamodule=data, verbose=False)[0])
+    if not all(math.isfinite(value) for value in metrics.values()):
+        raise HorseHumanError("the test metrics are not finite: lower model.optimizer.lr")
+    count = len(data.test_dataloader().dataset)  # type: ignore[arg-type]
     return {
-        **found,
-        "test/pictures": pictures,
-        "test/right": round(found["test/acc"] * pictures),
+        **metrics,
+        "test/pictures": count,
+        "test/right": round(metrics["test/acc"] * count),
     }
 
 
-def print_results(folder: Path, metrics: dict[str, Any], data: HorseHumanDataModule) -> None:
-    """Print the accuracy and what to do with the run."""
+def print_results(run_dir: Path, metrics: dict[str, Any], data: HorseHumanDataModule) -> None:
+    """Print the accuracies, the paths and the commands that go on from here."""
     lines = []
     if "val/acc" in metrics:
-        what = "test set, after every epoch" if data.validation == "test" else "held-out groups"
-        lines.append(("validation", f"{metrics['val/acc']:.2%} ({what})"))
+        where = "test set, after every epoch" if data.validation == "test" else "held-out groups"
+        lines.append(("validation", f"{metrics['val/acc']:.2%} ({where})"))
     if "test/acc" in metrics:
         count = f"{metrics['test/right']} of {metrics['test/pictures']} test pictures"
         lines.append(("test", f"{metrics['test/acc']:.2%} ({count} right, last epoch)"))
-    name = shlex.quote(str(folder))
+    name = shlex.quote(str(run_dir))
     lines += [
         ("time", f"{metrics['seconds']:.0f} s"),
-        ("checkpoint", f"{folder / 'checkpoints' / 'final.ckpt'}"),
-        ("metrics", f"{folder / 'metrics.json'}"),
-        ("log", f"{folder}"),
-        ("pictures", f"{folder / 'samples.png'} (some, as the model gets them)"),
+        ("checkpoint", f"{run_dir / 'checkpoints' / 'final.ckpt'}"),
+        ("metrics", f"{run_dir / 'metrics.json'}"),
+        ("log", f"{run_dir}"),
+        ("pictures", f"{run_dir / 'samples.png'} (some, as the model gets them)"),
         ("predict", f"horsehuman predict PICTURE --model {name}"),
         ("look at it", f"tensorboard --logdir {name}"),
     ]

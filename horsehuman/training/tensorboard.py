@@ -1,4 +1,4 @@
-"""What TensorBoard is told of a run, beside the figures that Lightning logs."""
+"""TensorBoard's images, curves and hyper-parameters; Lightning logs the scalars."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ from horsehuman.distributed import gather_sharded, rank
 
 
 def log_run_inputs(logger: TensorBoardLogger, config: str, samples: Tensor) -> None:
-    """Show the config, as YAML, and a sheet of training pictures, uint8 ``(3, H, W)``."""
-    code = "\n".join(f"    {line}" for line in config.splitlines())  # Markdown for verbatim
+    """Log the config as text and a sheet of training images.
+
+    Args:
+        logger: The run's logger.
+        config: YAML.
+        samples: uint8 ``(3, H, W)``.
+    """
+    code = "\n".join(f"    {line}" for line in config.splitlines())  # a Markdown code block
     logger.experiment.add_text("config", code)
     logger.experiment.add_image("samples", samples)
 
@@ -27,16 +33,16 @@ def log_run_inputs(logger: TensorBoardLogger, config: str, samples: Tensor) -> N
 def log_validation_report(
     logger: TensorBoardLogger, model: L.LightningModule, data: HorseHumanDataModule, step: int
 ) -> None:
-    """Show how a trained model does on the pictures that validate: a PR curve, and six panels.
+    """Log a precision-recall curve and the report figure of the validation images.
 
-    The panels are those of ``horsehuman evaluate``: confusion matrix, ROC, precision and recall,
-    reliability, histogram, groups. Nothing is shown where nothing validates.
+    The figure has the six panels of ``horsehuman evaluate``. Nothing is logged if there are no
+    validation images. All ranks must call this; rank 0 logs.
 
     Args:
-        logger: Where to.
-        model: After training.
-        data: Its batches, of pictures or of features.
-        step: Steps that were trained.
+        logger: The run's logger.
+        model: The trained model.
+        data: Its data module, whose loaders yield images or features.
+        step: Number of training steps, the position in the log.
     """
     records = data.validation_records()
     if not records:
@@ -48,7 +54,7 @@ def log_validation_report(
     probabilities = network.calibrate(gather_sharded(torch.cat(logits)).float()).sigmoid()
     if rank() > 0:
         return
-    from horsehuman import plots  # matplotlib, once there is something to draw
+    from horsehuman import plots  # imports matplotlib
 
     labels = np.array([record.label for record in records])
     name = "test set" if data.validation == "test" else "held out"
@@ -68,16 +74,25 @@ def log_validation_report(
 def log_hyperparameters(
     logger: TensorBoardLogger, config: Any, metrics: Mapping[str, Any], step: int
 ) -> None:
-    """Fill the hparams tab: the config beside the figures of the last step; and close the log."""
+    """Fill the HParams tab with the config and the final metrics, and close the log."""
     final = {f"final/{name}": float(value) for name, value in metrics.items() if "/" in name}
     logger.log_hyperparams(config, final, step)
     logger.finalize("success")
-    Path(logger.log_dir, "hparams.yaml").unlink(missing_ok=True)  # config.yaml holds more
+    Path(logger.log_dir, "hparams.yaml").unlink(missing_ok=True)  # config.yaml is complete
 
 
 def write_samples(folder: Path, pictures: Tensor, columns: int = 8) -> Tensor:
-    """Write ``samples.png``, training pictures as the model gets them; returns it, uint8 CHW."""
-    from torchvision.utils import make_grid  # a second to import, for commands that train
+    """Write ``samples.png``, a sheet of images as the model gets them.
+
+    Args:
+        folder: The run folder.
+        pictures: uint8 ``(N, 3, S, S)``.
+        columns: Images in a row.
+
+    Returns:
+        The sheet, uint8 ``(3, H, W)``.
+    """
+    from torchvision.utils import make_grid  # takes a second to import
 
     sheet: Tensor = make_grid(pictures, nrow=columns, padding=2, pad_value=127)
     Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(folder / "samples.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 import torch
 import train as script
 
-from horsehuman import HorseHumanDataModule, HorseHumanError, load_classifier
+from horsehuman import HorseHumanDataModule, load_classifier
 from horsehuman.data import datasets
 from horsehuman.data.records import SUBJECT_PATTERN
 from horsehuman.distributed import (
@@ -30,7 +31,6 @@ from horsehuman.distributed import (
     shard_indices,
     sync_buffers,
 )
-from horsehuman.training.launch import free_port, launch
 from tests.training.test_resume import (
     CLOCK,
     CNN,
@@ -40,9 +40,30 @@ from tests.training.test_resume import (
     scalars,
     start,
 )
-from tests.training.test_run import train
 
 TWO = ["trainer=ddp", "data.batch_size=4", "trainer.max_epochs=3"]
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start two processes on this machine, as docs/use.md does."""
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *arguments]
+    environment = {**os.environ, "PYTHONPATH": "scripts"}
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def of_tree(tree: Path, *options: str) -> list[str]:
@@ -82,18 +103,11 @@ def in_each(tree: Path, found: Path) -> None:
         found.write_text(json.dumps(seen))
 
 
-def test_two_processes_share_the_pictures(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "tests.training.test_ddp",
-        str(tree),
-        str(tmp_path / "found.json"),
-    ]
-    monkeypatch.chdir(Path(__file__).parents[2])
-    assert launch(command, 2, {"PYTHONPATH": "scripts"}) == (0, "")
+def test_two_processes_share_the_pictures(tree: Path, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    process = torchrun(root, "-m", __name__, str(tree), str(tmp_path / "found.json"))
+    text = printed_by(process)
+    assert process.returncode == 0, text
     first, second = json.loads((tmp_path / "found.json").read_text())
     alone = what_each_sees(tree)
     for split in ("validation", "test"):
@@ -122,18 +136,13 @@ def test_what_cannot_be_shared_evenly_is_repeated(monkeypatch: pytest.MonkeyPatc
         assert len(list(datasets.EpochSampler(15, 8, 0, lambda: 0))) == 2  # one whole batch
 
 
-def test_one_process_alone_does_not_begin_what_several_should(tree: Path, tmp_path: Path) -> None:
-    with pytest.raises(HorseHumanError, match=r"trainer\.devices=2: this is one process"):
-        train(tmp_path / "run", *CNN, *of_tree(tree), *TWO)
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
         (["trainer=ddp", "seed=0,1", "-m"], 2, "-m does not go with trainer=ddp"),
-        (["trainer=ddp", "data.batch_size=33"], 1, "a multiple of 2, such as 34"),
-        (["trainer=ddp", "trainer.num_nodes=2"], 1, "with torchrun"),
+        (["trainer=ddp"], 1, "torchrun --standalone --nproc-per-node 2 "),
+        (["trainer=ddp"], 1, "scripts/train.py model=cnn trainer=ddp"),
+        (["trainer=ddp", "trainer.num_nodes=2"], 1, "torchrun --nnodes 2 (see docs/use.md)"),
         (["trainer.devices=2"], 1, "add trainer=ddp"),
     ],
 )
@@ -144,7 +153,17 @@ def test_wrong_use_is_one_line(arguments: list[str], code: int, text: str, tmp_p
     assert printed.startswith("error: ")
     assert len(printed.splitlines()) == 1
     assert text in printed
-    assert not list(tmp_path.rglob("config.yaml"))
+    assert not list(tmp_path.rglob("outputs/*/*"))
+
+
+def test_an_error_of_all_processes_is_one_line(tmp_path: Path) -> None:
+    process = torchrun(tmp_path, script.__file__, "model=cnn", "trainer=ddp", "data.batch_size=33")
+    lines = printed_by(process).splitlines()
+    assert process.returncode == 1
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "a multiple of 2, such as 34" in errors[0]
+    assert not list(tmp_path.rglob("outputs/*/*"))
 
 
 @pytest.mark.slow
@@ -153,12 +172,12 @@ def test_two_processes_train_what_one_does(tree: Path, tmp_path: Path) -> None:
     one = start(tmp_path, *options, "trainer=default", "hydra.run.dir=one")
     printed_by(one)
     environment = {**os.environ, "HORSEHUMAN_CACHE": str(tmp_path / "cache")}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    torchrun += ["--master-addr=127.0.0.1", f"--master-port={free_port()}"]
+    nodes = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+    nodes.append(f"--master-port={free_port()}")
     command = [script.__file__, *options, "trainer.devices=1", "trainer.num_nodes=2"]
     machines = [
         subprocess.Popen(
-            [*torchrun, f"--node-rank={number}", *command],
+            [*nodes, f"--node-rank={number}", *command],
             cwd=tmp_path,
             env=environment,
             stdout=subprocess.PIPE,
@@ -195,34 +214,38 @@ def check_same_run(one: Path, two: Path) -> None:
         assert [step for step, _ in logs[0][tag]] == [step for step, _ in logs[1][tag]]
 
 
-def kill_one_of(process: subprocess.Popen[str], number: int) -> None:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[number]), signal.SIGKILL)
+def children(process: subprocess.Popen[str]) -> list[int]:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not path.is_file():
+        pytest.skip("/proc does not list the children of a process")
+    return [int(number) for number in path.read_text().split()]
 
 
 @pytest.mark.slow
-def test_a_dead_process_ends_the_run_which_goes_on_to_the_bit(tree: Path, tmp_path: Path) -> None:
-    if not Path("/proc/self/task").is_dir():
-        pytest.skip("/proc tells which processes there are")
-    options = [*CNN, *of_tree(tree, *TWO), "trainer.max_epochs=60"]
-    whole_run = start(tmp_path, *options, "hydra.run.dir=whole")
-    text = printed_by(whole_run)
-    assert whole_run.returncode == 0, text
-    process = start(tmp_path, *options, "hydra.run.dir=run")
+def test_a_killed_process_ends_the_run_which_is_resumed_to_the_bit(
+    tree: Path, tmp_path: Path
+) -> None:
+    options = [script.__file__, *CNN, *of_tree(tree, *TWO), "trainer.max_epochs=60"]
+    uninterrupted = torchrun(tmp_path, *options, "hydra.run.dir=uninterrupted")
+    text = printed_by(uninterrupted)
+    assert uninterrupted.returncode == 0, text
+    process = torchrun(tmp_path, *options, "hydra.run.dir=run")
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     while not last.is_file() and process.poll() is None:
         time.sleep(0.05)
     time.sleep(0.3)
-    kill_one_of(process, 1)
+    os.kill(children(process)[1], signal.SIGKILL)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert printed.splitlines()[-1].startswith("error: process 2 of 2 was killed by signal 9; the")
-    assert "Traceback" not in printed
     assert load_classifier(last)
-    resumed = start(tmp_path, "resume=run")
+    (error,) = [line for line in printed.splitlines() if "go on with" in line]
+    assert error.endswith(
+        "go on with torchrun --standalone --nproc-per-node 2 scripts/train.py resume=run"
+    )
+    resumed = torchrun(tmp_path, script.__file__, "resume=run")
     text = printed_by(resumed)
     assert resumed.returncode == 0, text
-    check_alike(tmp_path / "whole", tmp_path / "run")
+    check_alike(tmp_path / "uninterrupted", tmp_path / "run")
     assert not (tmp_path / "outputs").exists()
 
 

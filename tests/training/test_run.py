@@ -9,15 +9,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from hydra_config import compose
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from horsehuman import CNNClassifier, HorseHumanDataModule, HorseHumanError, load_classifier
-from horsehuman.data.datasets import view_key
 from horsehuman.data.images import read_picture
-from horsehuman.data.transforms import augment_each
 from horsehuman.inference.predict import predict
 from horsehuman.training.build import build, build_trainer
+from horsehuman.training.config import compose
 from horsehuman.training.run import finalize_checkpoints
 from horsehuman.training.run import train as train_run
 
@@ -97,19 +95,7 @@ def test_histograms_on_request(tree: Path, tmp_path: Path) -> None:
     assert len(log.Histograms("network.head.1.weight")) == 2
 
 
-def test_samples_show_the_views_that_are_embedded(tree: Path, tmp_path: Path) -> None:
-    """The sheet's second row is the second view, to the pixel."""
-    augment = "data.augment={rotation: 20}"
-    train(tmp_path, *INCEPTION, *options(tree), augment, "model.views=2", "test=false")
-    sheet = read_picture(tmp_path / "samples.png")
-    assert len(sheet) == 2 * (96 + 2) + 2
-    data = HorseHumanDataModule(96, "folder", str(tree), augment={"rotation": 20}, seed=0)
-    data.setup()
-    samples = data.samples(views=2)
-    assert torch.equal(samples[8:], augment_each(data.augment, samples[:8], view_key(0, 1)))
-
-
-def test_slim_checkpoints_hold_what_inference_needs(tree: Path, tmp_path: Path) -> None:
+def test_final_checkpoints_have_no_optimizer_state(tree: Path, tmp_path: Path) -> None:
     train(tmp_path, *CNN, *options(tree), "ema=0.5")
     full, final, best = (
         torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)
@@ -231,7 +217,7 @@ def test_skipped_pictures_are_listed(tree: Path, tmp_path: Path) -> None:
         (["trainer.limit_train_batches=0.01"], "trainer does not take this"),
         (["model._target_=horsehuman.Nope"], "model._target_=.* is not known"),
         (["model.mean=0.5"], "model.mean=0.5 does not work: give three numbers"),
-        (["+model.class_names=5"], "model.class_names=5 does not work: give two"),
+        (["+model.class_names=5"], "model.class_names=5 does not work: give two names"),
         (["model.stem_kernel=100001"], "model.stem_kernel=100001"),
         (["data.augment.fill=nearest"], "data.augment.white=0.6 needs data.augment.fill=canvas"),
     ],
@@ -249,12 +235,12 @@ def test_a_number_of_steps_ends_a_run(
     assert "epoch   1/2  loss" in capsys.readouterr().err
 
 
-def test_views_without_augmentation_leave_no_run(tree: Path, tmp_path: Path) -> None:
-    with pytest.raises(HorseHumanError, match=r"model\.views=2 needs something to augment with"):
-        train(tmp_path / "run", *INCEPTION, *options(tree), "model.views=2")
+def test_augmentation_of_cached_features_is_refused_before_a_run_begins(
+    tree: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(HorseHumanError, match=r"data\.augment has no effect on cached features"):
+        train(tmp_path / "run", *INCEPTION, *options(tree), "data.augment={flip: true}")
     assert not (tmp_path / "run").exists()
-    views = ["model.views=2", "data.augment={flip: true, rotation: 15}"]
-    assert train(tmp_path / "run", *INCEPTION, *options(tree), *views)["test/pictures"] == 4
 
 
 def test_plain_lightning_trains_too(tree: Path, tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""The config of a run: composed from ``configs/``, read back from a run folder, checked."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from horsehuman.data.image_sets import read_run_config
+from horsehuman.distributed import env_world_size
+from horsehuman.errors import HorseHumanError, check_flag, check_number, printable
+from horsehuman.runtime import configs_dir
+
+_PARTS = {"data", "early_stopping", "ema", "model", "seed", "test", "trainer"}
+
+
+def compose(*overrides: str) -> DictConfig:
+    """Compose the config that ``scripts/train.py`` makes of overrides such as ``model=cnn``."""
+    with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        return hydra.compose("train", list(overrides))
+
+
+def load_config(run_dir: Path) -> DictConfig:
+    """Read the config that a run began with. Nothing in it is resolved.
+
+    Raises:
+        HorseHumanError: There is none, or it is damaged.
+    """
+    values = read_run_config(run_dir)
+    complete = values.keys() >= _PARTS
+    complete = complete and all(isinstance(values[part], dict) for part in ("model", "trainer"))
+    if not complete or "${" in str(values):
+        raise HorseHumanError(
+            f"{printable(run_dir / 'config.yaml')} is not the config of a run: it cannot be resumed"
+        )
+    values.setdefault("histograms", False)  # older runs have no such option
+    config = OmegaConf.create(values)
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def check_options(config: DictConfig) -> None:
+    """Check the options of a run that neither the model nor the data module checks.
+
+    Raises:
+        HorseHumanError: A value is out of range, or two options contradict each other.
+    """
+    options = config.trainer
+    check_number("seed", config.seed, int, at_least=0, below=2**32)
+    check_flag("test", config.test)
+    check_flag("histograms", config.histograms)
+    for name in ("max_epochs", "accumulate_grad_batches", "log_every_n_steps"):
+        check_number(f"trainer.{name}", options[name], int, at_least=1)
+    check_number("trainer.limit_train_batches", options.limit_train_batches, float, above=0)
+    if config.early_stopping is not None:
+        check_number("early_stopping", config.early_stopping, int, at_least=1)
+    if not config.test and config.data.validation == "test":
+        raise HorseHumanError("test=false does not go with data.validation=test: drop one of them")
+    _check_processes(config)
+
+
+def _check_processes(config: DictConfig) -> None:
+    """Check that as many processes run as the config asks for, and that they can share a batch."""
+    options = config.trainer
+    for name in ("devices", "num_nodes"):
+        value = options.get(name, 1)
+        check_number(f"trainer.{name}", value, int, at_least=1, at_most=64)
+        if value > 1 and options.get("strategy") != "ddp":
+            raise HorseHumanError(
+                f"trainer.{name}={value} needs several processes: add trainer=ddp"
+            )
+    devices, nodes = options.get("devices", 1), options.get("num_nodes", 1)
+    count, running = devices * nodes, env_world_size()
+    if count > 1 and running == 1:
+        machines = "--standalone" if nodes == 1 else f"--nnodes {nodes} (see docs/use.md)"
+        raise HorseHumanError(
+            f"trainer=ddp asks for {count} processes and this is one: start them with torchrun "
+            f"{machines} --nproc-per-node {devices} {shlex.join(sys.argv)}"
+        )
+    if running not in (1, count):
+        raise HorseHumanError(
+            f"torchrun started {running} processes, and trainer.devices x trainer.num_nodes is "
+            f"{count}: give trainer=ddp and the number of processes on each machine"
+        )
+    size = config.data.batch_size
+    if isinstance(size, int) and size % count:
+        raise HorseHumanError(
+            f"data.batch_size={size} cannot be shared among {count} processes: give a multiple "
+            f"of {count}, such as {size + -size % count}"
+        )
+
+
