@@ -1,6 +1,7 @@
-"""Horse or human: two PyTorch picture classifiers with everything in the box.
+"""Horse or human: two PyTorch image classifiers with their data and weights bundled.
 
-Importing this package imports nothing heavy; a public name is loaded when it is first used.
+Importing the package does not import torch: a public name is imported when it is first used (PEP
+562).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ __all__ = [
     "read_picture",
 ]
 
-_HOMES = {
+# The module that defines each public name, for __getattr__.
+_MODULES = {
     "CNNClassifier": "horsehuman.training.module",
     "HorseHumanDataModule": "horsehuman.data.datamodule",
     "InceptionClassifier": "horsehuman.training.module",
@@ -48,6 +50,6 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""``python -m horsehuman`` is the ``horsehuman`` command."""
+"""Run the ``horsehuman`` command with ``python -m horsehuman``."""
 
 from horsehuman.cli import main
 

@@ -1,4 +1,4 @@
-"""From a logit to an answer: the types and the rule that all classifiers share; no torch."""
+"""The decision of a classifier: from a logit to a class, ``unsure`` or ``neither``; no torch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from numpy.typing import NDArray
 
 from horsehuman.errors import printable
 
-#: Bins of the calibration error, of equal width.
+#: Number of bins of the calibration error, of equal width from probability 0 to 1.
 CALIBRATION_BINS = 15
 
 Floats = NDArray[np.float64]
 
 
 class Scores(NamedTuple):
-    """What a network says of a picture.
+    """The output of a network for one image.
 
     Attributes:
-        logit: Calibrated.
-        probability: Of class 1: the logit's sigmoid.
-        neither_score: How far it is from all training pictures, where the network can tell; from 1
-            on it is neither class.
+        logit: Calibrated logit: divided by the temperature.
+        probability: Probability of class 1, 0 to 1: the sigmoid of ``logit``.
+        neither_score: Distance of the image's features from those of all training images, at
+            least 0. From 1 on the image is of neither class. Always 0 for a network without this
+            score.
     """
 
     logit: float
@@ -33,7 +34,7 @@ class Scores(NamedTuple):
 
 
 class Classifier(Protocol):
-    """What answers: a :class:`~horsehuman.models.network.Network`, or an exported file."""
+    """A classifier: a :class:`~horsehuman.models.base.Network`, or an exported file."""
 
     @property
     def class_names(self) -> tuple[str, str]:
@@ -41,31 +42,31 @@ class Classifier(Protocol):
 
     @property
     def threshold(self) -> float:
-        """Probability from which on a picture is of class 1."""
+        """Smallest probability of class 1 at which an image is assigned to class 1."""
 
     @property
     def confidence_threshold(self) -> float:
-        """Probability of an answer, at least 0.5, below which it is unsure."""
+        """Smallest probability of the predicted class, at least 0.5, that is not ``unsure``."""
 
-    def preprocess(self, picture: NDArray[np.uint8]) -> Any:
-        """Make of a picture, ``(H, W, 3)``, what :meth:`score` takes."""
+    def preprocess(self, image: NDArray[np.uint8]) -> Any:
+        """Convert an RGB image, uint8 ``(H, W, 3)``, to an input of :meth:`score`."""
 
-    def score(self, pictures: Sequence[Any]) -> list[Scores]:
-        """Answer a batch."""
+    def score(self, images: Sequence[Any]) -> list[Scores]:
+        """Return the scores of each image of a batch; see :meth:`preprocess`."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer, or why there is none.
+    """The decision on one image, or the error that prevented one.
 
     Attributes:
-        source: The file or address, or which of several pictures.
-        class_name: What the picture shows; empty for neither class, and where there is an error.
-        probability: Of that class, 0 to 1; NaN where there is none.
-        logit: Calibrated; its sigmoid is the probability of class 1. NaN where there is an error.
-        status: ``ok``; ``unsure``, where the probability is too near to even; ``neither``, where
-            the picture is too far from all that the classifier was trained on; or ``error``.
-        error: Why the picture could not be read.
+        source: File, URL, or number of the image among several.
+        class_name: Predicted class; empty if ``status`` is ``neither`` or ``error``.
+        probability: Probability of the predicted class, 0 to 1; NaN without one.
+        logit: Calibrated logit; its sigmoid is the probability of class 1. NaN for an error.
+        status: ``ok``; ``unsure`` if the probability is below the confidence threshold;
+            ``neither`` if the image is too far from all training images; or ``error``.
+        error: Why the image could not be read; otherwise empty.
     """
 
     source: str
@@ -77,20 +78,28 @@ class Prediction:
 
 
 def decide(
-    classifier: Classifier, source: str, answer: Scores, always_answer: bool = False
+    classifier: Classifier, source: str, scores: Scores, always_answer: bool = False
 ) -> Prediction:
-    """What an answer means."""
-    if answer.neither_score >= 1 and not always_answer:
-        return Prediction(source, "", float("nan"), answer.logit, "neither")
-    label = int(answer.probability >= classifier.threshold)
-    share = answer.probability if label else 1 - answer.probability
-    unsure = share < classifier.confidence_threshold and not always_answer
+    """Apply a classifier's thresholds to the scores of one image.
+
+    Args:
+        classifier: Its thresholds and class names are used.
+        source: File, URL, or number of the image among several.
+        scores: The classifier's scores of the image.
+        always_answer: Whether to predict a class with status ``ok`` in every case, instead of
+            ``unsure`` or ``neither``.
+    """
+    if scores.neither_score >= 1 and not always_answer:
+        return Prediction(source, "", float("nan"), scores.logit, "neither")
+    label = int(scores.probability >= classifier.threshold)
+    probability = scores.probability if label else 1 - scores.probability
+    unsure = probability < classifier.confidence_threshold and not always_answer
     name = classifier.class_names[label]
-    return Prediction(source, name, share, answer.logit, "unsure" if unsure else "ok")
+    return Prediction(source, name, probability, scores.logit, "unsure" if unsure else "ok")
 
 
 def format_prediction(prediction: Prediction) -> str:
-    """What a prediction says, for a person: ``horses  99.10%``, ``unsure (horses 55.00%)``."""
+    """Format a prediction for people: ``horses  99.10%``, ``unsure (horses 55.00%)``."""
     if prediction.status in ("neither", "error"):
         return prediction.status
     answer = f"{printable(prediction.class_name)}  {prediction.probability:7.2%}"
@@ -98,5 +107,9 @@ def format_prediction(prediction: Prediction) -> str:
 
 
 def calibration_bins(probabilities: Floats) -> NDArray[np.int64]:
-    """Which of :data:`CALIBRATION_BINS` bins of equal width each probability falls into."""
+    """Return the bin of each probability, 0 to :data:`CALIBRATION_BINS` - 1.
+
+    Args:
+        probabilities: ``(N,)``, 0 to 1.
+    """
     return np.minimum((probabilities * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)

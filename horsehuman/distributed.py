@@ -1,4 +1,8 @@
-"""What the processes of one run tell each other; one process alone is a group of one."""
+"""Ranks of one run: the process group, collectives, and torchrun's environment variables.
+
+All ranks must call a collective. Without a process group the rank is 0, the world size is 1, and a
+collective returns what it is given.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,13 @@ T = TypeVar("T")
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Be one of the processes that the environment tells of, as torchrun sets it.
+    """Join the process group that torchrun's environment variables describe.
 
-    Gloo connects the CPUs and NCCL the GPUs. Where the environment tells of one, nothing happens.
+    Gloo connects CPUs and NCCL connects GPUs. With a world size of 1 no group is created.
 
     Raises:
-        HorseHumanError: They cannot be connected.
-        PeerGoneError: Another process has ended before its time.
+        HorseHumanError: If the process group cannot be created.
+        PeerGoneError: If another rank has exited while this one still needs it.
     """
     if env_world_size() == 1:
         yield
@@ -31,33 +35,34 @@ def process_group() -> Iterator[None]:
     try:
         distributed.init_process_group()
     except (RuntimeError, ValueError) as error:
-        raise HorseHumanError(f"the processes cannot be connected: {first_line(error)}") from error
+        raise HorseHumanError(f"cannot create the process group: {first_line(error)}") from error
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error).lower():
-            reason = f"another process of this run is gone ({first_line(error)})"
+            reason = f"another rank of this run has exited ({first_line(error)})"
             raise PeerGoneError(reason) from error
         raise
     distributed.destroy_process_group()
 
 
 def rank() -> int:
-    """This process's number, from 0 on."""
+    """Return the rank of this process, from 0."""
     return distributed.get_rank() if _is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of ranks in the process group."""
     return distributed.get_world_size() if _is_initialized() else 1
 
 
 def _is_initialized() -> bool:
+    """Return whether this process belongs to a process group."""
     return distributed.is_available() and distributed.is_initialized()
 
 
 def broadcast(value: T) -> T:
-    """What the first process gave here; all of them must come here."""
+    """Return rank 0's value on all ranks; a collective."""
     values = [value]
     if world_size() > 1:
         distributed.broadcast_object_list(values)
@@ -65,7 +70,7 @@ def broadcast(value: T) -> T:
 
 
 def all_gather(value: T) -> list[T]:
-    """What each process gave here, in their order; all of them must come here."""
+    """Return the values of all ranks, in the order of the ranks; a collective."""
     values: list[T] = [value] * world_size()
     if world_size() > 1:
         distributed.all_gather_object(values, value)
@@ -73,23 +78,36 @@ def all_gather(value: T) -> list[T]:
 
 
 def shard_indices(count: int) -> range:
-    """Which of ``count`` items are this process's: each is one process's."""
+    """Return the indices of this rank's shard: every ``world_size``-th of ``count`` items."""
     return range(rank(), count, world_size())
 
 
-def gather_sharded(part: Tensor) -> Tensor:
-    """From what each process found for its :func:`shard_indices`, ``(n, ...)``, all of it, in order."""
+def gather_sharded(shard: Tensor) -> Tensor:
+    """Gather each rank's shard and restore the dataset's order; a collective.
+
+    Args:
+        shard: ``(n, ...)``, the values of the items that :func:`shard_indices` gives this rank.
+
+    Returns:
+        ``(N, ...)``, the values of all items, on the device and with the dtype of ``shard``.
+    """
     if world_size() == 1:
-        return part
-    parts = all_gather(part)
-    found = part.new_empty(sum(map(len, parts)), *part.shape[1:])
-    for first, values in enumerate(parts):
-        found[first :: world_size()] = values
-    return found
+        return shard
+    shards = all_gather(shard)
+    values = shard.new_empty(sum(map(len, shards)), *shard.shape[1:])
+    for first, part in enumerate(shards):
+        values[first :: world_size()] = part
+    return values
 
 
 def sync_buffers(module: nn.Module) -> None:
-    """Give all processes the first one's buffers: each has seen other batches."""
+    """Broadcast rank 0's buffers, such as batch-norm statistics, to all ranks; a collective.
+
+    Each rank has updated its own buffers with other batches.
+
+    Args:
+        module: Its buffers are overwritten in place on all ranks but 0.
+    """
     if world_size() > 1:
         with torch.no_grad():
             for buffer in module.buffers():
@@ -97,20 +115,21 @@ def sync_buffers(module: nn.Module) -> None:
 
 
 def env_world_size() -> int:
-    """How many processes this run has, as torchrun's environment tells."""
+    """Return the world size in torchrun's environment variables, or 1 without them."""
     return _read_env("WORLD_SIZE", 1) if "RANK" in os.environ else 1
 
 
 def env_rank() -> int:
-    """Which of them this is, from 0 on."""
+    """Return this process's rank in torchrun's environment variables, or 0 without them."""
     return _read_env("RANK", 0) if env_world_size() > 1 else 0
 
 
 def env_local_rank() -> int:
-    """Which of those on this machine this is, from 0 on."""
+    """Return this process's rank among those on this machine, or 0 without torchrun."""
     return _read_env("LOCAL_RANK", 0) if env_world_size() > 1 else 0
 
 
-def _read_env(name: str, otherwise: int) -> int:
+def _read_env(name: str, default: int) -> int:
+    """Return a variable's whole number, or the default if it is unset or no such number."""
     value = os.environ.get(name, "")
-    return int(value) if value.isdigit() else otherwise
+    return int(value) if value.isdigit() else default

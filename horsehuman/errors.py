@@ -1,4 +1,4 @@
-"""What a user can cause, told in one line."""
+"""Exceptions for errors that a user can cause, their one-line texts, and checks of values."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-#: Longest list of layers, and widest layer, that a config or a checkpoint may ask for.
+#: Largest number of layers that a config or a checkpoint may ask for, and the largest width of one.
 MAX_LAYERS, MAX_WIDTH = 64, 16_384
 
 
 class HorseHumanError(Exception):
-    """An error that a user can cause and mend.
+    """An error that a user can cause and correct.
 
-    Its text is one line that names the value, the place and the fix; the command and the scripts
-    print it without a traceback and end with a non-zero exit code.
+    Its text is one line that names the value, the place and the fix. The command and the scripts
+    print it without a traceback and exit with a non-zero code.
     """
 
 
 class PeerGoneError(HorseHumanError):
-    """Another process of the run has ended, and this one cannot go on without it."""
+    """Another rank of the run has exited, and this one cannot continue without it."""
 
 
 def one_line(error: Exception) -> str:
-    """The text of an error; of one from a worker process, the last line of its traceback."""
+    """Return an error's text as one line.
+
+    Args:
+        error: For an ``OSError``, the text is its reason and the name of the file. For an error
+            that a worker process raised, it is the last line of the worker's traceback.
+    """
     if isinstance(error, OSError):
         place = f": {printable(error.filename)}" if error.filename else ""
         return f"{error.strerror or error}{place}"
@@ -32,18 +37,27 @@ def one_line(error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
+    """Return the first line of an error's text, or the name of its class if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def printable(path: object) -> str:
-    """Write a name on one line: control characters and broken encodings are escaped."""
+    """Escape a name for one line of output: control characters and undecodable bytes."""
     text = os.fsdecode(path) if isinstance(path, bytes) else str(path)
     return text if text.isprintable() else ascii(text)
 
 
 def closest(value: str, options: Iterable[str]) -> str:
-    """Name what was probably meant, as in ``" (did you mean a, b?)"``; empty if nothing is near."""
+    """Return a hint that names the options nearest to a mistyped value.
+
+    Args:
+        value: What the user wrote.
+        options: All valid values.
+
+    Returns:
+        A text such as ``" (did you mean a, b?)"`` with up to three options: those that start with
+        ``value``, otherwise those that are spelled similarly. Empty if there are none.
+    """
     names = sorted(options)
     near = [name for name in names if value and name.startswith(value)][:3]
     near = near or difflib.get_close_matches(value, names, n=3, cutoff=0.6)
@@ -60,11 +74,11 @@ def check_number(
     below: float | None = None,
     at_most: float | None = None,
 ) -> None:
-    """Check a number where it enters.
+    """Check the type and the range of a number.
 
     Args:
         name: The option's name as the user writes it, such as ``data.val_fraction``.
-        value: What was given. A bool is no number; an int is a good float.
+        value: The value to check. A bool or NaN is refused; an int is accepted as a float.
         kind: ``int`` or ``float``.
         at_least: Inclusive lower bound.
         above: Exclusive lower bound.
@@ -72,22 +86,31 @@ def check_number(
         at_most: Inclusive upper bound.
 
     Raises:
-        HorseHumanError: The value is of another kind or out of bounds.
+        HorseHumanError: If the value is of another type or out of bounds.
     """
     kinds = (int,) if kind is int else (int, float)
-    fits = isinstance(value, kinds) and not isinstance(value, bool) and value == value
-    fits = fits and (at_least is None or value >= at_least) and (above is None or value > above)
-    fits = fits and (below is None or value < below) and (at_most is None or value <= at_most)
-    if fits:
+    valid = isinstance(value, kinds) and not isinstance(value, bool) and value == value
+    valid = valid and (at_least is None or value >= at_least) and (above is None or value > above)
+    valid = valid and (below is None or value < below) and (at_most is None or value <= at_most)
+    if valid:
         return
-    words = ("of at least", at_least), ("above", above), ("below", below), ("of at most", at_most)
-    bounds = " and ".join(f"{word} {bound:g}" for word, bound in words if bound is not None)
+    limits = ("of at least", at_least), ("above", above), ("below", below), ("of at most", at_most)
+    bounds = " and ".join(f"{words} {bound:g}" for words, bound in limits if bound is not None)
     noun = "a whole number" if kind is int else "a number"
     raise HorseHumanError(f"{name}={value!r} does not work: give {noun} {bounds}".rstrip())
 
 
 def check_widths(name: str, value: Any, *, at_least: int = 0) -> None:
-    """Check a list of positive whole numbers with at least so many entries."""
+    """Check a list of layer widths.
+
+    Args:
+        name: The option's name as the user writes it, such as ``model.channels``.
+        value: The value to check: a list of whole numbers from 1 to :data:`MAX_WIDTH`.
+        at_least: Smallest number of entries; the largest is :data:`MAX_LAYERS`.
+
+    Raises:
+        HorseHumanError: If the value is no list, or its length or a width is out of bounds.
+    """
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) < at_least:
         few = f" of at least {at_least}" if at_least else ""
         raise HorseHumanError(f"{name}={value!r} does not work: give a list{few}, such as [32, 64]")
@@ -98,13 +121,31 @@ def check_widths(name: str, value: Any, *, at_least: int = 0) -> None:
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Check that a switch is ``True`` or ``False``; raises :class:`HorseHumanError` otherwise."""
+    """Check that a value is ``True`` or ``False``.
+
+    Args:
+        name: The option's name as the user writes it, such as ``model.batch_norm``.
+        value: The value to check. Numbers and strings are refused.
+
+    Raises:
+        HorseHumanError: If the value is no bool.
+    """
     if not isinstance(value, bool):
         raise HorseHumanError(f"{name}={value!r} does not work: give true or false")
 
 
 def check_choice(name: str, value: Any, options: Sequence[str]) -> None:
-    """Check that a value is one of ``options``; the error lists them and names the nearest."""
+    """Check that a value is one of several options.
+
+    Args:
+        name: The option's name as the user writes it, such as ``data.source``.
+        value: The value to check.
+        options: All valid values.
+
+    Raises:
+        HorseHumanError: If the value is none of them. The message lists all options and names the
+            nearest.
+    """
     if value not in options:
         near = closest(str(value), options)
         raise HorseHumanError(f"{name}={value!r} is not known{near}: use {' | '.join(options)}")

@@ -1,4 +1,9 @@
-"""The run folder: what is in it, and which is the newest."""
+"""Folders and files of runs and reports: names, checks, locks and atomic writes.
+
+A run's folder has ``config.yaml``, ``splits.csv``, ``run.json``, ``metrics.json``, ``checkpoints``
+and the reports on its classifier. Every file is written atomically, under a temporary name that is
+changed at the end, so that a reader finds either the complete file or none.
+"""
 
 from __future__ import annotations
 
@@ -20,25 +25,29 @@ from horsehuman.runtime import BUNDLED
 
 log = logging.getLogger(__name__)
 
-#: Seconds within which what a process that was killed has started notices that, and ends.
+#: Seconds to wait for the lock of a run. When a training process is killed, the processes that it
+#: started notice this, exit and release the lock within that time.
 LOCK_TIMEOUT = 15.0
 
-#: What ``horsehuman evaluate`` writes.
+#: Files of a report that ``horsehuman evaluate`` writes.
 EVALUATION_FILES = ("metrics.json", "predictions.csv", "report.png", "pictures.png")
 
 
 def create_run_dir(folder: Path) -> None:
-    """Take a folder for a new run.
+    """Create the folder of a new run.
+
+    Args:
+        folder: The run's folder. It may exist if it has no ``checkpoints`` in it.
 
     Raises:
-        HorseHumanError: It cannot be written, or holds a run already.
+        HorseHumanError: If the folder cannot be written or already holds a run.
     """
     try:
         (folder / "checkpoints").mkdir(parents=True)
     except FileExistsError as error:
         raise HorseHumanError(
-            f"{printable(folder)} holds a run already: start again, or name another folder with "
-            "hydra.run.dir=DIR"
+            f"{printable(folder)} holds a run already: run the command again, or name another "
+            "folder with hydra.run.dir=DIR"
         ) from error
     except OSError as error:
         raise HorseHumanError(
@@ -49,21 +58,24 @@ def create_run_dir(folder: Path) -> None:
 
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Let no other process train into a run's folder meanwhile; a process that dies lets go of it.
+    """Lock a run's folder, so that no other process trains this run at the same time.
+
+    The operating system releases the lock of a process that dies. On a file system without locks
+    the run is not locked and a warning is logged.
 
     Raises:
-        HorseHumanError: Another one does.
+        HorseHumanError: If another process holds the lock for more than :data:`LOCK_TIMEOUT`.
     """
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=LOCK_TIMEOUT)
     except Timeout as error:
         raise HorseHumanError(
-            f"{printable(folder)} is being trained by another process: let it end, or end it"
+            f"{printable(folder)} is being trained by another process: wait for it, or stop it"
         ) from error
     except NotImplementedError:
         log.warning(
-            "%s is on a disk without locks: let no other process train it", printable(folder)
+            "%s is on a file system without locks: train it in one process", printable(folder)
         )
     try:
         yield
@@ -71,96 +83,53 @@ def lock_run(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file aside, sync it to the disk and rename it: it is there whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException as error:
-        aside.unlink(missing_ok=True)
-        if isinstance(error.__context__, OSError):  # torch.save hides a full disk
-            raise error.__context__ from None
-        raise
-
-
-def remove_partial_files(folder: Path) -> None:
-    """Remove what :func:`write_atomic` was writing when its process was killed."""
-    for aside in folder.glob(".*.*.*"):
-        aside.unlink(missing_ok=True)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file with this content, whole or not at all."""
-    write_atomic(path, lambda file: file.write(content))
-
-
-def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
-    """Write plain values as JSON, whole or not at all; there is no NaN in JSON."""
-    text = json.dumps(value, indent=2, sort_keys=sort_keys, allow_nan=False) + "\n"
-    write_bytes(path, text.encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a file of JSON says; nothing where it is not there, or not whole."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table, whole or not at all; names that are no text stay what they are."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
-
-
-def write_skipped(folder: Path, skipped: Mapping[str, str]) -> None:
-    """Write ``skipped.csv``: files that were left out and why."""
-    write_csv(folder / "skipped.csv", ("picture", "reason"), skipped.items())
-
-
-def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
-    """Write ``metrics.json`` and return its path."""
-    write_json(folder / "metrics.json", metrics, sort_keys=True)
-    return folder / "metrics.json"
-
-
 def link_latest(folder: Path) -> None:
-    """Let ``latest``, beside the folder of a run or of its sweep, point to the run."""
+    """Point the symbolic link ``latest`` to a run.
+
+    The link is beside the run's folder, or beside the folder of its sweep. Where links are not
+    permitted, as on Windows, or ``latest`` is a folder, this is logged and nothing changes.
+    """
     top = folder.parent.parent if folder.parent.name.startswith("sweep_") else folder.parent
-    link, aside = top / "latest", top / f".latest-{os.getpid()}"
+    link, temporary = top / "latest", top / f".latest-{os.getpid()}"
     try:
-        aside.symlink_to(os.path.relpath(folder, top), target_is_directory=True)
-        aside.replace(link)
-    except OSError as error:  # Windows without the right to link; a folder of that name
-        aside.unlink(missing_ok=True)
+        temporary.symlink_to(os.path.relpath(folder, top), target_is_directory=True)
+        temporary.replace(link)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
         log.info("%s is not updated: %s", printable(link), error.strerror)
 
 
-def unused_path(path: Path, is_taken: Callable[[Path], bool], *, is_folder: bool = False) -> Path:
-    """The path, or with the first number behind its name, from 2 on, that is not taken."""
-    ending = "" if is_folder else path.suffix
-    found, number = path, 2
-    while is_taken(found):
-        found = path.with_name(f"{path.name.removesuffix(ending)}-{number}{ending}")
-        number += 1
-    return found
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is that of a run."""
+    return (folder / "splits.csv").is_file()
+
+
+def find_run(model: str) -> Path | None:
+    """Return the folder of the run that trained a classifier.
+
+    Args:
+        model: See :func:`~horsehuman.models.checkpoint.load_classifier`.
+
+    Returns:
+        The folder, or ``None`` for a bundled classifier and for a file or folder of no run.
+    """
+    if model in BUNDLED:
+        return None
+    path = Path(model).expanduser()
+    folders = [path] if path.is_dir() else [path.parent.parent]
+    return next(filter(is_run, folders), None)
 
 
 def check_output_file(path: Path, *, force: bool) -> None:
     """Check the file that ``--out`` names before any work is done for it.
 
+    Args:
+        path: The file to be written.
+        force: Whether an existing file may be overwritten.
+
     Raises:
-        HorseHumanError: It is there already and must not be replaced, is no file, or is in no
-            folder.
+        HorseHumanError: If the file exists and must not be overwritten, is no regular file, or its
+            folder does not exist.
     """
     if path.exists() and not path.is_file():
         raise HorseHumanError(f"--out {printable(path)} is a folder or a device: name a file")
@@ -170,31 +139,35 @@ def check_output_file(path: Path, *, force: bool) -> None:
         )
     if path.exists() and not force:
         raise HorseHumanError(
-            f"--out {printable(path)} is there already: name another, or add --force"
+            f"--out {printable(path)} exists already: name another file, or add --force"
         )
 
 
 def create_report_dir(
-    given: Path | None, default: Path, *, force: bool, report: Sequence[str]
+    out: Path | None, default: Path, *, force: bool, report: Sequence[str]
 ) -> Path:
-    """Make the folder of a report; one that holds a report already is not written over.
+    """Create the folder of a report without overwriting an earlier report.
 
     Args:
-        given: What the user named, if anything.
-        default: Otherwise; a number is added to its name while that holds a report.
-        force: Write over a report in the folder that the user named.
-        report: Patterns of the files that a report has.
+        out: The folder that ``--out`` names, if any.
+        default: The folder to use otherwise. While it holds a report, a number is added to its
+            name.
+        force: Whether a report in the folder ``out`` may be overwritten.
+        report: Glob patterns of the files in a report.
+
+    Returns:
+        The folder, which exists and is writable.
 
     Raises:
-        HorseHumanError: The folder holds a report, or cannot be written.
+        HorseHumanError: If the folder holds a run or a report, or cannot be written.
     """
 
     def holds_report(folder: Path) -> bool:
         return folder.is_file() or any(any(folder.glob(pattern)) for pattern in report)
 
-    folder = given or unused_path(default, holds_report, is_folder=True)
+    folder = out or unused_path(default, holds_report, is_folder=True)
     if is_run(folder):
-        raise HorseHumanError(f"--out {printable(folder)} is a run: name another folder")
+        raise HorseHumanError(f"--out {printable(folder)} is a run's folder: name another folder")
     if not force and holds_report(folder):
         raise HorseHumanError(
             f"--out {printable(folder)} holds a report already: name another folder, or add --force"
@@ -205,18 +178,41 @@ def create_report_dir(
         (folder / ".writable").unlink()
     except OSError as error:
         raise HorseHumanError(
-            f"cannot write into {printable(folder)}: {error.strerror}; name another folder with --out"
+            f"cannot write into {printable(folder)}: {error.strerror}; name another with --out"
         ) from error
     return folder
 
 
-def evaluation_dir(model: str, split: str | None, data: str | None = None) -> Path:
-    """Where an evaluation of a classifier goes, unless the user says otherwise.
+def unused_path(path: Path, is_taken: Callable[[Path], bool], *, is_folder: bool = False) -> Path:
+    """Return a path that is not taken.
 
     Args:
-        model: See :func:`~horsehuman.checkpoint.load_classifier`.
-        split: Of the run's own pictures.
-        data: Other pictures, if any.
+        path: The path to return if it is not taken.
+        is_taken: Whether a path is taken.
+        is_folder: Whether the path names a folder, whose name has no suffix to keep at its end.
+
+    Returns:
+        ``path``, or the first of ``NAME-2.SUFFIX``, ``NAME-3.SUFFIX``, ... that is not taken.
+    """
+    suffix = "" if is_folder else path.suffix
+    candidate, number = path, 2
+    while is_taken(candidate):
+        candidate = path.with_name(f"{path.name.removesuffix(suffix)}-{number}{suffix}")
+        number += 1
+    return candidate
+
+
+def evaluation_dir(model: str, split: str | None, data: str | None = None) -> Path:
+    """Return the default folder of an evaluation.
+
+    Args:
+        model: See :func:`~horsehuman.models.checkpoint.load_classifier`.
+        split: The evaluated split of the images of the classifier's own run.
+        data: Other images that were evaluated, if any.
+
+    Returns:
+        ``evaluate-SPLIT`` in the run's folder if its own images are evaluated, otherwise a folder
+        below ``outputs/evaluate``.
     """
     run = None if data else find_run(model)
     if run:
@@ -226,41 +222,119 @@ def evaluation_dir(model: str, split: str | None, data: str | None = None) -> Pa
 
 
 def latest_evaluation(model: str, root: Path | None) -> Path:
-    """The newest report on a classifier's test set, under its own name or one with a number.
+    """Return the folder of the newest report on a classifier's test set.
 
     Args:
-        model: See :func:`~horsehuman.checkpoint.load_classifier`.
-        root: Folder of the classifier's own pictures, if they are known; reports on others do not
-            count.
+        model: See :func:`~horsehuman.models.checkpoint.load_classifier`.
+        root: Folder of the classifier's own images, if it is known; reports on other images are
+            then ignored.
 
     Returns:
-        Its folder; where there is none, the one that it would have.
+        The newest of the default folder and its numbered successors that hold such a report; the
+        default folder if none does.
     """
     default = evaluation_dir(model, "test")
     numbered = re.compile(rf"{re.escape(default.name)}(-[0-9]+)?")
-    found = {
+    times = {
         path.parent: path.stat().st_mtime
         for path in default.parent.glob("*/metrics.json")
-        if numbered.fullmatch(path.parent.name) and _is_on(read_json(path), root)
+        if numbered.fullmatch(path.parent.name) and _is_on_test_set(read_json(path), root)
     }
-    return max(found, key=found.__getitem__, default=default)
+    return max(times, key=times.__getitem__, default=default)
 
 
-def _is_on(report: dict[str, Any], root: Path | None) -> bool:
+def _is_on_test_set(report: dict[str, Any], root: Path | None) -> bool:
+    """Return whether a report is on the test split in ``root``; any report if that is unknown."""
     if root is None:
         return "metrics" in report
     return Path(str(report.get("data"))).name == root.name and report.get("split") == "test"
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run."""
-    return (folder / "splits.csv").is_file()
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file atomically: write a temporary file, sync it to the disk and rename it.
+
+    Args:
+        path: The file; it is replaced if it exists.
+        write: Writes the content to the open temporary file.
+
+    Raises:
+        OSError: If the file cannot be written. An existing file is then unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error.__context__, OSError):  # torch.save hides the error of a full disk
+            raise error.__context__ from None
+        raise
 
 
-def find_run(model: str) -> Path | None:
-    """The folder of the run that a classifier comes from, where that is known."""
-    if model in BUNDLED:
-        return None
-    path = Path(model).expanduser()
-    folders = [path] if path.is_dir() else [path.parent.parent]
-    return next(filter(is_run, folders), None)
+def remove_partial_files(folder: Path) -> None:
+    """Remove the temporary files of a process that was killed in :func:`write_atomic`."""
+    for temporary in folder.glob(".*.*.*"):
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file with this content atomically."""
+    write_atomic(path, lambda file: file.write(content))
+
+
+def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
+    """Write a JSON file atomically.
+
+    Args:
+        path: The file.
+        value: Dicts, lists, strings, bools, ``None`` and numbers; finite, as JSON has no NaN.
+        sort_keys: Whether keys are sorted.
+
+    Raises:
+        ValueError: If a number is NaN or infinite.
+    """
+    text = json.dumps(value, indent=2, sort_keys=sort_keys, allow_nan=False) + "\n"
+    write_bytes(path, text.encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty if the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file atomically; file names that are no valid UTF-8 keep their bytes.
+
+    Args:
+        path: The file.
+        header: Names of the columns.
+        rows: Values of each row, in the order of ``header``.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
+
+
+def write_skipped(folder: Path, skipped: Mapping[str, str]) -> None:
+    """Write ``skipped.csv``, the images that were left out of a run.
+
+    Args:
+        folder: The run's folder.
+        skipped: Name of each image to the reason why it was left out.
+    """
+    write_csv(folder / "skipped.csv", ("picture", "reason"), skipped.items())
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
+    """Write ``metrics.json`` with sorted keys and return its path."""
+    write_json(folder / "metrics.json", metrics, sort_keys=True)
+    return folder / "metrics.json"

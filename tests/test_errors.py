@@ -32,12 +32,12 @@ def test_numbers_out_of_bounds_are_refused(value: object, kind: type, bounds: di
     assert "\n" not in str(caught.value)
 
 
-def test_numbers_at_their_bounds_pass() -> None:
+def test_numbers_at_inclusive_bounds_are_accepted() -> None:
     check_number("x", 0, float, at_least=0, below=1)
     check_number("x", 4, int, at_least=0, at_most=4)
 
 
-def test_flags_and_choices() -> None:
+def test_check_flag_and_check_choice() -> None:
     check_flag("x", True)
     with pytest.raises(HorseHumanError, match="true or false"):
         check_flag("x", 1)
@@ -45,18 +45,18 @@ def test_flags_and_choices() -> None:
         check_choice("data.source", "bix", ("box", "folder"))
 
 
-def test_closest_is_silent_when_nothing_is_near() -> None:
+def test_closest_is_empty_if_nothing_is_similar() -> None:
     assert closest("zzz", ["model", "data"]) == ""
 
 
-def test_names_are_shown_on_one_line() -> None:
+def test_printable_escapes_to_one_line() -> None:
     assert printable("pferd - 馬.jpg") == "pferd - 馬.jpg"
     assert printable("a\nb") == r"'a\nb'"
     assert printable("\udcff.jpg") == r"'\udcff.jpg'"
     assert printable(b"run/events") == "run/events"
 
 
-def test_the_beginning_of_a_name_is_nearest() -> None:
+def test_closest_prefers_names_with_the_same_beginning() -> None:
     assert closest("val", ["train", "validation", "test", "all"]) == " (did you mean validation?)"
     assert closest("incepton", ["cnn", "inception"]) == " (did you mean inception?)"
     assert closest("", ["cnn"]) == ""

@@ -10,16 +10,18 @@ from horsehuman.errors import HorseHumanError
 from horsehuman.run_dir import check_output_file, create_run_dir, link_latest, write_atomic
 
 
-def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
+def test_run_dir_is_created_once(tmp_path: Path) -> None:
     create_run_dir(tmp_path / "run")
-    with pytest.raises(HorseHumanError, match="holds a run already"):
+    with pytest.raises(
+        HorseHumanError, match="holds a run already: run the command again, or name"
+    ):
         create_run_dir(tmp_path / "run")
     (tmp_path / "file").touch()
     with pytest.raises(HorseHumanError, match=r"cannot write into .*hydra\.run\.dir"):
         create_run_dir(tmp_path / "file" / "run")
 
 
-def test_latest_points_to_the_newest(tmp_path: Path) -> None:
+def test_latest_links_to_the_newest_run(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         link_latest(tmp_path / name)
@@ -30,9 +32,7 @@ def test_latest_points_to_the_newest(tmp_path: Path) -> None:
     assert (tmp_path / "latest").resolve() == (tmp_path / "sweep_c" / "0").resolve()
 
 
-def test_latest_is_not_forced_over_a_folder(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_latest_does_not_replace_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "latest").mkdir()
     (tmp_path / "run").mkdir()
     link_latest(tmp_path / "run")
@@ -40,7 +40,7 @@ def test_latest_is_not_forced_over_a_folder(
     assert (tmp_path / "latest").is_dir()
 
 
-def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomic(path, lambda file: file.write(b"old"))
 
@@ -53,7 +53,7 @@ def test_files_are_whole_or_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_splits_survive_odd_names(tmp_path: Path) -> None:
+def test_splits_csv_keeps_unusual_names(tmp_path: Path) -> None:
     names = ["a,b.png", 'quo"te.png', "new\nline.png", "馬.png", "\udcff.png"]
     records = [Record(tmp_path / "h" / name, 1, name, "train") for name in names]
     write_splits(tmp_path, tmp_path, records, ["horses", "humans"])
@@ -69,20 +69,20 @@ def test_splits_survive_odd_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_what_cannot_be_a_file_is_refused_before_any_work(tmp_path: Path, force: bool) -> None:
-    for path, why in (
+def test_invalid_output_files_are_refused(tmp_path: Path, force: bool) -> None:
+    for path, reason in (
         (tmp_path, "is a folder or a device"),
         (Path("/dev/null"), "is a folder or a device"),
         (tmp_path / "missing" / "x.csv", "there is no folder"),
     ):
-        with pytest.raises(HorseHumanError, match=why):
+        with pytest.raises(HorseHumanError, match=reason):
             check_output_file(path, force=force)
 
 
-def test_a_file_is_replaced_when_that_is_wished(tmp_path: Path) -> None:
+def test_existing_output_file_needs_force(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     check_output_file(path, force=False)
     path.touch()
     check_output_file(path, force=True)
-    with pytest.raises(HorseHumanError, match="is there already: name another, or add --force"):
+    with pytest.raises(HorseHumanError, match="exists already: name another file, or add --force"):
         check_output_file(path, force=False)

@@ -19,7 +19,7 @@ HEAVY = "torch", "lightning", "timm", "matplotlib", "numpy", "hydra"
         "import horsehuman.cli as c; sys.argv = ['horsehuman', '--help']; c.main()",
     ],
 )
-def test_nothing_heavy_is_imported_before_it_is_needed(statement: str) -> None:
+def test_importing_the_package_or_showing_help_imports_nothing_heavy(statement: str) -> None:
     code = (
         "import sys, atexit\n"
         f"atexit.register(lambda: print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules]))\n"
@@ -29,7 +29,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(statement: str) -> None:
     assert done.stdout.rstrip().endswith("HEAVY []")
 
 
-def test_allocator_setting_is_made_on_glibc_and_harmless_elsewhere() -> None:
+def test_allocator_setting_is_accepted_by_glibc_and_ignored_elsewhere() -> None:
     code = (
         "import ctypes, platform\n"
         "from horsehuman.runtime import keep_freed_memory\n"
@@ -42,13 +42,13 @@ def test_allocator_setting_is_made_on_glibc_and_harmless_elsewhere() -> None:
 
 
 @pytest.mark.slow
-def test_allocator_setting_changes_no_bit_of_the_weights(tree: Path) -> None:
+def test_allocator_setting_does_not_change_weights(tree: Path) -> None:
     code = """
 import hashlib, sys
 import lightning as L
 from horsehuman import CNNClassifier, HorseHumanDataModule
 from horsehuman.runtime import keep_freed_memory
-assert sys.argv[1] == "plain" or keep_freed_memory() or sys.platform != "linux"
+assert sys.argv[1] == "default" or keep_freed_memory() or sys.platform != "linux"
 L.seed_everything(0)
 model = CNNClassifier(image_size=64, channels=[16, 32])
 data = HorseHumanDataModule(64, "folder", sys.argv[2], augment={"rotation": 20})
@@ -59,17 +59,20 @@ for tensor in model.state_dict().values():
     digest.update(tensor.numpy().tobytes())
 print(digest.hexdigest())
 """
-    found = [
+    digests = [
         subprocess.run(
-            [sys.executable, "-c", code, way, str(tree)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", code, mode, str(tree)],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.splitlines()[-1]
-        for way in ("plain", "keep")
+        for mode in ("default", "keep")
     ]
-    assert found[0] == found[1]
+    assert digests[0] == digests[1]
 
 
-def processor_time(*arguments: str) -> float:
-    """Seconds of the quickest of three calls of Python."""
+def cpu_time(*arguments: str) -> float:
+    """Return the CPU seconds of the fastest of three runs of Python."""
     times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -79,22 +82,22 @@ def processor_time(*arguments: str) -> float:
     return min(times)
 
 
-def test_help_takes_little_processor_time() -> None:
-    """Three times that of its parser's import; torch alone would take fifteen times as much."""
-    assert processor_time("-m", "horsehuman", "--help") < 6 * processor_time("-c", "import typer")
+def test_help_takes_little_cpu_time() -> None:
+    """Help takes three times as long as importing typer; importing torch takes fifteen times."""
+    assert cpu_time("-m", "horsehuman", "--help") < 6 * cpu_time("-c", "import typer")
 
 
 @pytest.mark.parametrize(
     ("flags", "lacks"), [("avx2 fma", True), ("avx512_bf16", False), ("", False)]
 )
-def test_bf16_is_known_to_be_missing_or_not(
-    flags: str, lacks: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lacks_bf16(flags: str, lacks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("horsehuman.runtime.cpu_flags", lambda: frozenset(flags.split()))
     assert lacks_bf16() is lacks
 
 
-def test_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_environment_variable_moves_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HORSEHUMAN_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
     monkeypatch.delenv("HORSEHUMAN_CACHE")
