@@ -15,8 +15,15 @@ from typing import Annotated
 import typer
 
 import horsehuman
-from horsehuman.errors import HorseHumanError, one_line, printable
-from horsehuman.runtime import Interrupted, keep_freed_memory, log_to_stderr, raise_on_signals
+from horsehuman.errors import HorseHumanError, one_line
+from horsehuman.run_dir import ReportOptions
+from horsehuman.runtime import (
+    Interrupted,
+    keep_freed_memory,
+    log_to_stderr,
+    raise_on_signals,
+    show_cache,
+)
 
 app = typer.Typer(
     name="horsehuman",
@@ -42,6 +49,9 @@ Data = Annotated[
     typer.Option(metavar="box|RUN|FOLDER", help="Labelled images [default: model's run, or box]."),
 ]
 
+#: The images of a command that needs no classifier.
+Images = Annotated[str, typer.Option(metavar="box|RUN|FOLDER", help="Labelled images.")]
+
 #: The split of these images.
 Split = Annotated[
     str | None, typer.Option(help="train, validation, test or all [default: test, if any].")
@@ -55,7 +65,7 @@ GroupPattern = Annotated[
 
 #: The folder of a report.
 ReportFolder = Annotated[
-    Path | None, typer.Option(help="Report folder [default: below outputs, or in the run].")
+    Path | None, typer.Option(metavar="DIR", help="Report folder [default: outputs or the run].")
 ]
 
 #: Whether an earlier output is overwritten.
@@ -64,10 +74,15 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.
 #: Whether a report has figures.
 Plot = Annotated[bool, typer.Option(help="Draw the figures of the report.")]
 
+#: Whether a program reads the report from stdout.
+Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     raise_on_signals()
+    log_to_stderr()
+    keep_freed_memory()  # before the first tensor
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -120,20 +135,20 @@ def predict(
     force: Force = False,
 ) -> None:
     """Predict the class of each image, with its probability."""
-    _begin()
     from horsehuman.inference.predict import predict_and_report
 
-    if not predict_and_report(
-        sources,
-        model,
-        form,
-        out,
-        sort_into,
-        recursive=recursive,
-        always_answer=always_answer,
-        force=force,
-    ):
-        raise typer.Exit(1)
+    _exit_unless(
+        predict_and_report(
+            sources,
+            model,
+            form,
+            out,
+            sort_into,
+            recursive=recursive,
+            always_answer=always_answer,
+            force=force,
+        )
+    )
 
 
 @app.command(epilog="Example: horsehuman evaluate --model outputs/cnn/latest --split validation")
@@ -145,13 +160,14 @@ def evaluate(
     out: ReportFolder = None,
     force: Force = False,
     plot: Plot = True,
+    json: Json = False,
 ) -> None:
     """Evaluate a classifier: metrics with confidence intervals by group, and its errors."""
-    _begin()
+    from horsehuman.data.image_sets import ImageQuery
     from horsehuman.evaluation.evaluate import evaluate_and_report
 
-    if not evaluate_and_report(model, data, split, group_pattern, out, force=force, plot=plot):
-        raise typer.Exit(1)
+    query = ImageQuery(data, split, group_pattern)
+    _exit_unless(evaluate_and_report(model, query, ReportOptions(out, force, plot, json)))
 
 
 @app.command(epilog="Example: horsehuman compare outputs/cnn/latest outputs/inception/latest")
@@ -166,13 +182,14 @@ def compare(
     out: ReportFolder = None,
     force: Force = False,
     plot: Plot = True,
+    json: Json = False,
 ) -> None:
     """Compare classifiers on the same images: accuracy, intervals, disagreements, cost."""
-    _begin()
+    from horsehuman.data.image_sets import ImageQuery
     from horsehuman.evaluation.compare import compare_and_report
 
-    if not compare_and_report(models, data, split, group_pattern, out, force=force, plot=plot):
-        raise typer.Exit(1)
+    query = ImageQuery(data, split, group_pattern)
+    _exit_unless(compare_and_report(models, query, ReportOptions(out, force, plot, json)))
 
 
 @app.command(epilog="Example: horsehuman explain photo.jpg --out heat.png")
@@ -191,59 +208,90 @@ def explain(
         typer.Option(metavar="FILE", help="PNG file to write [default: explain.png]."),
     ] = None,
     force: Force = False,
+    plot: Plot = True,
+    json: Json = False,
 ) -> None:
     """Draw heat maps: the regions of each image that support the classifier's answer.
 
     One image is drawn with feature maps of each layer, several as a contact sheet.
     """
-    _begin()
-    from horsehuman.inference.explain import explain_and_draw
+    from horsehuman.inference.explain import explain_and_report
 
-    if not explain_and_draw(model, pictures, layer, out, force=force):
-        raise typer.Exit(1)
+    options = ReportOptions(out, force, plot, json)
+    _exit_unless(explain_and_report(model, pictures, layer, options))
 
 
 @app.command(epilog="Example: horsehuman data --data DIR --group-pattern '(.+)_[0-9]+'")
 def data(
-    data: Annotated[str, typer.Option(metavar="box|RUN|FOLDER", help="Labelled images.")] = "box",
+    data: Images = "box",
     group_pattern: GroupPattern = None,
     augmented: Annotated[
         bool, typer.Option("--augmented", help="Draw augmented images, as the run or model=cnn.")
     ] = False,
     out: ReportFolder = None,
     force: Force = False,
+    plot: Plot = True,
+    json: Json = False,
 ) -> None:
     """Count labelled images and draw a contact sheet per class and split, a row per group."""
-    _begin()
     from horsehuman.data.contact_sheets import show_images
+    from horsehuman.data.image_sets import ImageQuery
 
-    if not show_images(data, group_pattern, out, augmented=augmented, force=force):
-        raise typer.Exit(1)
+    query = ImageQuery(data, None, group_pattern)
+    _exit_unless(show_images(query, ReportOptions(out, force, plot, json), augmented=augmented))
+
+
+@app.command(epilog="Example: horsehuman audit --data DIR --fail-on error")
+def audit(
+    data: Images = "box",
+    group_pattern: GroupPattern = None,
+    out: ReportFolder = None,
+    fail_on: Annotated[
+        str, typer.Option(metavar="never|error|warning", help="Least severity that exits with 1.")
+    ] = "never",
+    force: Force = False,
+    plot: Plot = True,
+    json: Json = False,
+) -> None:
+    """Check labelled images for errors, duplicates and split problems before training."""
+    from horsehuman.data.image_sets import ImageQuery
+    from horsehuman.evaluation.audit import audit_and_report
+
+    query = ImageQuery(data, None, group_pattern)
+    _exit_unless(audit_and_report(query, ReportOptions(out, force, plot, json), fail_on))
+
+
+@app.command(epilog="Example: horsehuman calibrate outputs/cnn/latest")
+def calibrate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+) -> None:
+    """Calibrate a run's classifier on held-out folds: temperature, unsure, neither.
+
+    Trains the run's recipe again for each of five folds of its training groups, and writes what
+    the held-out predictions yield into the run's final checkpoint. The test set is not used.
+    """
+    from horsehuman.training.calibrate import calibrate_and_report
+
+    calibrate_and_report(run)
 
 
 @app.command(epilog="Example: horsehuman export --model outputs/cnn/latest --out cnn.onnx")
 def export(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="File to write.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="ONNX file to write.")],
     model: Model = "inception",
-    form: Annotated[
-        str, typer.Option("--format", metavar="onnx|torch", help="ONNX, or torch.export.")
-    ] = "onnx",
     force: Force = False,
 ) -> None:
-    """Export a classifier to a file for other programs, and check that its outputs match."""
-    _begin()
-    from horsehuman.inference.export import export as write
+    """Export a classifier to ONNX for other programs, and check that its outputs match."""
+    from horsehuman.inference.export import export_and_report
 
-    difference = write(model, form, out, force=force)
-    print(f"{printable(out)}: {out.stat().st_size / 1e6:.1f} MB")
-    print(f"largest difference from the checkpoint in probability or strangeness: {difference:.1g}")
+    export_and_report(model, out, force=force)
 
 
 @app.command(epilog="Example: horsehuman card --model outputs/cnn/latest --folder upload")
 def card(
     model: Model = "inception",
     report: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Report of evaluate [default: latest].")
+        Path | None, typer.Option(metavar="DIR", help="Report of evaluate [default: the latest].")
     ] = None,
     folder: Annotated[
         Path | None,
@@ -252,16 +300,9 @@ def card(
     force: Force = False,
 ) -> None:
     """Print a model card, whose numbers are read from the classifier's files."""
-    _begin()
-    from horsehuman.inference.hub import model_card as write
-    from horsehuman.inference.hub import write_hub_folder
+    from horsehuman.inference.hub import write_model_card
 
-    text = write(model, report)
-    if folder is None:
-        print(text, end="")
-    else:
-        write_hub_folder(model, folder, text, force=force)
-        print(printable(folder))
+    write_model_card(model, report, folder, force=force)
 
 
 @app.command(epilog="Example: horsehuman demo --port 8000")
@@ -271,28 +312,9 @@ def demo(
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
 ) -> None:
     """Serve a web page on this machine that shows the prediction and heat map of an image."""
-    _begin()
     from horsehuman.inference.demo import serve
 
     serve(model, port, browser=browser)
-
-
-@app.command(epilog="Example: horsehuman audit --data DIR --fail-on error")
-def audit(
-    data: Annotated[str, typer.Option(metavar="box|RUN|FOLDER", help="Labelled images.")] = "box",
-    group_pattern: GroupPattern = None,
-    out: ReportFolder = None,
-    fail_on: Annotated[
-        str, typer.Option(metavar="never|error|warning", help="Least severity that exits with 1.")
-    ] = "never",
-    force: Force = False,
-) -> None:
-    """Check labelled images for errors, duplicates and split problems before training."""
-    _begin()
-    from horsehuman.evaluation.audit import audit_and_report
-
-    if not audit_and_report(data, group_pattern, out, fail_on, force=force):
-        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: horsehuman cache --clear")
@@ -300,12 +322,10 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove the cached files.")] = False,
 ) -> None:
     """Show the size of the user's cache, or clear it; its files are recreated when needed."""
-    from horsehuman.runtime import show_cache
-
     show_cache(clear=clear)
 
 
-def _begin() -> None:
-    """Set up logging and memory before a command creates its first tensor."""
-    log_to_stderr()
-    keep_freed_memory()
+def _exit_unless(success: bool) -> None:
+    """Exit with code 1 if something was left out, such as an image that cannot be read."""
+    if not success:
+        raise typer.Exit(1)

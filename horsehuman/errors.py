@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 #: Largest number of layers that a config or a checkpoint may ask for, and the largest width of one.
@@ -34,6 +35,28 @@ def one_line(error: Exception) -> str:
         place = f": {printable(error.filename)}" if error.filename else ""
         return f"{error.strerror or error}{place}"
     return str(error).strip().splitlines()[-1].removeprefix("horsehuman.data.images.PictureError: ")
+
+
+@contextmanager
+def os_errors(action: str, path: object, fix: str = "") -> Iterator[None]:
+    """Turn an ``OSError`` of the block into an error that names the action, the path and the fix.
+
+    Args:
+        action: What the block does, such as ``read`` or ``write into``.
+        path: The file or folder.
+        fix: What the user can do about it, if that is not obvious.
+
+    Raises:
+        HorseHumanError: If the block raises an ``OSError``, other than for a closed pipe.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        remedy = f"; {fix}" if fix else ""
+        reason = error.strerror or error
+        raise HorseHumanError(f"cannot {action} {printable(path)}: {reason}{remedy}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -12,15 +12,15 @@ import io
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from horsehuman.errors import HorseHumanError, printable
+from horsehuman.errors import HorseHumanError, os_errors, printable
 from horsehuman.runtime import BUNDLED
 
 log = logging.getLogger(__name__)
@@ -42,18 +42,14 @@ def create_run_dir(folder: Path) -> None:
     Raises:
         HorseHumanError: If the folder cannot be written or already holds a run.
     """
+    other = "name another folder with hydra.run.dir=DIR"
     try:
-        (folder / "checkpoints").mkdir(parents=True)
-    except FileExistsError as error:
-        raise HorseHumanError(
-            f"{printable(folder)} holds a run already: run the command again, or name another "
-            "folder with hydra.run.dir=DIR"
-        ) from error
-    except OSError as error:
-        raise HorseHumanError(
-            f"cannot write into {printable(folder)}: {error.strerror}; name another folder with "
-            "hydra.run.dir=DIR"
-        ) from error
+        with os_errors("write into", folder, other):
+            (folder / "checkpoints").mkdir(parents=True)
+    except HorseHumanError as error:
+        if not isinstance(error.__cause__, FileExistsError):
+            raise
+        raise HorseHumanError(f"{printable(folder)} holds a run already: {other}") from error
 
 
 @contextmanager
@@ -84,12 +80,14 @@ def lock_run(folder: Path) -> Iterator[None]:
 
 
 def link_latest(folder: Path) -> None:
-    """Point the symbolic link ``latest`` to a run.
+    """Point the link ``outputs/<model>/latest`` to a run in that folder or in a sweep there.
 
-    The link is beside the run's folder, or beside the folder of its sweep. Where links are not
-    permitted, as on Windows, or ``latest`` is a folder, this is logged and nothing changes.
+    A run elsewhere has no such link. Where links are not permitted, as on Windows, or ``latest``
+    is a folder, this is logged and nothing changes.
     """
     top = folder.parent.parent if folder.parent.name.startswith("sweep_") else folder.parent
+    if top.parent.name != "outputs":
+        return
     link, temporary = top / "latest", top / f".latest-{os.getpid()}"
     try:
         temporary.symlink_to(os.path.relpath(folder, top), target_is_directory=True)
@@ -134,70 +132,69 @@ def check_output_file(path: Path, *, force: bool) -> None:
     if path.exists() and not path.is_file():
         raise HorseHumanError(f"--out {printable(path)} is a folder or a device: name a file")
     if not path.parent.is_dir():
-        raise HorseHumanError(
-            f"--out {printable(path)}: there is no folder {printable(path.parent)}"
-        )
+        raise HorseHumanError(f"--out {printable(path)}: the folder does not exist")
     if path.exists() and not force:
         raise HorseHumanError(
             f"--out {printable(path)} exists already: name another file, or add --force"
         )
 
 
-def create_report_dir(
-    out: Path | None, default: Path, *, force: bool, report: Sequence[str]
-) -> Path:
-    """Create the folder of a report without overwriting an earlier report.
+@dataclass(frozen=True)
+class ReportOptions:
+    """The options of all commands that write a report.
 
-    Args:
-        out: The folder that ``--out`` names, if any.
-        default: The folder to use otherwise. While it holds a report, a number is added to its
-            name.
-        force: Whether a report in the folder ``out`` may be overwritten.
-        report: Glob patterns of the files in a report.
-
-    Returns:
-        The folder, which exists and is writable.
-
-    Raises:
-        HorseHumanError: If the folder holds a run or a report, or cannot be written.
+    Attributes:
+        out: The folder or file that ``--out`` names, if any.
+        force: Whether an earlier report there may be overwritten.
+        plot: Whether figures are drawn.
+        json: Whether the report is printed as JSON instead of tables.
     """
 
-    def holds_report(folder: Path) -> bool:
-        return folder.is_file() or any(any(folder.glob(pattern)) for pattern in report)
+    out: Path | None = None
+    force: bool = False
+    plot: bool = True
+    json: bool = False
 
-    folder = out or unused_path(default, holds_report, is_folder=True)
-    if is_run(folder):
-        raise HorseHumanError(f"--out {printable(folder)} is a run's folder: name another folder")
-    if not force and holds_report(folder):
-        raise HorseHumanError(
-            f"--out {printable(folder)} holds a report already: name another folder, or add --force"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise HorseHumanError(
-            f"cannot write into {printable(folder)}: {error.strerror}; name another with --out"
-        ) from error
-    return folder
+    def create_dir(self, default: Path, files: Sequence[str]) -> Path:
+        """Create the folder of a report without overwriting an earlier report.
+
+        Args:
+            default: The folder if ``out`` names none.
+            files: Names of the files in a report.
+
+        Returns:
+            The folder, which exists and is writable.
+
+        Raises:
+            HorseHumanError: If the folder is a file, holds a run or a report, or cannot be written.
+        """
+        folder = self.out or default
+        if folder.exists() and not folder.is_dir():
+            raise HorseHumanError(f"--out {printable(folder)} is a file: name a folder")
+        if is_run(folder):
+            raise HorseHumanError(f"--out {printable(folder)} is a run's folder: name another one")
+        if not self.force and any((folder / name).exists() for name in files):
+            raise HorseHumanError(
+                f"{printable(folder)} holds a report already: add --force, or name another folder "
+                "with --out"
+            )
+        with os_errors("write into", folder, "name another folder with --out"):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_bytes(folder / ".writable", b"")
+            (folder / ".writable").unlink()
+        return folder
 
 
-def unused_path(path: Path, is_taken: Callable[[Path], bool], *, is_folder: bool = False) -> Path:
-    """Return a path that is not taken.
+def print_json(value: Any) -> None:
+    """Print plain values as JSON on stdout."""
+    print(json.dumps(value, indent=2, allow_nan=False))
 
-    Args:
-        path: The path to return if it is not taken.
-        is_taken: Whether a path is taken.
-        is_folder: Whether the path names a folder, whose name has no suffix to keep at its end.
 
-    Returns:
-        ``path``, or the first of ``NAME-2.SUFFIX``, ``NAME-3.SUFFIX``, ... that is not taken.
-    """
-    suffix = "" if is_folder else path.suffix
+def unused_path(path: Path, is_taken: Callable[[Path], bool]) -> Path:
+    """Return ``path``, or the first of ``NAME-2.SUFFIX``, ``NAME-3.SUFFIX``, ... that is not taken."""
     candidate, number = path, 2
     while is_taken(candidate):
-        candidate = path.with_name(f"{path.name.removesuffix(suffix)}-{number}{suffix}")
+        candidate = path.with_stem(f"{path.stem}-{number}")
         number += 1
     return candidate
 
@@ -219,35 +216,6 @@ def evaluation_dir(model: str, split: str | None, data: str | None = None) -> Pa
         return run / f"evaluate-{split}"
     name = model if model in BUNDLED else Path(model).expanduser().resolve().name
     return Path("outputs/evaluate") / name
-
-
-def latest_evaluation(model: str, root: Path | None) -> Path:
-    """Return the folder of the newest report on a classifier's test set.
-
-    Args:
-        model: See :func:`~horsehuman.models.checkpoint.load_classifier`.
-        root: Folder of the classifier's own images, if it is known; reports on other images are
-            then ignored.
-
-    Returns:
-        The newest of the default folder and its numbered successors that hold such a report; the
-        default folder if none does.
-    """
-    default = evaluation_dir(model, "test")
-    numbered = re.compile(rf"{re.escape(default.name)}(-[0-9]+)?")
-    times = {
-        path.parent: path.stat().st_mtime
-        for path in default.parent.glob("*/metrics.json")
-        if numbered.fullmatch(path.parent.name) and _is_on_test_set(read_json(path), root)
-    }
-    return max(times, key=times.__getitem__, default=default)
-
-
-def _is_on_test_set(report: dict[str, Any], root: Path | None) -> bool:
-    """Return whether a report is on the test split in ``root``; any report if that is unknown."""
-    if root is None:
-        return "metrics" in report
-    return Path(str(report.get("data"))).name == root.name and report.get("split") == "test"
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

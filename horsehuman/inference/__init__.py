@@ -1,1 +1,1 @@
-"""Using trained classifiers."""
+"""Inference with trained classifiers: prediction, heat maps, export, model cards, the web page."""

@@ -1,4 +1,8 @@
-"""A page in the browser: a picture in, the answer and what it stands on out. Loopback only."""
+"""Serve a local web page that classifies an uploaded image and shows a heat map of the evidence.
+
+The page is built with Gradio. It is served on the loopback interface only, and neither the page
+nor the server sends a request to another host.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +31,19 @@ from horsehuman.runtime import BUNDLED
 
 log = logging.getLogger(__name__)
 
+#: Address that the page is served on: the loopback interface.
 HOST = "127.0.0.1"
 
-#: Largest file, and how many may wait.
-MAX_FILE, MAX_WAITING = "20mb", 32
+#: Largest upload, in Gradio's notation, and largest number of requests that wait in the queue.
+MAX_UPLOAD, MAX_WAITING = "20mb", 32
 
-#: Seconds that a file which was sent is kept.
-KEPT = 300
+#: Age in seconds above which an uploaded file is deleted, and the interval between deletions.
+MAX_AGE = 300
 
-#: Ports that are tried after the one asked for.
+#: Number of consecutive ports that are tried, the requested one included.
 PORTS = 20
 
-#: Pictures of the box to begin with.
+#: Example images on the page, below the folder of the bundled test set.
 EXAMPLES = ("horses/horse1-105.webp", "horses/horse3-498.webp", "humans/valhuman01-00.webp")
 
 _CSS = """
@@ -48,144 +53,170 @@ footer { display: none !important }
 """
 
 
-def log_exception(*unused: object, **options: object) -> None:
-    """Say in one line what ``traceback.print_exc`` would say in many."""
-    error = sys.exc_info()[1]
-    if error is not None:
-        log.warning("a request was not answered (%s: %s)", type(error).__name__, first_line(error))
-
-
 def serve(model: str, port: int, *, browser: bool) -> None:
-    """Serve the page until it is interrupted.
+    """Serve the page until the process is interrupted.
 
     Args:
-        model: Offered beside those in the box.
-        port: The next free one is taken, and said, if it is in use.
-        browser: Open it there.
+        model: Name, run or checkpoint of the classifier that is selected at first; the bundled
+            classifiers are offered beside it.
+        port: TCP port. If it is in use, the next free one is taken and a warning is logged.
+        browser: Whether to open the page in a browser.
 
     Raises:
-        HorseHumanError: Gradio is missing, or no port is free.
+        HorseHumanError: If Gradio is not installed, the model cannot be loaded or no port is free.
     """
-    traceback.print_exc = log_exception  # Gradio calls it for every bad request
-    chosen = next_free_port(port)
+    traceback.print_exc = log_exception  # Gradio calls it for every malformed request.
+    free_port = next_free_port(port)
     page, options = build(model)
-    if chosen != port:
-        log.warning("port %d is in use: %d is taken", port, chosen)
-    print(f"http://{HOST}:{chosen}  (Ctrl-C ends it)", flush=True)
-    page.launch(server_port=chosen, inbrowser=browser, **options)
+    if free_port != port:
+        log.warning("port %d is in use: using port %d", port, free_port)
+    print(f"http://{HOST}:{free_port}  (press Ctrl-C to stop)", flush=True)
+    page.launch(server_port=free_port, inbrowser=browser, **options)
+
+
+def log_exception(*unused: object, **options: object) -> None:
+    """Log the current exception as one line; a replacement for ``traceback.print_exc``."""
+    error = sys.exc_info()[1]
+    if error is not None:
+        log.warning("request failed (%s: %s)", type(error).__name__, first_line(error))
 
 
 def next_free_port(first: int) -> int:
-    """The first port that is free, of :data:`PORTS`.
+    """Return the first free port among :data:`PORTS` consecutive ones.
+
+    Args:
+        first: Port to start with.
 
     Raises:
-        HorseHumanError: None is.
+        HorseHumanError: If all of them are in use.
     """
     for port in range(first, min(first + PORTS, 65_536)):
-        with socket.socket() as found:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                found.bind((HOST, port))
+                probe.bind((HOST, port))
             except OSError:
                 continue
             return port
-    raise HorseHumanError(f"--port {first}: it and the next {PORTS - 1} are in use: name another")
+    raise HorseHumanError(f"--port {first} and the next {PORTS - 1} are in use: name another port")
 
 
 def build(model: str) -> tuple[Any, dict[str, Any]]:
-    """The page, and how it is launched.
+    """Build the page.
+
+    Args:
+        model: Name, run or checkpoint of the classifier that is selected at first.
+
+    Returns:
+        The ``gradio.Blocks`` and the options of its ``launch`` method.
 
     Raises:
-        HorseHumanError: Gradio is missing, or there is no such model.
+        HorseHumanError: If Gradio is not installed or the model cannot be loaded.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: no host is asked
+    # Gradio reads this at import time; without it, it reports the start to a host of its own.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
     except ImportError as error:
         raise HorseHumanError("the page needs Gradio: pip install -e '.[demo]'") from error
 
     networks = {name: load_classifier(name) for name in dict.fromkeys((model, *BUNDLED))}
-    box = image_root("box") / "test"
+    examples = image_root("box") / "test"
 
-    def score(path: str | None, name: str) -> tuple[str, NDArray[np.uint8] | None]:
+    def answer(path: str | None, name: str) -> tuple[str, NDArray[np.uint8] | None]:
         return respond(networks, path, name)
 
     with gradio.Blocks(
-        title="Horse or human?", analytics_enabled=False, delete_cache=(KEPT, KEPT)
+        title="Horse or human?", analytics_enabled=False, delete_cache=(MAX_AGE, MAX_AGE)
     ) as page:
         gradio.Markdown("# Horse or human?\nDrop, paste or take a picture, or choose one below.")
         with gradio.Row():
             with gradio.Column(min_width=300):
                 picture = gradio.Image(
                     label="Picture", type="filepath", sources=["upload", "webcam", "clipboard"],
-                    image_mode=None, height=320, alt_text="The picture that is asked about",
+                    image_mode=None, height=320, alt_text="The picture to classify",
                 )  # fmt: skip
-                # Gradio would decode it, and fail with a traceback.
-                picture.preprocess = _identity  # type: ignore[method-assign]
+                # Gradio's own preprocessing decodes the file and fails with a traceback.
+                picture.preprocess = _upload_path  # type: ignore[method-assign]
                 choice = gradio.Radio(list(networks), value=model, label="Classifier")
-                gradio.Examples([[str(box / name)] for name in EXAMPLES], [picture])
+                gradio.Examples([[str(examples / name)] for name in EXAMPLES], [picture])
             with gradio.Column(min_width=300):
-                said = gradio.HTML(_said("Waiting for a picture"), label="Answer")
+                answer = gradio.HTML(_status("Waiting for a picture"), label="Answer")
                 heat = gradio.Image(
-                    label="What spoke for the answer (vermilion: most)", interactive=False,
-                    height=320, buttons=[], alt_text="The picture, coloured where it decided",
+                    label="Evidence for the answer (red: strong)", interactive=False,
+                    height=320, buttons=[], alt_text="The picture, with the evidence in red",
                 )  # fmt: skip
-        inputs, outputs = [picture, choice], [said, heat]
+        inputs, outputs = [picture, choice], [answer, heat]
         for event in (picture.change, choice.change):
-            event(score, inputs, outputs, show_progress="minimal")
+            event(answer, inputs, outputs, show_progress="minimal")
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
-    return page, launch_options(gradio, box)
+    return page, launch_options(gradio, examples)
 
 
-def launch_options(gradio: Any, box: Path) -> dict[str, Any]:
-    """How the page is launched: for this machine alone, with the examples in the box."""
+def launch_options(gradio: Any, examples: Path) -> dict[str, Any]:
+    """Return options of Gradio's ``launch`` that keep the page local.
+
+    Args:
+        gradio: The imported module.
+        examples: The only folder whose files the server may send, beside uploads.
+    """
     return {
         "server_name": HOST,
         "share": False,
         "quiet": True,
         "show_error": True,
-        "max_file_size": MAX_FILE,
-        "allowed_paths": [str(box)],
+        "max_file_size": MAX_UPLOAD,
+        "allowed_paths": [str(examples)],
         "css": _CSS,
         "theme": gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         "footer_links": [],
     }
 
 
-def _identity(payload: Any) -> str | None:
-    """The path of an uploaded file."""
+def _upload_path(payload: Any) -> str | None:
+    """Return the path of an uploaded file, or ``None`` if nothing was uploaded."""
     return payload.path if payload else None
 
 
 def respond(
     networks: Mapping[str, Network], path: str | None, name: str
 ) -> tuple[str, NDArray[np.uint8] | None]:
-    """The answer as HTML, and the heat over the picture."""
+    """Classify an uploaded image and draw its heat map.
+
+    Args:
+        networks: Classifiers by name.
+        path: The uploaded file; ``None`` if there is none.
+        name: Key of the chosen classifier.
+
+    Returns:
+        The answer as HTML, and the image with the heat map over it, uint8 ``(S, S, 3)``; ``None``
+        instead of the latter if there is no image or it cannot be read.
+    """
     if path is None:
-        return _said("Waiting for a picture"), None
+        return _status("Waiting for a picture"), None
     network = networks[name]
     start = time.perf_counter()
     try:
-        picture = network.preprocess(read_picture(Path(path), "This file"))
+        image = network.preprocess(read_picture(Path(path), "This file"))
     except PictureError as error:
-        return _said(f"{error}.".replace(":", "", 1)), None
-    (found,) = explain(network, picture[None])
+        return _status(f"{error}.".replace(":", "", 1)), None
+    (explanation,) = explain(network, image[None])
     seconds = time.perf_counter() - start
-    said = decide(network, path, found.answer)
-    label = int(found.answer.probability >= network.threshold)
-    drawn = overlay(picture, found.for_class(label))
-    return _said(sentence(said), f"{1000 * seconds:.0f} ms, {printable(name)}"), drawn
+    prediction = decide(network, path, explanation.scores)
+    label = int(explanation.scores.probability >= network.threshold)
+    heat_map = overlay(image, explanation.for_class(label))
+    return _status(sentence(prediction), f"{1000 * seconds:.0f} ms, {printable(name)}"), heat_map
 
 
-def sentence(said: Prediction) -> str:
-    """A prediction for a person who looks at it."""
-    if said.status == "neither":
-        return "Neither: it looks like nothing that this classifier was trained on"
-    answer = f"{said.class_name}, {said.probability:.1%}"
-    return f"Unsure: perhaps {answer}" if said.status == "unsure" else answer
+def sentence(prediction: Prediction) -> str:
+    """Format a prediction as a sentence for the page."""
+    if prediction.status == "neither":
+        return "Neither: unlike anything that this classifier was trained on"
+    answer = f"{prediction.class_name}, {prediction.probability:.1%}"
+    return f"Unsure: perhaps {answer}" if prediction.status == "unsure" else answer
 
 
-def _said(text: str, note: str = "") -> str:
-    """Text that a screen reader speaks when it changes."""
+def _status(text: str, note: str = "") -> str:
+    """Format text as an HTML status element, which screen readers read out when it changes."""
     small = f"<small>{html.escape(note)}</small>" if note else ""
     return f'<div class="answer" role="status" aria-live="polite">{html.escape(text)}{small}</div>'

@@ -1,4 +1,4 @@
-"""Where a network looked: heat maps, and what its layers see."""
+"""Heat maps of the evidence in an image (HiResCAM), feature maps by layer, and their figures."""
 
 from __future__ import annotations
 
@@ -28,116 +28,129 @@ from horsehuman.models.checkpoint import load_classifier
 from horsehuman.run_dir import check_output_file, unused_path
 from horsehuman.runtime import track
 
-#: Pictures that are explained at a time.
-CHUNK = 8
+#: Number of images in a batch of :func:`heat_on_subject`.
+BATCH_SIZE = 8
 
-# Vermilion, which the colour-blind tell from what pictures are made of (Okabe and Ito 2008).
-_HEAT = torch.tensor([213.0, 94.0, 0.0])
+#: Largest number of images on a contact sheet.
+MAX_IMAGES = 160
 
-#: Pictures on a sheet.
-LIMIT = 160
+# RGB of vermilion, which colour-blind readers can distinguish from the colours of most images
+# (Okabe and Ito 2008).
+_HEAT_COLOUR = torch.tensor([213.0, 94.0, 0.0])
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What speaks for which class, and where.
+    """The heat map and the scores of one image.
 
     Attributes:
-        heat: ``(S, S)``, float32: positive where a place speaks for class 1, negative where it
-            speaks for class 0. With a linear head its sum is the logit less the bias, but for the
-            blur of scaling it up.
-        answer: What the network says of the picture.
+        heat: float32 ``(S, S)``, where S is the network's image size: positive at locations that
+            are evidence for class 1, negative at those that are evidence for class 0. With a
+            linear head its sum is the logit minus the bias, up to the error of upscaling.
+        scores: Calibrated logit, probability of class 1 and neither score of the image.
     """
 
     heat: Tensor
-    answer: Scores
+    scores: Scores
 
     def for_class(self, label: int) -> Tensor:
-        """Heat that speaks for a class, ``(S, S)``, at least 0."""
+        """Return the evidence for a class, 0 or 1: float32 ``(S, S)``, at least 0."""
         return (self.heat if label else -self.heat).clamp_min(0)
 
 
-def explain(network: Network, pictures: Tensor, layer: str | None = None) -> list[Explanation]:
-    """Heat maps of pictures, uint8 ``(N, 3, H, W)``, each S x S, the network's own size.
+def explain(network: Network, images: Tensor, layer: str | None = None) -> list[Explanation]:
+    """Compute a heat map for each image with HiResCAM.
 
-    Activations of a layer's maps times the gradient of the logit, summed over channels (HiResCAM,
-    Draelos and Carin 2020, arXiv 2011.08891). At the last maps, with average pooling and a linear
-    head, this is Grad-CAM (Selvaraju et al. 2017) and CAM (Zhou et al. 2016) before they are
-    rectified; unlike Grad-CAM it does not smear what maximum pooling took from one place over all
-    of them, and so it can stand before a maximum pooling, where maps are larger. At an earlier
-    layer it is sharper, does not add up to the logit, and says what a small change there would do.
+    HiResCAM (Draelos and Carin 2020, arXiv 2011.08891) multiplies the feature maps of a layer by
+    the gradient of the logit and sums over channels. At the last feature maps, with average
+    pooling and a linear head, it equals Grad-CAM (Selvaraju et al. 2017) and CAM (Zhou et al.
+    2016) before rectification. Unlike Grad-CAM, it does not spread the gradient of a max pooling
+    over all locations. The layer may therefore stand before a max pooling, where the feature maps
+    are larger. At an earlier layer the heat map is sharper, but it does not sum to the logit: it
+    shows the effect of small changes of the feature maps there.
 
     Args:
-        network: Which network.
-        pictures: What it looks at.
-        layer: A name that :func:`find_layer` gives; by default the network's ``heat_layer``.
+        network: The classifier; it is switched to eval mode.
+        images: uint8 ``(N, 3, H, W)`` on the network's device.
+        layer: Full name of a layer with feature maps, see :func:`find_layer`; by default the
+            network's ``heat_layer``.
+
+    Returns:
+        One explanation per image, on the CPU, in order.
     """
     network.eval()
     size = network.image_size
-    with torch.enable_grad(), _capture_outputs(network, layer or network.heat_layer) as maps:
-        found = network.score_features(network.pool_features(network.forward_features(pictures)))
-        gradients = torch.autograd.grad(found[0].sum(), maps)
-    heat = torch.zeros(len(pictures), size, size)
-    for index, (own, gradient) in enumerate(zip(maps, gradients, strict=True)):
-        small = (own * gradient).sum(1, keepdim=True).detach()
-        if index and network.settings.get("mirror"):
-            small = small.flip(3)
-        # each place's share of the logit, whatever the size of the maps
+    with torch.enable_grad(), _capture_outputs(network, layer or network.heat_layer) as outputs:
+        scores = network.score_features(network.pool_features(network.forward_features(images)))
+        gradients = torch.autograd.grad(scores[0].sum(), outputs)
+    heat = torch.zeros(len(images), size, size)
+    for variant, (maps, gradient) in enumerate(zip(outputs, gradients, strict=True)):
+        small = (maps * gradient).sum(1, keepdim=True).detach()
+        if variant and network.settings.get("mirror"):
+            small = small.flip(3)  # The second variant of the CNN is the mirrored image.
+        # Upscaling must preserve the sum, which is this variant's contribution to the logit.
         small *= small.shape[2] * small.shape[3] / size**2
         large = functional.interpolate(small, (size, size), mode="bilinear", align_corners=False)
         heat += large[:, 0].cpu()
-    return [Explanation(*each) for each in zip(heat, to_scores(found), strict=True)]
+    return [Explanation(*pair) for pair in zip(heat, to_scores(scores), strict=True)]
 
 
 @contextlib.contextmanager
 def _capture_outputs(network: Network, layer: str) -> Iterator[list[Tensor]]:
-    """Collect what a layer gives each time, as leaves of the graph that grows from there."""
-    found: list[Tensor] = []
+    """Collect a layer's outputs, one per call, as leaf tensors that the logits depend on."""
+    outputs: list[Tensor] = []
 
-    def cut(module: nn.Module, given: object, output: Tensor) -> Tensor:
-        found.append(output.detach().clone().requires_grad_())
-        return found[-1].clone()  # a ReLU that follows may work in place
+    def replace_output(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        outputs.append(output.detach().clone().requires_grad_())
+        return outputs[-1].clone()  # A ReLU that follows may work in place.
 
-    handle = network.get_submodule(layer).register_forward_hook(cut)
+    handle = network.get_submodule(layer).register_forward_hook(replace_output)
     try:
-        yield found
+        yield outputs
     finally:
         handle.remove()
 
 
 @torch.inference_mode()
-def activations(network: Network, picture: Tensor) -> dict[str, Tensor]:
-    """What every layer up to the last maps gives for a picture, in the order of their work.
+def activations(network: Network, image: Tensor) -> dict[str, Tensor]:
+    """Compute the feature maps of all layers for one image.
 
     Args:
-        network: Which network; of several ways of looking the first counts.
-        picture: uint8 ``(3, H, W)``.
+        network: The classifier; it is switched to eval mode.
+        image: uint8 ``(3, H, W)`` on the network's device.
 
     Returns:
-        For each layer with maps ``(C, H', W')``, where a ReLU works in place after it.
+        Feature maps ``(C, H', W')`` by layer name, in the order of computation, for layers whose
+        maps have more than one location. Where a network computes several variants of an image,
+        such as scales, the maps are those of the first. Where an in-place ReLU follows a layer,
+        the maps are those after the ReLU.
     """
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     handles = []
     for name, module in network.named_modules():
 
-        def keep(module: nn.Module, given: object, output: object, name: str = name) -> None:
+        def store(module: nn.Module, inputs: object, output: object, name: str = name) -> None:
             if isinstance(output, Tensor) and output.ndim == 4:
-                found.setdefault(name, output[0])
+                outputs.setdefault(name, output[0])
 
-        if "." in name and not name.startswith("preprocess"):
-            handles.append(module.register_forward_hook(keep))
+        if "." in name and not name.startswith("normalize"):
+            handles.append(module.register_forward_hook(store))
     try:
-        network.eval()(picture[None])
+        network.eval()(image[None])
     finally:
         for handle in handles:
             handle.remove()
-    return {name: maps for name, maps in found.items() if maps.shape[1] * maps.shape[2] > 1}
+    return {name: maps for name, maps in outputs.items() if maps.shape[1] * maps.shape[2] > 1}
 
 
 def stages(maps: Mapping[str, Tensor]) -> list[str]:
-    """Of what :func:`activations` gives, the last layer of each size that is part of no other."""
+    """Return the name of the last outermost layer at each resolution.
+
+    Args:
+        maps: Feature maps by layer name, as :func:`activations` returns them.
+    """
     last: dict[torch.Size, str] = {}
     for name, tensor in maps.items():
         size = tensor.shape[1:]
@@ -147,168 +160,185 @@ def stages(maps: Mapping[str, Tensor]) -> list[str]:
 
 
 def short_layer_name(layer: str) -> str:
-    """A layer's name without what goes without saying."""
+    """Return a layer's name without the prefix that all layers of the backbone share."""
     return layer.removeprefix("backbone.trunk.")
 
 
 def find_layer(network: Network, name: str) -> str:
-    """The full name of a layer with maps, given that or its end, such as ``Mixed_6a``.
+    """Return the full name of a layer with feature maps.
+
+    Args:
+        network: The classifier.
+        name: Its full name, or the end of it from a dot on, such as ``Mixed_6a``.
 
     Raises:
-        HorseHumanError: There is none, or several.
+        HorseHumanError: If no layer or several layers match.
     """
     size = network.image_size
     maps = activations(network, torch.zeros(3, size, size, dtype=torch.uint8))
     name = name.removeprefix("network.")
-    fitting = [full for full in maps if full == name or full.endswith(f".{name}")]
-    if name in maps or len(fitting) == 1:
-        return name if name in maps else fitting[0]
-    if fitting:
-        some = " | ".join(map(short_layer_name, fitting[:4]))
-        raise HorseHumanError(f"--layer {printable(name)} may be {some}: say which")
-    near = closest(name, {short_layer_name(full) for full in maps})
-    some = " | ".join(map(short_layer_name, stages(maps)))
+    matches = [layer for layer in maps if layer == name or layer.endswith(f".{name}")]
+    if name in maps or len(matches) == 1:
+        return name if name in maps else matches[0]
+    if matches:
+        names = " | ".join(map(short_layer_name, matches[:4]))
+        raise HorseHumanError(f"--layer {printable(name)} is ambiguous: use one such as {names}")
+    hint = closest(name, {short_layer_name(layer) for layer in maps})
+    names = " | ".join(map(short_layer_name, stages(maps)))
     raise HorseHumanError(
-        f"--layer {printable(name)}: there is no such layer with maps{near}: use one such as {some}"
+        f"--layer {printable(name)}: no such layer with feature maps{hint}: use one such as {names}"
     )
+
+
+def overlay(image: Tensor, heat: Tensor) -> NDArray[np.uint8]:
+    """Blend a heat map over an image.
+
+    Args:
+        image: uint8 ``(3, S, S)``.
+        heat: ``(S, S)``, at least 0. Its 99th percentile and above get the full colour.
+
+    Returns:
+        uint8 ``(S, S, 3)``.
+    """
+    weight = 0.75 * (heat / heat.flatten().quantile(0.99).clamp_min(1e-12)).clamp(0, 1)
+    blended = torch.lerp(image.float(), _HEAT_COLOUR.view(3, 1, 1), weight)
+    return blended.round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def heat_on_subject(
     network: Network, records: Sequence[Record], limit: int = 32
 ) -> dict[str, float] | None:
-    """How much of what spoke for the answers lies on the figure, for cut-outs on white.
+    """Measure how much of the evidence lies on the subject, for cut-outs on a white background.
 
-    The figure is what is not white: at least one channel below 245. A picture is a cut-out where
-    nine tenths of its edge are white, or all of it on three sides.
+    The foreground is every pixel with at least one channel below 245. An image is a cut-out if
+    nine tenths of its border pixels are white, or all of them on at least three sides.
 
     Args:
-        network: Which network.
-        records: Pictures; those that are no cut-outs, or cannot be read, are passed over.
-        limit: Of many pictures so many are looked at, evenly spread.
+        network: The classifier.
+        records: Images. Those that are not cut-outs or cannot be read are skipped.
+        limit: Largest number of images that are read, evenly spaced over ``records``.
 
     Returns:
-        ``pictures``: how many counted; ``share of heat``: mean share of the heat for the answer
-        that lies on the figure, 0 to 1; ``share of area``: mean share of the picture that the
-        figure takes, which is what heat without aim would have. ``None`` where none counted.
+        ``pictures``: the number of images that were measured. ``share of heat``: the mean share,
+        0 to 1, of the evidence for the predicted class that lies on the foreground. ``share of
+        area``: the mean share of the image that the foreground covers, 0 to 1, which is the
+        expected share of heat if the evidence were spread evenly. ``None`` if no image could be
+        measured.
     """
     step = max(1, -(-len(records) // limit))
-    pictures, figures = [], []
+    images, foregrounds = [], []
     for record in records[::step]:
         with contextlib.suppress(PictureError):
-            picture = decode(record.path, network.image_size)
-            figure = (picture < WHITE_LEVEL).any(0)
-            if _is_cut_out(figure):
-                pictures.append(picture)
-                figures.append(figure)
-    found = []
-    for start in range(0, len(pictures), CHUNK):
-        said = explain(network, torch.stack(pictures[start : start + CHUNK]))
-        for own, figure in zip(said, figures[start:], strict=False):
-            heat = own.for_class(int(own.answer.probability >= network.threshold))
+            image = decode(record.path, network.image_size)
+            foreground = (image < WHITE_LEVEL).any(0)
+            if _is_cut_out(foreground):
+                images.append(image)
+                foregrounds.append(foreground)
+    shares = []
+    for start in range(0, len(images), BATCH_SIZE):
+        explanations = explain(network, torch.stack(images[start : start + BATCH_SIZE]))
+        for explanation, mask in zip(explanations, foregrounds[start:], strict=False):
+            heat = explanation.for_class(int(explanation.scores.probability >= network.threshold))
             if heat.any():
-                found.append((float(heat[figure].sum() / heat.sum()), float(figure.float().mean())))
-    if not found:
+                shares.append((float(heat[mask].sum() / heat.sum()), float(mask.float().mean())))
+    if not shares:
         return None
-    heat_share, area = (math.fsum(values) / len(found) for values in zip(*found, strict=True))
-    return {"pictures": len(found), "share of heat": heat_share, "share of area": area}
+    heat_share, area = (math.fsum(values) / len(shares) for values in zip(*shares, strict=True))
+    return {"pictures": len(shares), "share of heat": heat_share, "share of area": area}
 
 
-def _is_cut_out(figure: Tensor) -> bool:
-    """Whether a figure, bool ``(S, S)``, stands on white."""
-    sides = [figure[0], figure[-1], figure[:, 0], figure[:, -1]]
+def _is_cut_out(foreground: Tensor) -> bool:
+    """Return whether a foreground mask, bool ``(S, S)``, is that of a cut-out on white."""
+    sides = [foreground[0], foreground[-1], foreground[:, 0], foreground[:, -1]]
     white = 1 - torch.stack(sides).float().mean(1)
-    return bool(figure.sum() > 0 and (white.mean() >= 0.9 or (white == 1).sum() >= 3))
+    return bool(foreground.sum() > 0 and (white.mean() >= 0.9 or (white == 1).sum() >= 3))
 
 
 def explain_and_draw(
     model: str, sources: Sequence[str], layer: str | None, out: Path | None, *, force: bool
 ) -> bool:
-    """What ``horsehuman explain`` does; returns whether all pictures could be read.
+    """Explain images and write the figure: the work of ``horsehuman explain``.
 
-    One picture is drawn with what each layer sees of it, several are a contact sheet.
+    The figure of one image shows the feature maps of each stage, that of several is a contact
+    sheet.
+
+    Args:
+        model: See :func:`~horsehuman.models.checkpoint.load_classifier`.
+        sources: Files, folders, patterns, addresses, or ``-`` for names on stdin.
+        layer: A layer's name, see :func:`find_layer`; by default the network's ``heat_layer``.
+        out: PNG file to write; by default ``explain.png``, or with a number if that exists.
+        force: Whether to replace ``out`` if it exists.
+
+    Returns:
+        Whether all images could be read.
 
     Raises:
-        HorseHumanError: ``out`` is there already, there is no such layer, or no picture can be
-            read.
+        HorseHumanError: If ``out`` cannot be written, there is no such model or layer, or no image
+            can be read.
     """
     out = out or unused_path(Path("explain.png"), Path.exists)
     check_output_file(out, force=force)
     if out.suffix.lower() != ".png":
-        raise HorseHumanError(f"--out {printable(out)}: the drawing is PNG; let the name end so")
+        raise HorseHumanError(f"--out {printable(out)}: the figure is a PNG file: name it *.png")
     network = load_classifier(model)
     layer = find_layer(network, layer) if layer else None
     names = list(expand_sources(sources, recursive=True))
-    if len(names) > LIMIT:
-        log.warning("%d of %d pictures are drawn, evenly spread", LIMIT, len(names))
-        names = evenly_spaced(names, LIMIT)
-    pictures, drawn, captions, errors = [], [], [], []
+    if len(names) > MAX_IMAGES:
+        log.warning("drawing %d of %d pictures, evenly spaced", MAX_IMAGES, len(names))
+        names = evenly_spaced(names, MAX_IMAGES)
+    images, heat_maps, captions, errors = [], [], [], []
     for name in track(names, "explaining", len(names)):
         try:
-            picture = network.preprocess(read_source(name))
+            image = network.preprocess(read_source(name))
         except PictureError as error:
             errors.append(str(error))
             continue
-        heat, caption = _explained(network, name, picture, layer)
-        pictures.append(picture)
-        drawn.append(overlay(picture, heat))
+        heat, caption = _explain_answer(network, name, image, layer)
+        images.append(image)
+        heat_maps.append(overlay(image, heat))
         captions.append(f"{printable(Path(name).stem)[-22:]}\n{caption}")
-    if not pictures:
-        raise HorseHumanError(errors[0] if errors else "no picture is named")
+    if not images:
+        raise HorseHumanError(errors[0] if errors else "no pictures to explain: name at least one")
     for text in errors:
         log.warning("error: %s", text)
-    where = f" at {short_layer_name(layer)}" if layer else ""
-    title = f"What spoke for the answer of {printable(model)}{where} (vermilion: most)"
-    if len(pictures) == 1:
-        figure = _layers(network, pictures[0], drawn[0], captions[0], title)
+    place = f" at {short_layer_name(layer)}" if layer else ""
+    title = f"Evidence for the answer of {printable(model)}{place} (red: strong)"
+    if len(images) == 1:
+        figure = _draw_layers(network, images[0], heat_maps[0], captions[0], title)
     else:
-        figure = plots.contact_sheet(drawn, captions, [False] * len(drawn), title)
+        figure = plots.contact_sheet(heat_maps, captions, [False] * len(heat_maps), title)
     plots.save(figure, out)
     print(printable(out))
     return not errors
 
 
-def _explained(
-    network: Network, name: str, picture: Tensor, layer: str | None
+def _explain_answer(
+    network: Network, name: str, image: Tensor, layer: str | None
 ) -> tuple[Tensor, str]:
-    """Heat ``(S, S)`` for the answer, and the answer in words."""
-    (found,) = explain(network, picture[None], layer)
-    said = decide(network, name, found.answer, always_answer=True)
-    heat = found.for_class(network.class_names.index(said.class_name))
-    caption = f"{said.class_name} {said.probability:.0%}"
+    """Return the evidence ``(S, S)`` for the predicted class, and the prediction as a caption."""
+    (explanation,) = explain(network, image[None], layer)
+    prediction = decide(network, name, explanation.scores, always_answer=True)
+    class_name = prediction.class_name
+    heat = explanation.for_class(network.class_names.index(class_name))
+    caption = f"{class_name} {prediction.probability:.0%}"
     if not heat.any():
         log.warning(
-            "%s: nothing in it speaks for %s, so there is no heat", printable(name), said.class_name
+            "%s: no location is evidence for %s: the heat map is empty", printable(name), class_name
         )
         caption += ", no heat"
     return heat, caption
 
 
-def overlay(picture: Tensor, heat: Tensor) -> NDArray[np.uint8]:
-    """A picture, coloured where the heat is.
-
-    Args:
-        picture: uint8 ``(3, S, S)``.
-        heat: ``(S, S)``, at least 0; scaled so that its 99th percentile is full colour.
-
-    Returns:
-        uint8 ``(S, S, 3)``.
-    """
-    share = 0.75 * (heat / heat.flatten().quantile(0.99).clamp_min(1e-12)).clamp(0, 1)
-    coloured = torch.lerp(picture.float(), _HEAT.view(3, 1, 1), share)
-    return coloured.round().to(torch.uint8).permute(1, 2, 0).numpy()
-
-
-def _layers(
-    network: Network, picture: Tensor, drawn: NDArray[np.uint8], caption: str, title: str
+def _draw_layers(
+    network: Network, image: Tensor, heat_map: NDArray[np.uint8], caption: str, title: str
 ) -> Figure:
-    """The picture, its heat, and of each stage the maps that differ most from place to place."""
-    maps = activations(network, picture)
+    """Draw an image, its heat map and, for each stage, the ten channels that vary most in space."""
+    activations_by_layer = activations(network, image)
     rows = []
-    for name in stages(maps):
-        own = maps[name].clamp_min(0)  # what a ReLU lets through
-        chosen = own.flatten(1).std(1).topk(min(10, len(own))).indices
-        channels, height, width = own.shape
-        title_of_row = f"{short_layer_name(name)}\n{channels} x {height} x {width}"
-        rows.append((title_of_row, own[chosen].numpy()))
-    plain = picture.permute(1, 2, 0).numpy()
-    return plots.layers(plain, drawn, caption, rows, title)
+    for name in stages(activations_by_layer):
+        maps = activations_by_layer[name].clamp_min(0)  # as after a ReLU
+        strongest = maps.flatten(1).std(1).topk(min(10, len(maps))).indices
+        channels, height, width = maps.shape
+        row_title = f"{short_layer_name(name)}\n{channels} x {height} x {width}"
+        rows.append((row_title, maps[strongest].numpy()))
+    return plots.layers(image.permute(1, 2, 0).numpy(), heat_map, caption, rows, title)

@@ -1,10 +1,13 @@
-"""A classifier as one file for other programs: pictures of any size in, answers out."""
+"""Export a classifier as one file for other programs, and compare the file with the network.
+
+The exported file contains preprocessing, network and calibration: it takes uint8 images of any size
+and returns calibrated logits, probabilities and strangeness.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,26 +26,68 @@ from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier
 from horsehuman.run_dir import check_output_file, write_bytes
 
-log = logging.getLogger(__name__)
-
-#: What ``--format`` takes, and what it needs beside the package.
+#: Values of ``--format``, and the packages that each needs in addition to this package's own.
 FORMATS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torch": ()}
 
-#: Largest difference of probabilities between a network and its exported file that passes. Both
-#: round resized pictures to whole levels, and arithmetic in another order rounds a few otherwise.
+#: Largest accepted difference of probabilities and of strangeness between a network and its
+#: exported file. Both round resized images to integers, and operations in another order change
+#: the rounding of a few pixels.
 TOLERANCE = 2e-3
 
-#: Height and width of the pictures that both are compared on.
+#: Heights and widths in pixels of the images that both are compared on.
 SIZES = ((300, 300), (96, 96), (224, 310), (480, 640), (75, 50), (1, 1))
 
-Run = Callable[[Tensor], Sequence[Any]]
+#: An exported file as a function: uint8 ``(N, 3, H, W)`` to one array ``(N,)`` for each output.
+ExportedFunction = Callable[[Tensor], Sequence[Any]]
+
+
+def export(model: str, export_format: str, out: Path, *, force: bool) -> float:
+    """Write a classifier as one file after comparing it with the network on real images.
+
+    Args:
+        model: See :func:`~horsehuman.models.checkpoint.load_classifier`.
+        export_format: One of :data:`FORMATS`.
+        out: File to write.
+        force: Whether to replace ``out`` if it exists.
+
+    Returns:
+        The largest absolute difference of probabilities and strangeness.
+
+    Raises:
+        HorseHumanError: If a package that the format needs is not installed, the file cannot be
+            written, or the difference is above :data:`TOLERANCE`.
+    """
+    check_choice("--format", export_format, list(FORMATS))
+    required = FORMATS[export_format]
+    if missing := [name for name in required if importlib.util.find_spec(name) is None]:
+        raise HorseHumanError(
+            f"--format {export_format} needs {', '.join(missing)}: pip install -e '.[export]'"
+        )
+    check_output_file(out, force=force)
+    module = ExportedNetwork(load_classifier(model))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "exported"
+        exported = (_to_onnx if export_format == "onnx" else _to_torch)(module, path)
+        difference = largest_difference(module, exported)
+        if not difference <= TOLERANCE:
+            raise HorseHumanError(
+                "the exported file is not written: its probabilities or strangeness differ by "
+                f"{difference:.2g} from the network's, more than {TOLERANCE:g}; please report it "
+                "with the versions of your packages"
+            )
+        data = path.read_bytes()
+    try:
+        write_bytes(out, data)
+    except OSError as error:
+        raise HorseHumanError(f"cannot write --out {printable(out)}: {error.strerror}") from error
+    return difference
 
 
 class ExportedNetwork(nn.Module):
-    """A network with its calibration and its answers: what an exported file computes.
+    """The computation of an exported file: a network with its calibration and its neither score.
 
     Args:
-        network: Which one.
+        network: The network; it is switched to eval mode.
     """
 
     def __init__(self, network: Network) -> None:
@@ -50,56 +95,22 @@ class ExportedNetwork(nn.Module):
         self.network = network.eval()
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """uint8 ``(N, 3, H, W)`` to logits, probabilities of class 1 and strangeness, ``(N,)``."""
+        """Compute the outputs of the exported file; the argument's name is that of its input.
+
+        Args:
+            pictures: uint8 ``(N, 3, H, W)``.
+
+        Returns:
+            Calibrated logits, probabilities of class 1 (0 to 1) and strangeness, which is the
+            neither score (1 and above is neither class); float32 ``(N,)`` each.
+        """
         return self.network.score_features(
             self.network.pool_features(self.network.forward_features(pictures))
         )
 
 
-def export(model: str, form: str, out: Path, *, force: bool) -> float:
-    """Write a classifier as one file, and compare it with the network on real pictures.
-
-    Args:
-        model: See :func:`~horsehuman.checkpoint.load_classifier`.
-        form: One of :data:`FORMATS`.
-        out: The file.
-        force: Write over it.
-
-    Returns:
-        The largest difference of probabilities that was seen.
-
-    Raises:
-        HorseHumanError: Something that the format needs is not installed, the file cannot be
-            written, or it answers otherwise than the network.
-    """
-    check_choice("--format", form, list(FORMATS))
-    if missing := [name for name in FORMATS[form] if importlib.util.find_spec(name) is None]:
-        raise HorseHumanError(
-            f"--format {form} needs {', '.join(missing)}: pip install -e '.[export]'"
-        )
-    check_output_file(out, force=force)
-    network = load_classifier(model)
-    module = ExportedNetwork(network)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "exported"
-        run = (_to_onnx if form == "onnx" else _to_torch)(module, path)
-        found = largest_difference(module, run)
-        if not found <= TOLERANCE:
-            raise HorseHumanError(
-                f"the exported file's probabilities or strangeness differ by {found:.2g} from the "
-                f"network's, more than {TOLERANCE:g}: it is not written; please report it with "
-                "your versions"
-            )
-        data = path.read_bytes()
-    try:
-        write_bytes(out, data)
-    except OSError as error:
-        raise HorseHumanError(f"cannot write --out {printable(out)}: {error.strerror}") from error
-    return found
-
-
 def metadata(network: Network) -> dict[str, str]:
-    """What a program must know of a file to make answers of its numbers; all values are text."""
+    """Return the metadata of an exported file: its format, and the network's decision settings."""
     return {
         "horsehuman_format": str(FORMAT),
         "class_names": json.dumps(network.class_names),
@@ -108,32 +119,38 @@ def metadata(network: Network) -> dict[str, str]:
     }
 
 
-def largest_difference(module: ExportedNetwork, run: Run) -> float:
-    """Of probabilities and strangeness, on real pictures of many sizes, 1 to 4 at a time."""
-    box = image_root("box") / "train"
-    paths = [sorted((box / name).iterdir())[0] for name in ("horses", "humans")]
-    pictures = [torch.from_numpy(read_picture(path)).permute(2, 0, 1) for path in paths]
+def largest_difference(module: ExportedNetwork, exported: ExportedFunction) -> float:
+    """Compare an exported file with its network on real images of :data:`SIZES`.
+
+    Batches have one to four images.
+
+    Args:
+        module: The network.
+        exported: The exported file as a function.
+
+    Returns:
+        The largest absolute difference of probabilities and strangeness; infinite if one is NaN.
+    """
+    folder = image_root("box") / "train"
+    paths = [sorted((folder / name).iterdir())[0] for name in ("horses", "humans")]
+    images = [torch.from_numpy(read_picture(path)).permute(2, 0, 1) for path in paths]
     largest = 0.0
     for index, size in enumerate(SIZES):
-        both = nn.functional.interpolate(torch.stack(pictures).float(), size, mode="bilinear")
-        batch = both.round().to(torch.uint8).repeat(2, 1, 1, 1)[index % 4 :]
+        resized = nn.functional.interpolate(torch.stack(images).float(), size, mode="bilinear")
+        batch = resized.round().to(torch.uint8).repeat(2, 1, 1, 1)[index % 4 :]
         with torch.inference_mode():
-            mine = module(batch)
-        for own, other in zip(mine[1:], run(batch)[1:], strict=True):
-            difference = float(np.abs(own.numpy() - np.asarray(other)).max())
+            expected = module(batch)
+        for values, others in zip(expected[1:], exported(batch)[1:], strict=True):
+            difference = float(np.abs(values.numpy() - np.asarray(others)).max())
             largest = max(largest, difference) if difference == difference else float("inf")
     return largest
 
 
-def _example() -> Tensor:
-    """A batch to trace with."""
-    return torch.zeros(2, 3, 310, 290, dtype=torch.uint8)
-
-
-def _to_onnx(module: ExportedNetwork, path: Path) -> Run:
-    free = torch.export.Dim.DYNAMIC  # a named one of 1 and more is refused by older exporters
+def _to_onnx(module: ExportedNetwork, path: Path) -> ExportedFunction:
+    """Write an ONNX file with metadata and digest, and return it as a function."""
+    dynamic = torch.export.Dim.DYNAMIC  # Older exporters refuse a named dimension with min=1.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter grumbles about itself
+        warnings.simplefilter("ignore")  # The exporter warns about its own internals.
         program = torch.onnx.export(
             module,
             (_example(),),
@@ -141,7 +158,7 @@ def _to_onnx(module: ExportedNetwork, path: Path) -> Run:
             verbose=False,
             input_names=[INPUT],
             output_names=list(OUTPUTS),
-            dynamic_shapes={INPUT: {0: free, 2: free, 3: free}},
+            dynamic_shapes={INPUT: {0: dynamic, 2: dynamic, 3: dynamic}},
         )
     assert program is not None
     program.model.metadata_props.update({**metadata(module.network), DIGEST: "0" * 64})
@@ -149,32 +166,38 @@ def _to_onnx(module: ExportedNetwork, path: Path) -> Run:
     content = _without_paths(path.read_bytes())
     path.write_bytes(content.replace(b"0" * 64, digest_of(content, "0" * 64).encode(), 1))
     classifier = OnnxClassifier(path)
-    return lambda pictures: classifier.run(pictures.numpy())
+    return lambda images: classifier.run(images.numpy())
 
 
 def _without_paths(content: bytes) -> bytes:
-    """Take out of an ONNX file which lines of which files of this machine each step comes from."""
+    """Remove the exporter's notes from an ONNX file: they name source files of this machine."""
     import onnx
 
     model = onnx.load_from_string(content)
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
         del part.metadata_props[:]
-    written: bytes = model.SerializeToString()
-    return written
+    cleaned: bytes = model.SerializeToString()
+    return cleaned
 
 
-def _to_torch(module: ExportedNetwork, path: Path) -> Run:
-    sizes = torch.export.Dim
-    free = {0: sizes("n", min=1), 2: sizes("height", min=1), 3: sizes("width", min=1)}
-    program = torch.export.export(module, (_example(),), dynamic_shapes={"pictures": free})
+def _to_torch(module: ExportedNetwork, path: Path) -> ExportedFunction:
+    """Write a file of ``torch.export`` with metadata, and return it as a function."""
+    dim = torch.export.Dim
+    dynamic = {0: dim("n", min=1), 2: dim("height", min=1), 3: dim("width", min=1)}
+    program = torch.export.export(module, (_example(),), dynamic_shapes={"pictures": dynamic})
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names files of this machine
-    archive = path.with_suffix(".pt2")  # torch.export.save wants this ending
+        node.meta.pop("stack_trace", None)  # It names source files of this machine.
+    archive = path.with_suffix(".pt2")  # torch.export.save requires this suffix.
     extra = {f"{name}.txt": value for name, value in metadata(module.network).items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tensors that are not on the CPU
+        warnings.simplefilter("ignore")  # It warns about tensors that are not on the CPU.
         torch.export.save(program, archive, extra_files=extra)
     archive.rename(path)
     with path.open("rb") as file:
         loaded = torch.export.load(file).module()
-    return lambda pictures: [tensor.detach() for tensor in loaded(pictures)]
+    return lambda images: [tensor.detach() for tensor in loaded(images)]
+
+
+def _example() -> Tensor:
+    """Return the batch to trace with: uint8 ``(2, 3, 310, 290)``."""
+    return torch.zeros(2, 3, 310, 290, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""An exported classifier in ONNX Runtime; torch is not imported."""
+"""Run exported ONNX files as classifiers with ONNX Runtime; torch is not imported."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ from numpy.typing import NDArray
 from horsehuman.decision import Scores
 from horsehuman.errors import HorseHumanError, printable
 
-#: Format of exported files; grows when older code could not read a newer file.
+#: Version of the export format. It increases when older code cannot read newer files.
 FORMAT = 1
 
-#: Names in the file.
+#: Names of the file's input and of its outputs.
 INPUT, OUTPUTS = "pictures", ("logit", "probability", "strangeness")
 
-#: Under which name a file says its own digest.
+#: Metadata key of the file's digest.
 DIGEST = "horsehuman_digest"
 
 
-def digest_of(content: bytes, found: str) -> str:
-    """SHA-256, in hex, of a file in which its own digest stands, that being taken for zeros."""
-    return hashlib.sha256(content.replace(found.encode(), b"0" * 64, 1)).hexdigest()
-
-
 class OnnxClassifier:
-    """What ``horsehuman export`` wrote, as a :class:`~horsehuman.prediction.Classifier`.
+    """A :class:`~horsehuman.decision.Classifier` that runs a file written by ``horsehuman export``.
 
     Args:
-        path: The file. Nothing beside it is read.
+        path: The ONNX file. No other file is read.
+
+    Attributes:
+        class_names: Names of class 0 and class 1.
+        threshold: Smallest probability of class 1, in (0, 1), at which an image is of class 1.
+        confidence_threshold: Probability of the predicted class, in [0.5, 1), below which a
+            prediction is unsure.
 
     Raises:
-        HorseHumanError: ONNX Runtime is missing, or the file is no exported classifier.
+        HorseHumanError: If ONNX Runtime is not installed, or the file cannot be read, is damaged
+            or was not written by ``horsehuman export``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,47 +58,69 @@ class OnnxClassifier:
             self._session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # a damaged or foreign file may hold anything
+        except Exception as error:  # ONNX Runtime raises many types for damaged or foreign files.
             raise HorseHumanError(
-                f"{printable(path)} is damaged, or no ONNX file: export it again"
+                f"{printable(path)} is damaged or not an ONNX file: export it again"
             ) from error
-        self._check(path, content)
-        self._read_metadata(path, self._session.get_modelmeta().custom_metadata_map)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self._check_digest(path, content, metadata.get(DIGEST, ""))
+        self._read_metadata(path, metadata)
 
-    def _check(self, path: Path, content: bytes) -> None:
-        """Refuse a file that is not as it was written, whatever was changed in it."""
-        found = self._session.get_modelmeta().custom_metadata_map.get(DIGEST, "")
-        if found and (len(found) != 64 or digest_of(content, found) != found):
+    def _check_digest(self, path: Path, content: bytes, digest: str) -> None:
+        """Raise if a file has a digest that does not match its content."""
+        if digest and (len(digest) != 64 or digest_of(content, digest) != digest):
             raise HorseHumanError(f"{printable(path)} has been damaged: copy or export it again")
 
-    def _read_metadata(self, path: Path, found: dict[str, str]) -> None:
-        if found.get("horsehuman_format") != str(FORMAT):
-            kind = found.get("horsehuman_format")
-            told = f"has format {printable(kind)}, not {FORMAT}" if kind else "is another program's"
-            raise HorseHumanError(f"{printable(path)} {told}: use what horsehuman export writes")
+    def _read_metadata(self, path: Path, metadata: dict[str, str]) -> None:
+        """Read the decision settings; raise if the file's format, input or outputs are others."""
+        version = metadata.get("horsehuman_format")
+        if version != str(FORMAT):
+            reason = "was not written by horsehuman"
+            if version:
+                reason = f"has format {printable(version)}, not {FORMAT}"
+            raise HorseHumanError(f"{printable(path)} {reason}: write it with horsehuman export")
         try:
-            first, second = json.loads(found["class_names"])
+            first, second = json.loads(metadata["class_names"])
             self.class_names = str(first), str(second)
-            self.threshold = float(found["threshold"])
-            self.confidence_threshold = float(found["certain_from"])
-            names = {entry.name for entry in self._session.get_outputs()}
-            if self._session.get_inputs()[0].name != INPUT or not names >= set(OUTPUTS):
+            self.threshold = float(metadata["threshold"])
+            self.confidence_threshold = float(metadata["certain_from"])
+            outputs = {entry.name for entry in self._session.get_outputs()}
+            if self._session.get_inputs()[0].name != INPUT or not outputs >= set(OUTPUTS):
                 raise ValueError
         except (KeyError, ValueError, TypeError) as error:
             raise HorseHumanError(
-                f"{printable(path)} does not say what its numbers mean: export it again"
+                f"{printable(path)} has missing or invalid metadata: export it again"
             ) from error
 
-    def run(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """uint8 ``(N, 3, H, W)`` to logits, probabilities of class 1 and strangeness, ``(N,)``."""
-        found: list[NDArray[np.float32]] = self._session.run(list(OUTPUTS), {INPUT: pictures})
-        return found
+    def run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Run the file on a batch.
 
-    def preprocess(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """``(H, W, 3)`` as ``(1, 3, H, W)``; the file resizes it."""
-        return np.ascontiguousarray(picture.transpose(2, 0, 1))[None]
+        Args:
+            images: uint8 ``(N, 3, H, W)``, RGB.
 
-    def score(self, pictures: Sequence[Any]) -> list[Scores]:
-        """Answer one by one, since sizes differ."""
-        found = [self.run(picture) for picture in pictures]
-        return [Scores(*(float(values[0]) for values in each)) for each in found]
+        Returns:
+            Calibrated logits, probabilities of class 1 (0 to 1) and neither scores (1 and above
+            is neither class); float32 ``(N,)`` each.
+        """
+        outputs: list[NDArray[np.float32]] = self._session.run(list(OUTPUTS), {INPUT: images})
+        return outputs
+
+    def preprocess(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return an image ``(H, W, 3)`` as a batch ``(1, 3, H, W)``; the file itself resizes it."""
+        return np.ascontiguousarray(image.transpose(2, 0, 1))[None]
+
+    def score(self, images: Sequence[Any]) -> list[Scores]:
+        """Score preprocessed images one at a time, because their sizes differ."""
+        outputs = [self.run(image) for image in images]
+        return [Scores(*(float(values[0]) for values in output)) for output in outputs]
+
+
+def digest_of(content: bytes, digest: str) -> str:
+    """Return the SHA-256 in hex of a file that contains its own digest.
+
+    Args:
+        content: The file's bytes.
+        digest: The digest that the file contains, 64 hex digits; its first occurrence is replaced
+            by zeros before hashing.
+    """
+    return hashlib.sha256(content.replace(digest.encode(), b"0" * 64, 1)).hexdigest()

@@ -1,4 +1,8 @@
-"""Pictures to answers: a stream of any length, in order, a batch at a time; torch is not needed."""
+"""Classify a stream of images in order, one batch at a time; torch is not imported.
+
+:func:`predict` is the interface for Python, :func:`predict_and_report` the work of ``horsehuman
+predict``.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +28,14 @@ from horsehuman.inference.output import Sorter, Writer
 from horsehuman.run_dir import check_output_file
 from horsehuman.runtime import track
 
-#: What can be asked about: a file or address, an opened picture, or pixels ``(H, W, 3)``, uint8.
+#: An image to classify: a file or address, an opened PIL image, or an RGB array ``(H, W, 3)``,
+#: uint8.
 Source = str | Path | Image.Image | NDArray[np.uint8]
 
-log = logging.getLogger(__name__)
+#: Largest width in characters of the source column of a table.
+MAX_WIDTH = 60
 
-#: Widest first column of a table.
-WIDTH = 60
+log = logging.getLogger(__name__)
 
 
 def predict(
@@ -40,18 +45,21 @@ def predict(
     *,
     always_answer: bool = False,
 ) -> Iterator[Prediction]:
-    """Classify pictures; one that cannot be read is an answer with its error.
+    """Classify images and yield one prediction per image, in order.
 
-    The next batch is read while the network looks at one; no more are in memory.
+    While the network computes one batch, threads read the next one; no other images are in memory.
+    An image that cannot be read yields a prediction with status ``error``.
 
     Args:
-        classifier: What :func:`~horsehuman.checkpoint.load_classifier` gives.
-        sources: One picture or many.
-        batch_size: Pictures that are looked at together.
-        always_answer: Name one of the two classes for every picture.
+        classifier: A network of :func:`~horsehuman.models.checkpoint.load_classifier`, or an
+            :class:`~horsehuman.inference.onnx.OnnxClassifier`.
+        sources: One image, or an iterable of images; an array ``(N, H, W, 3)`` is N images.
+        batch_size: Number of images per batch, at least 1.
+        always_answer: Whether to choose one of the two classes for every image, so that no
+            prediction is ``unsure`` or ``neither``.
 
     Raises:
-        HorseHumanError: ``batch_size`` is below 1.
+        HorseHumanError: If ``batch_size`` is not an integer of at least 1.
     """
     check_number("batch_size", batch_size, int, at_least=1)
     if isinstance(sources, str | Path | Image.Image) or (
@@ -59,54 +67,56 @@ def predict(
     ):
         sources = [sources]
     numbered = enumerate(sources)
-    ahead: deque[list[tuple[str, Future[Any]]]] = deque()
+    pending: deque[list[tuple[str, Future[Any]]]] = deque()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while True:
-            while len(ahead) < 2 and (batch := list(islice(numbered, batch_size))):
-                ahead.append([_begin(pool, classifier, *each) for each in batch])
-            if not ahead:
+            while len(pending) < 2 and (batch := list(islice(numbered, batch_size))):
+                pending.append([_start_reading(pool, classifier, *item) for item in batch])
+            if not pending:
                 return
-            yield from _answer_batch(classifier, ahead.popleft(), always_answer)
+            yield from _predict_batch(classifier, pending.popleft(), always_answer)
 
 
-def _begin(
+def _start_reading(
     pool: ThreadPoolExecutor, classifier: Classifier, index: int, source: Source
 ) -> tuple[str, Future[Any]]:
-    """Start to read a picture; its name, and what it will be."""
+    """Submit the reading and preprocessing of an image; return its name and the future."""
     read: Callable[[], NDArray[np.uint8]]
     if isinstance(source, str | Path):
         name, read = str(source), lambda: read_source(str(source))
     else:
-        name, read = f"picture {index}", lambda: _pixels(source, name)
+        name, read = f"picture {index}", lambda: _to_array(source, name)
     return name, pool.submit(lambda: classifier.preprocess(read()))
 
 
-def _pixels(source: Image.Image | NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+def _to_array(source: Image.Image | NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+    """Return an image in memory as an RGB array ``(H, W, 3)``, uint8; raise if it is another."""
     if isinstance(source, Image.Image):
         return as_rgb(source)
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
         raise PictureError(
-            f"{name}: pixels of shape {source.shape} and type {source.dtype} are not (H, W, 3) "
-            "and uint8"
+            f"{name}: an array of shape {source.shape} and dtype {source.dtype} is not an image: "
+            "give (H, W, 3) and uint8"
         )
     return source
 
 
-def _answer_batch(
+def _predict_batch(
     classifier: Classifier, batch: Sequence[tuple[str, Future[Any]]], always_answer: bool
 ) -> list[Prediction]:
-    pictures, errors = [], {}
-    for index, (_, read) in enumerate(batch):
+    """Wait for the images of a batch and classify those that could be read."""
+    images, errors = [], {}
+    for index, (_, image) in enumerate(batch):
         try:
-            pictures.append(read.result())
+            images.append(image.result())
         except PictureError as error:
             errors[index] = str(error)
-    answers = iter(classifier.score(pictures) if pictures else [])
-    nothing = float("nan")
+    scores = iter(classifier.score(images) if images else [])
+    nan = float("nan")
     return [
-        Prediction(source, "", nothing, nothing, "error", errors[index])
+        Prediction(source, "", nan, nan, "error", errors[index])
         if index in errors
-        else decide(classifier, source, next(answers), always_answer)
+        else decide(classifier, source, next(scores), always_answer)
         for index, (source, _) in enumerate(batch)
     ]
 
@@ -114,7 +124,7 @@ def _answer_batch(
 def predict_and_report(
     sources: Sequence[str],
     model: str,
-    form: str,
+    output_format: str,
     out: Path | None,
     sort_into: Path | None,
     *,
@@ -122,28 +132,41 @@ def predict_and_report(
     always_answer: bool,
     force: bool,
 ) -> bool:
-    """Answer all sources; returns whether all could be read.
+    """Classify images and write the predictions: the work of ``horsehuman predict``.
+
+    Args:
+        sources: Files, folders, patterns, addresses, or ``-`` for such names on stdin.
+        model: Name, run, checkpoint or exported file, see :func:`load`.
+        output_format: One of :data:`horsehuman.inference.output.FORMATS`.
+        out: File to write; ``None`` for stdout.
+        sort_into: Folder to copy the images into, by answer; ``None`` to copy nothing.
+        recursive: Whether to read the folders inside folders.
+        always_answer: See :func:`predict`.
+        force: Whether to replace ``out`` if it exists.
+
+    Returns:
+        Whether all images could be read.
 
     Raises:
-        HorseHumanError: There is no such model, a source stands for nothing, or what is to be
-            written cannot be.
+        HorseHumanError: If there is no such model, the output cannot be written, a file cannot be
+            copied, or ``sort_into`` is used with addresses.
     """
     if out:
         check_output_file(out, force=force)
     if sort_into and any(map(is_url, sources)):
-        raise HorseHumanError("--sort-into copies files: drop it, or the addresses")
+        raise HorseHumanError("--sort-into copies files only: drop it, or drop the addresses")
     classifier = load(model)
     if model == "cnn":
         log.info(
-            "cnn learned from 67 rendered figures alone; for photographs use --model inception"
+            "cnn was trained on 67 rendered subjects only: use --model inception for photographs"
         )
     sorter = Sorter(sort_into) if sort_into else None
     errors = 0
     paths = expand_sources(sources, recursive=recursive)
-    with Writer(form, out, _width(sources)) as writer:
+    with Writer(output_format, out, _source_width(sources)) as writer:
         total = None if "-" in sources else _count(sources, recursive)
-        found = predict(classifier, paths, always_answer=always_answer)
-        for prediction in track(found, "answering", total):
+        predictions = predict(classifier, paths, always_answer=always_answer)
+        for prediction in track(predictions, "classifying", total):
             writer.write(prediction)
             if prediction.status == "error":
                 errors += 1
@@ -154,7 +177,12 @@ def predict_and_report(
 
 
 def load(model: str) -> Classifier:
-    """A classifier from a name, a run or a checkpoint; or an exported file, without torch."""
+    """Load a classifier for prediction.
+
+    Args:
+        model: An exported file whose name ends in ``.onnx``, which is loaded without torch, or a
+            name, a run or a checkpoint.
+    """
     if model.lower().endswith(".onnx"):
         from horsehuman.inference.onnx import OnnxClassifier
 
@@ -165,10 +193,16 @@ def load(model: str) -> Classifier:
 
 
 def _count(sources: Iterable[str], recursive: bool) -> int:
+    """Count the images that the sources stand for, as the total of the progress bar."""
     return sum(1 for _ in expand_sources(sources, recursive=recursive))
 
 
-def _width(sources: Sequence[str]) -> int:
-    """Of names on the command line; of others the widest that a table takes."""
-    names = [source for source in sources if Path(source).is_file()]
-    return min(max(map(len, map(printable, names))), WIDTH) if len(names) == len(sources) else WIDTH
+def _source_width(sources: Sequence[str]) -> int:
+    """Return the width of the source column.
+
+    It is that of the longest source if all are files, at most :data:`MAX_WIDTH`; otherwise it is
+    :data:`MAX_WIDTH`, because folders and patterns are expanded only later.
+    """
+    if not all(Path(source).is_file() for source in sources):
+        return MAX_WIDTH
+    return min(max(len(printable(source)) for source in sources), MAX_WIDTH)

@@ -1,1 +1,1 @@
-"""The two classifiers; they know no data but tensors."""
+"""The networks of the two classifiers, their pretrained weights, calibration and checkpoints."""

@@ -1,4 +1,4 @@
-"""What both networks share: from pictures to one logit, and from that to an answer."""
+"""The base class of the networks, the layers they share, and the checkpoint format they use."""
 
 from __future__ import annotations
 
@@ -15,29 +15,34 @@ from horsehuman.data.transforms import resize
 from horsehuman.decision import Scores
 from horsehuman.errors import HorseHumanError, check_choice, check_number
 
-#: Format of our part of a checkpoint; grows when older code could not read a newer file.
+#: Version of the checkpoint format. It increases when older code cannot read newer files.
 FORMAT = 2
 
 
 class Network(nn.Module, ABC):
-    """A network that eats pictures, with all that belongs to its answers.
+    """Base class of the image classifiers: preprocessing, network and decision settings.
 
-    It knows nothing of training, so that predicting imports no training framework. A subclass
-    defines :meth:`forward_features`, ``pool`` and ``head``.
+    A network takes uint8 RGB images of any size and returns one logit per image. It does not
+    depend on Lightning, so that inference imports no training framework. A subclass defines
+    :meth:`forward_features`, :attr:`heat_layer`, ``pool`` and ``head``.
 
     Args:
-        settings: The arguments of the subclass, with ``class_names`` (of class 0 and class 1),
-            ``threshold`` (from this probability on a picture is of class 1), ``temperature``
-            (logits are divided by it before they become probabilities) and ``certain_from``
-            (answers with a smaller probability are unsure) among them.
+        settings: The constructor arguments of the subclass by name. The base class reads
+            ``image_size`` (pixels), ``class_names`` (names of class 0 and class 1), ``threshold``
+            (an image is of class 1 if its probability of class 1 is at least this, in (0, 1)),
+            ``temperature`` (logits are divided by it before the sigmoid, above 0) and
+            ``certain_from`` (a prediction with a smaller probability is unsure, in [0.5, 1)).
 
     Attributes:
-        settings: The same as plain values: what a checkpoint says of the network.
+        settings: The same arguments as plain values, as they are stored in a checkpoint.
+        pool: Module that maps ``(N, C, H', W')`` to features ``(N, F)``.
+        head: Layers that map features ``(N, F)`` to logits ``(N, 1)``.
 
     Raises:
-        HorseHumanError: A value does not work.
+        HorseHumanError: If a value is of the wrong type or out of range.
     """
 
+    pool: nn.Module
     head: nn.Sequential
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -45,7 +50,7 @@ class Network(nn.Module, ABC):
         self.settings: dict[str, Any] = to_plain(settings)
         names = self.settings["class_names"]
         if isinstance(names, str) or not isinstance(names, Sequence) or len(names) != 2:
-            raise HorseHumanError(f"model.class_names={names!r} does not work: give two")
+            raise HorseHumanError(f"model.class_names={names!r} does not work: give two names")
         check_number("model.threshold", self.settings["threshold"], float, above=0, below=1)
         check_number("model.temperature", self.settings["temperature"], float, above=0)
         check_number(
@@ -60,63 +65,72 @@ class Network(nn.Module, ABC):
 
     @property
     def image_size(self) -> int:
-        """Height and width in pixels of the canonical picture, which data should be kept at."""
+        """Height and width in pixels of the canonical image, the size to store data at."""
         return int(self.settings["image_size"])
 
     @property
     def threshold(self) -> float:
-        """Probability from which on a picture is of class 1."""
+        """Smallest probability of class 1, in (0, 1), at which an image is of class 1."""
         return float(self.settings["threshold"])
 
     @property
     def confidence_threshold(self) -> float:
-        """Probability of an answer, at least 0.5, below which it is unsure."""
+        """Probability of the predicted class, in [0.5, 1), below which a prediction is unsure."""
         return float(self.settings["certain_from"])
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
-
-    pool: nn.Module
 
     @property
     @abstractmethod
     def heat_layer(self) -> str:
-        """The module whose maps :func:`~horsehuman.explain.explain` makes heat of."""
+        """Name of the module whose output :func:`~horsehuman.inference.explain.explain` shows."""
 
     @abstractmethod
     def forward_features(self, images: Tensor) -> list[Tensor]:
-        """What the last layer before pooling sees of pictures, uint8 ``(N, 3, H, W)``.
+        """Compute the feature maps before pooling.
+
+        Args:
+            images: uint8 of shape ``(N, 3, H, W)``.
 
         Returns:
-            For each way of looking at a picture ``(N, C, H', W')``, float32.
+            One float32 tensor ``(N, C, H', W')`` for each variant of the images, such as a scale
+            or the mirror image. H' and W' may differ between variants.
         """
 
     def pool_features(self, maps: Sequence[Tensor]) -> Tensor:
-        """Features ``(N, F)`` of maps: pooled, and averaged over the ways of looking."""
-        return torch.stack([self.pool(own) for own in maps]).mean(0)
+        """Pool the feature maps of each variant and average over variants.
+
+        Args:
+            maps: Output of :meth:`forward_features`.
+
+        Returns:
+            Features ``(N, F)``.
+        """
+        return torch.stack([self.pool(variant) for variant in maps]).mean(0)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Features ``(N, F)``, float32, of pictures, uint8 ``(N, 3, H, W)``."""
+        """Compute features ``(N, F)``, float32, of uint8 images ``(N, 3, H, W)``."""
         return self.pool_features(self.forward_features(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N,)`` of pictures, uint8 ``(N, 3, H, W)``."""
+        """Compute uncalibrated logits ``(N,)`` of uint8 images ``(N, 3, H, W)``."""
         return self.forward_head(self.embed(images))
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """Logits ``(N,)`` of features ``(N, F)``."""
+        """Compute uncalibrated logits ``(N,)`` of features ``(N, F)``."""
         logits: Tensor = self.head(features)  # N x 1
         return logits.squeeze(1)
 
     def calibrate(self, logits: Tensor) -> Tensor:
-        """Divide logits by the temperature; the sigmoid of what comes out is a probability."""
+        """Divide logits by the temperature; the sigmoid of the result is a probability."""
         return logits / float(self.settings["temperature"])
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Calibrated logits of pictures, in eval mode.
+        """Compute calibrated logits in eval mode, without gradients.
 
         Args:
             images: uint8 of shape ``(N, 3, H, W)`` on the model's device.
@@ -128,144 +142,58 @@ class Network(nn.Module, ABC):
         return self.calibrate(self(images))
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """Probability of class 1, float32 ``(N,)``, 0 to 1; see :meth:`logits`."""
+        """Compute probabilities of class 1, float32 ``(N,)``, 0 to 1; see :meth:`logits`."""
         return self.logits(images).sigmoid()
 
     def score_features(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Calibrated logits, probabilities of class 1 and strangeness, ``(N,)`` each, of features.
+        """Compute the three scores of :class:`~horsehuman.decision.Scores`.
 
-        See :class:`~horsehuman.prediction.Scores` for what they mean.
+        Args:
+            features: float32 of shape ``(N, F)``.
+
+        Returns:
+            Calibrated logits, probabilities of class 1 and neither scores, each ``(N,)``.
         """
         logits = self.calibrate(self.forward_head(features))
         return logits, logits.sigmoid(), self.neither_score(features)
 
     def neither_score(self, features: Tensor) -> Tensor:
-        """How far features ``(N, F)`` are from all training pictures, ``(N,)``; 1 is too far.
+        """Compute the relative distance of features ``(N, F)`` from the training images, ``(N,)``.
 
-        It is 0 for a network that cannot tell.
+        An image with a score of 1 or more is of neither class. The base class returns 0.
         """
         return torch.zeros_like(features[:, 0])
 
     def preprocess(self, picture: NDArray[np.uint8]) -> Tensor:
-        """The canonical picture, uint8 ``(3, S, S)``, of one that is uint8 ``(H, W, 3)``."""
+        """Resize an image, uint8 ``(H, W, 3)``, to the canonical image, uint8 ``(3, S, S)``."""
         return resize(torch.from_numpy(picture).permute(2, 0, 1), self.image_size)
 
     @torch.inference_mode()
     def score(self, pictures: Sequence[Tensor]) -> list[Scores]:
-        """Answer a batch of what :meth:`preprocess` gives, in eval mode."""
+        """Score a batch of images in eval mode.
+
+        Args:
+            pictures: Output of :meth:`preprocess` for each image.
+        """
         features = self.eval().embed(torch.stack(list(pictures)).to(self.device))
         return to_scores(self.score_features(features))
 
 
-def to_scores(found: Sequence[Tensor]) -> list[Scores]:
-    """What :meth:`Network.score_features` gives, picture by picture."""
-    return [Scores(*each) for each in zip(*(t.tolist() for t in found), strict=True)]
-
-
-def to_plain(value: Any) -> Any:
-    """Copy a value as str, int, float, bool, list, dict or None; NumPy's become Python's."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, Sequence):
-        return [to_plain(item) for item in value]
-    return value
-
-
-def check_origin(checkpoint: Mapping[str, Any], classifier: str | None = None) -> str:
-    """Check that this code can read a checkpoint.
-
-    Args:
-        checkpoint: The loaded file.
-        classifier: Name of the class that wants it; ``None`` for any.
-
-    Returns:
-        Name of the class that it belongs to.
-
-    Raises:
-        HorseHumanError: It is another program's, another class's, or of another format.
-    """
-    origin = checkpoint.get("horsehuman")
-    if not isinstance(origin, dict) or not {"format", "classifier"} <= origin.keys():
-        raise HorseHumanError("this checkpoint was not written by horsehuman")
-    if origin["format"] != FORMAT:
-        remedy = "upgrade horsehuman" if origin["format"] > FORMAT else "train it again"
-        raise HorseHumanError(
-            f"this checkpoint has format {origin['format']}, this code reads {FORMAT}: {remedy}"
-        )
-    name = str(origin["classifier"])
-    if classifier not in (None, name):
-        raise HorseHumanError(f"this checkpoint holds a {name}, no {classifier}")
-    return name
-
-
-class Pool(nn.Module):
-    """From maps to features.
-
-    Args:
-        kind: ``avg`` or ``max`` over all places, ``avgmax`` (both, side by side), or ``flatten``.
-    """
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        check_choice("model.pool", kind, ("avg", "max", "avgmax", "flatten"))
-        self.kind = kind
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """``(N, C, H, W)`` to ``(N, C)``, ``(N, 2 C)`` for ``avgmax``, ``(N, C H W)`` flat."""
-        if self.kind == "flatten":
-            return maps.flatten(1)
-        if self.kind == "avg":
-            return maps.mean((2, 3))
-        if self.kind == "max":
-            return maps.amax((2, 3))
-        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
-
-    def extra_repr(self) -> str:
-        """Name the kind in the module's text."""
-        return self.kind
-
-
-def dense_layers(features: int, widths: Sequence[int]) -> list[nn.Module]:
-    """Fully connected layers with ReLU between them: ``(N, features)`` to ``(N, widths[-1])``."""
-    layers: list[nn.Module] = []
-    for width in widths:
-        layers += [nn.Linear(features, width), nn.ReLU()]
-        features = width
-    return layers[:-1]
-
-
-def initialise(network: nn.Module, scheme: str) -> None:
-    """Draw the first weights of every convolution and dense layer.
-
-    Args:
-        network: The layers.
-        scheme: ``torch`` leaves torch's own; ``keras`` is Keras's default, Glorot uniform
-            weights (Glorot and Bengio 2010) and zero biases.
-    """
-    check_choice("model.initialisation", scheme, ("torch", "keras"))
-    if scheme == "torch":
-        return
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+def to_scores(tensors: Sequence[Tensor]) -> list[Scores]:
+    """Convert the output of :meth:`Network.score_features` to one ``Scores`` per image."""
+    return [Scores(*values) for values in zip(*(t.tolist() for t in tensors), strict=True)]
 
 
 class Normalize(nn.Module):
-    """Pictures of any size as normalised tensors.
+    """Resize images and normalise their channels.
 
     Args:
-        size: Height and width in pixels of the canonical picture.
-        mean: Mean of each channel, on the scale 0 to 1.
-        std: Standard deviation of each channel, on the scale 0 to 1.
+        size: Height and width of the output in pixels, 8 to 4096.
+        mean: Mean of each of the three channels, on the scale 0 to 1.
+        std: Standard deviation of each channel, on the scale 0 to 1, above 0.
 
     Raises:
-        HorseHumanError: A value does not work.
+        HorseHumanError: If a value is of the wrong type or out of range.
     """
 
     def __init__(
@@ -287,6 +215,114 @@ class Normalize(nn.Module):
         self.register_buffer("shift", shift.view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 ``(N, 3, H, W)`` to ``(N, 3, size, size)``, ``(x / 255 - mean) / std``."""
+        """Map uint8 ``(N, 3, H, W)`` to ``(N, 3, size, size)``: ``(x / 255 - mean) / std``."""
         images = resize(images, self.size).contiguous(memory_format=torch.channels_last)
         return images.to(self.scale.dtype) * self.scale + self.shift
+
+
+class Pool(nn.Module):
+    """Pool feature maps to one feature vector per image.
+
+    Args:
+        kind: ``avg`` or ``max`` over all positions, ``avgmax`` (both, concatenated), or
+            ``flatten`` (no pooling).
+
+    Raises:
+        HorseHumanError: If there is no such kind.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        check_choice("model.pool", kind, ("avg", "max", "avgmax", "flatten"))
+        self.kind = kind
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to ``(N, C)``; ``avgmax``: ``(N, 2 C)``; ``flatten``: all values."""
+        if self.kind == "flatten":
+            return maps.flatten(1)
+        if self.kind == "avg":
+            return maps.mean((2, 3))
+        if self.kind == "max":
+            return maps.amax((2, 3))
+        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
+
+    def extra_repr(self) -> str:
+        """Return the kind for the ``repr`` of the module."""
+        return self.kind
+
+
+def dense_layers(features: int, widths: Sequence[int]) -> list[nn.Module]:
+    """Build fully connected layers with ReLU between them.
+
+    Args:
+        features: Input features F.
+        widths: Output features of each layer. The layers map ``(N, F)`` to ``(N, widths[-1])``.
+    """
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(features, width), nn.ReLU()]
+        features = width
+    return layers[:-1]
+
+
+def initialise(network: nn.Module, scheme: str) -> None:
+    """Initialise the weights of every convolution and dense layer in place.
+
+    Args:
+        network: The module that contains the layers.
+        scheme: ``torch`` keeps the weights that PyTorch has drawn; ``keras`` is Keras's default,
+            Glorot uniform weights (Glorot and Bengio 2010) and zero biases.
+
+    Raises:
+        HorseHumanError: If there is no such scheme.
+    """
+    check_choice("model.initialisation", scheme, ("torch", "keras"))
+    if scheme == "torch":
+        return
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def to_plain(value: Any) -> Any:
+    """Copy a value as str, int, float, bool, list, dict or None, so that it can be stored.
+
+    NumPy scalars and arrays become Python numbers and lists, mappings become dicts with string
+    keys, and other sequences become lists.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Sequence):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def check_origin(checkpoint: Mapping[str, Any], classifier: str | None = None) -> str:
+    """Check that this version can read a checkpoint, and return its classifier's class name.
+
+    Args:
+        checkpoint: The loaded checkpoint.
+        classifier: Name of the expected class, such as ``CNNClassifier``; ``None`` for any.
+
+    Raises:
+        HorseHumanError: If the checkpoint was written by another program, has another format, or
+            belongs to another class.
+    """
+    origin = checkpoint.get("horsehuman")
+    if not isinstance(origin, dict) or not {"format", "classifier"} <= origin.keys():
+        raise HorseHumanError("this checkpoint was not written by horsehuman")
+    if origin["format"] != FORMAT:
+        remedy = "upgrade horsehuman" if origin["format"] > FORMAT else "train it again"
+        raise HorseHumanError(
+            f"this checkpoint has format {origin['format']}, this code reads {FORMAT}: {remedy}"
+        )
+    name = str(origin["classifier"])
+    if classifier not in (None, name):
+        raise HorseHumanError(f"this checkpoint belongs to {name}, not to {classifier}")
+    return name

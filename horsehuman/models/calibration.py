@@ -1,4 +1,8 @@
-"""How far to trust a classifier, learned from pictures of groups that it was not trained on."""
+"""Fit temperature, decision thresholds and linear probes on held-out groups.
+
+Images of one group resemble each other. A value that is fitted to groups of the training data
+would therefore be too optimistic about new images.
+"""
 
 from __future__ import annotations
 
@@ -15,135 +19,166 @@ from horsehuman.data.records import group_folds, min_groups_per_class
 from horsehuman.decision import Floats
 from horsehuman.models.inception import class_mean_distance, class_means
 
-#: Share of wrong answers among those that are not unsure, that is aimed at.
+#: Target error rate among the predictions that are not unsure.
 ERROR_RATE = 0.01
 
-#: Within these a temperature is looked for.
-TEMPERATURES = (0.25, 4.0)
+#: Lower and upper bound of the temperature.
+TEMPERATURE_BOUNDS = (0.25, 4.0)
 
-#: Share of held-out pictures that lie nearer than the reach.
-KEPT = 0.95
+#: Quantile of the distances of held-out images that the neither threshold is derived from.
+DISTANCE_QUANTILE = 0.95
 
-#: The reach of a class is the distance that :data:`KEPT` of the pictures of held-out groups keep,
-#: times this: so much farther were photographs of people from a classifier that has seen rendered
-#: figures alone, and some more. See docs/neither.md.
+#: Factor between that quantile and the neither threshold. Photographs of people, which must not be
+#: refused, were at up to 1.51 times the quantile for a classifier that was trained on rendered
+#: subjects alone; one tenth was added. See docs/neither.md.
 SLACK = 1.65
 
 
 def group_weights(groups: Sequence[str]) -> Floats:
-    """Weights of pictures, ``(N,)``, by which each group weighs the same; their sum is 1."""
+    """Compute one weight per image, ``(N,)``, so that all groups weigh the same; the sum is 1.
+
+    Args:
+        groups: Group of each image.
+    """
     _, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
     weights: Floats = 1 / (len(counts) * counts[index])
     return weights
 
 
 def fit_temperature(logits: Floats, labels: NDArray[np.int64], groups: Sequence[str]) -> float:
-    """What to divide logits by (Guo et al. 2017): the least log loss, each group weighing the same.
+    """Fit the temperature by which logits are divided (Guo et al. 2017).
 
-    Without an error nothing bounds it from below: it is 1 then.
+    It minimises the log loss, in which each group weighs the same, within
+    :data:`TEMPERATURE_BOUNDS`. If no prediction is wrong, the loss has no minimum, and the
+    temperature is 1.
 
     Args:
-        logits: Of pictures of groups that were held out, ``(N,)``; the threshold lies at 0.
-        labels: 0 or 1.
-        groups: Which pictures belong together.
+        logits: Uncalibrated logits of images of held-out groups, ``(N,)``, shifted such that the
+            decision threshold is 0.
+        labels: 0 or 1, ``(N,)``.
+        groups: Group of each image.
     """
     margins = np.where(labels == 1, logits, -logits)
     if (margins > 0).all():
         return 1.0
     weights = group_weights(groups)
 
-    def loss(logarithm: float) -> float:
-        return float(weights @ np.logaddexp(0, -margins / np.exp(logarithm)))
+    def loss(log_temperature: float) -> float:
+        return float(weights @ np.logaddexp(0, -margins / np.exp(log_temperature)))
 
-    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
-    return round(float(np.exp(found.x)), 4)
+    minimum = minimize_scalar(loss, bounds=np.log(TEMPERATURE_BOUNDS), method="bounded")
+    return round(float(np.exp(minimum.x)), 4)
 
 
 def fit_confidence_threshold(
     logits: Floats, labels: NDArray[np.int64], groups: Sequence[str], rate: float = ERROR_RATE
 ) -> float:
-    """Probability of an answer from which on at most a share of ``rate`` is wrong.
+    """Fit the probability of the predicted class below which a prediction is unsure.
 
-    Never below the least certain answer that was right: nothing is known of those. Each group
-    weighs the same. At most 0.999.
+    At most a share of ``rate`` of the predictions at or above the threshold is wrong; each group
+    weighs the same. The threshold is not below the smallest probability of a correct prediction,
+    because nothing is known about smaller ones. It is rounded down to 4 decimals and lies in
+    [0.5, 0.999]; 0.999 if no threshold reaches the rate.
 
     Args:
-        logits: Calibrated, of pictures of groups that were held out, ``(N,)``.
-        labels: 0 or 1.
-        groups: Which pictures belong together.
-        rate: Share of wrong answers.
+        logits: Calibrated logits of images of held-out groups, ``(N,)``, shifted such that the
+            decision threshold is 0.
+        labels: 0 or 1, ``(N,)``.
+        groups: Group of each image.
+        rate: Target error rate, 0 to 1.
     """
-    sure = 1 / (1 + np.exp(-np.abs(logits)))
+    confidences = 1 / (1 + np.exp(-np.abs(logits)))
     wrong = (logits >= 0) != (labels == 1)
     weights = group_weights(groups)
-    order = np.argsort(-sure, kind="stable")
+    order = np.argsort(-confidences, kind="stable")
     rates = np.cumsum((weights * wrong)[order]) / np.cumsum(weights[order])
-    good = np.flatnonzero((rates <= rate) & ~wrong[order])
-    if not len(good):
+    candidates = np.flatnonzero((rates <= rate) & ~wrong[order])
+    if not len(candidates):
         return 0.999
-    return float(np.clip(np.floor(sure[order][good[-1]] * 1e4) / 1e4, 0.5, 0.999))
+    return float(np.clip(np.floor(confidences[order][candidates[-1]] * 1e4) / 1e4, 0.5, 0.999))
 
 
 def fit_neither_threshold(
     features: Tensor, labels: Tensor, groups: Sequence[str], folds: int = 5, seed: int = 0
 ) -> tuple[Tensor, float]:
-    """Class means, and the distance from which on a picture is neither.
+    """Compute class means and fit the distance from which an image is of neither class.
+
+    The threshold is :data:`SLACK` times the :data:`DISTANCE_QUANTILE` quantile of the distances
+    of all images to the class means of the other folds.
 
     Args:
-        features: Of training pictures, ``(N, F)``, not negative.
+        features: Features of the training images, ``(N, F)``, not negative.
         labels: 0 or 1, ``(N,)``.
-        groups: Which pictures belong together.
-        folds: Distances are measured to means of the other groups, in so many parts; each class
-            has at least as many groups.
-        seed: Of the parts.
+        groups: Group of each image.
+        folds: Number of folds, at most the number of groups of either class.
+        seed: Seed of the assignment of groups to folds.
 
     Returns:
-        ``(2, F)``, and the distance.
+        Class means ``(2, F)`` of all images, and the threshold, rounded to 6 decimals.
     """
-    part = torch.from_numpy(group_folds(labels.numpy(), groups, folds, seed))
-    found = torch.empty(len(features))
+    fold_index = torch.from_numpy(group_folds(labels.numpy(), groups, folds, seed))
+    distances = torch.empty(len(features))
     for fold in range(folds):
-        out = part == fold
-        found[out] = class_mean_distance(features[out], class_means(features[~out], labels[~out]))
-    reach = SLACK * float(found.quantile(KEPT))
-    return class_means(features, labels), round(reach, 6)
+        held_out = fold_index == fold
+        means = class_means(features[~held_out], labels[~held_out])
+        distances[held_out] = class_mean_distance(features[held_out], means)
+    threshold = SLACK * float(distances.quantile(DISTANCE_QUANTILE))
+    return class_means(features, labels), round(threshold, 6)
 
 
 def cross_validated_probabilities(
-    features: Tensor, own: NDArray[np.int64], groups: Sequence[str], folds: int = 5
+    features: Tensor, labels: NDArray[np.int64], groups: Sequence[str], folds: int = 5
 ) -> Floats | None:
-    """Probability of class 1 for each picture by a linear classifier of other groups, ``(N,)``.
+    """Predict each image with a linear probe that was fitted to the other folds' groups.
 
-    ``None`` where a class has fewer groups than there are folds.
+    Args:
+        features: float32 of shape ``(N, F)``.
+        labels: 0 or 1, ``(N,)``.
+        groups: Group of each image; a group is in one fold.
+        folds: Number of folds.
+
+    Returns:
+        Probability of class 1 for each image, ``(N,)``; ``None`` if a class has fewer groups than
+        there are folds.
     """
-    if min_groups_per_class(own, groups) < folds:
+    if min_groups_per_class(labels, groups) < folds:
         return None
-    part = group_folds(own, groups, folds)
-    found = np.zeros(len(own))
-    target = torch.from_numpy(own).float()
+    fold_index = torch.from_numpy(group_folds(labels, groups, folds))
+    probabilities = np.zeros(len(labels))
+    targets = torch.from_numpy(labels).float()
     for fold in range(folds):
-        train, out = torch.from_numpy(part != fold), torch.from_numpy(part == fold)
-        found[part == fold] = _fit(features[train], target[train], features[out])
-    return found
+        held_out = fold_index == fold
+        probabilities[held_out.numpy()] = _fit_probe(features, targets, held_out)
+    return probabilities
 
 
-def _fit(features: Tensor, target: Tensor, others: Tensor) -> Floats:
-    """Probabilities of others by ridge-penalised logistic regression on standardised features."""
-    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
-    x = (features - mean) / std
+def _fit_probe(features: Tensor, targets: Tensor, held_out: Tensor) -> Floats:
+    """Fit ridge-penalised logistic regression to standardised features, and apply it.
+
+    Args:
+        features: float32 of shape ``(N, F)``.
+        targets: Labels, float32 of shape ``(N,)``, 0 or 1.
+        held_out: Mask of the images to predict, bool of shape ``(N,)``; the others are fitted.
+
+    Returns:
+        Probability of class 1 for each of the M held-out images, ``(M,)``.
+    """
+    train = features[~held_out]
+    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
+    x, y = (train - mean) / std, targets[~held_out]
     weight = torch.zeros(x.shape[1] + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         logits = x @ weight[1:] + weight[0]
-        value = functional.binary_cross_entropy_with_logits(logits, target)
+        value = functional.binary_cross_entropy_with_logits(logits, y)
         value = value + 0.01 * weight[1:].square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]
-    logits = ((others - mean) / std) @ weight[1:].detach() + weight[0].detach()
-    found: Floats = logits.sigmoid().double().numpy()
-    return found
+    logits = ((features[held_out] - mean) / std) @ weight[1:].detach() + weight[0].detach()
+    probabilities: Floats = logits.sigmoid().double().numpy()
+    return probabilities

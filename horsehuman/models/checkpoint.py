@@ -1,4 +1,8 @@
-"""Trained classifiers from files: safe, offline, with errors that say what the file is."""
+"""Find, load and write checkpoints of classifiers, offline and without executing code.
+
+A checkpoint is a file that ``torch.save`` wrote, or :data:`WEIGHTS_FILE` with :data:`CONFIG_FILE`
+beside it. Both contain a CRC-32 of all tensors and values.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,8 @@ from horsehuman.models.base import Network, check_origin
 from horsehuman.run_dir import write_atomic
 from horsehuman.runtime import BACKBONE_FILE, BUNDLED, asset
 
-#: What a slim checkpoint keeps of Lightning's: all that :func:`load_classifier` and
-#: ``load_from_checkpoint`` need, and when it was.
+#: Keys of Lightning's checkpoint that inference needs: everything that :func:`load_classifier` and
+#: ``load_from_checkpoint`` read, and the time of the checkpoint in epochs and steps.
 INFERENCE_KEYS = (
     "pytorch-lightning_version",
     "epoch",
@@ -33,82 +37,97 @@ INFERENCE_KEYS = (
     "horsehuman",
 )
 
-#: Of a folder for a model hub.
+#: Names of the two files of a classifier in a model hub folder.
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
-# Modules that are trained, and where their networks are at home.
-_HOMES = {
+#: Key of this package's metadata in a checkpoint, and key of the checksum in the metadata.
+METADATA, CHECKSUM = "horsehuman", "checksum"
+
+# Class names of LightningModules, as checkpoints store them, and their networks.
+_NETWORK_CLASSES = {
     "CNNClassifier": ("horsehuman.models.cnn", "CNN"),
     "InceptionClassifier": ("horsehuman.models.inception", "Inception"),
 }
 
-_NETWORK, _BACKBONE = "network.", "backbone."
-
-#: Where a checkpoint says what it holds, and under which name its checksum stands there.
-ORIGIN, CHECKSUM = "horsehuman", "checksum"
+# Prefixes of the keys of a state dict: the network in its LightningModule, the backbone in it.
+_NETWORK_PREFIX, _BACKBONE_PREFIX = "network.", "backbone."
 
 
 def load_classifier(source: str | Path = "inception") -> Network:
-    """Load a trained classifier with all that belongs to it.
+    """Load a trained classifier with its weights and decision settings.
 
-    No network is asked, and no code in the file is executed. ``inception`` alone reads a second
-    file, the trunk in the package, so that no weight is stored twice.
+    The function does not access the internet and does not execute code from the file. Only the
+    bundled ``inception`` reads a second file, the bundled backbone, so that the package stores
+    no weight twice.
 
     Args:
-        source: ``inception`` or ``cnn``, which are in the package; a run's folder (its
-            ``final.ckpt`` is meant); a checkpoint file; or what ``horsehuman card --folder`` made.
+        source: A bundled classifier (``inception`` or ``cnn``), a run folder (its ``final.ckpt``
+            is read), a checkpoint file, or a folder that ``horsehuman card --folder`` wrote.
 
     Returns:
-        The network with its answers, on the CPU, in eval mode.
+        The network on the CPU, in eval mode.
 
     Raises:
-        HorseHumanError: There is no such name, run or file, or it is not a classifier of ours.
+        HorseHumanError: If the source does not exist, or is not a classifier of this package.
     """
     path = find_checkpoint(source)
     checkpoint = read_classifier_file(path)
     try:
-        home, name = _HOMES[check_origin(checkpoint)]
-        kind: type[Network] = getattr(importlib.import_module(home), name)
-        network = _rebuild(kind, checkpoint["hyper_parameters"], checkpoint["state_dict"])
+        module, name = _NETWORK_CLASSES[check_origin(checkpoint)]
+        kind: type[Network] = getattr(importlib.import_module(module), name)
+        network = _build_network(kind, checkpoint["hyper_parameters"], checkpoint["state_dict"])
     except HorseHumanError as error:
         raise HorseHumanError(f"{printable(path)}: {error}") from error
-    except Exception as error:  # a damaged or foreign file may hold anything
+    except Exception as error:  # A damaged or foreign file may contain anything.
         reason = first_line(error)
         raise HorseHumanError(
-            f"{printable(path)} does not hold what its classifier needs ({reason}): train it again"
+            f"{printable(path)} is not a valid classifier checkpoint ({reason}): train it again"
         ) from error
     return network.eval()
 
 
-def _rebuild(
+def _build_network(
     kind: type[Network], settings: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> Network:
-    """Build a network from what its module saved; what is about training is left aside."""
-    known = inspect.signature(kind).parameters
-    given = {name: value for name, value in settings.items() if name in known}
-    tensors = {key.removeprefix(_NETWORK): tensor for key, tensor in state.items()}
-    whole = any(key.startswith(_BACKBONE) for key in tensors)
-    has_trunk = "weights" in known
-    if has_trunk:  # whatever the file says: nothing else is read
-        given["weights"] = "checkpoint" if whole else "box"
+    """Build a network from a checkpoint's settings and state dict.
+
+    Args:
+        kind: Class of the network.
+        settings: The checkpoint's ``hyper_parameters``; those of training are ignored.
+        state: The checkpoint's ``state_dict``. If it lacks the backbone, the network gets the
+            bundled one.
+
+    Raises:
+        HorseHumanError: If a setting is invalid, or the weights do not match the settings.
+    """
+    parameters = inspect.signature(kind).parameters
+    arguments = {name: value for name, value in settings.items() if name in parameters}
+    tensors = {key.removeprefix(_NETWORK_PREFIX): tensor for key, tensor in state.items()}
+    backbone_in_file = any(key.startswith(_BACKBONE_PREFIX) for key in tensors)
+    has_backbone = "weights" in parameters
+    if has_backbone:  # The file's own value must not make it read another file or the internet.
+        arguments["weights"] = "checkpoint" if backbone_in_file else "box"
     else:
-        with torch.device("meta"):  # nothing is allocated for what does not fit
-            shapes = {key: tensor.shape for key, tensor in kind(**given).state_dict().items()}
+        with torch.device("meta"):  # Settings that do not match must not allocate memory.
+            shapes = {key: tensor.shape for key, tensor in kind(**arguments).state_dict().items()}
         if shapes != {key: tensor.shape for key, tensor in tensors.items()}:
-            raise HorseHumanError("its weights do not fit its settings: train it again")
-    network = kind(**given)
-    if has_trunk and not whole:
-        own = network.state_dict()
-        tensors |= {key: own[key] for key in own if key.startswith(_BACKBONE)}
+            raise HorseHumanError("the weights do not match the settings: train it again")
+    network = kind(**arguments)
+    if has_backbone and not backbone_in_file:
+        bundled = network.state_dict()
+        tensors |= {key: bundled[key] for key in bundled if key.startswith(_BACKBONE_PREFIX)}
     network.load_state_dict(tensors)
     return network
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """The file that a name, a run or a file name stands for.
+    """Return the checkpoint file of a bundled name, a run folder, a hub folder or a file name.
+
+    Args:
+        source: See :func:`load_classifier`.
 
     Raises:
-        HorseHumanError: There is none.
+        HorseHumanError: If there is no such file, or a folder contains no final checkpoint.
     """
     if source in BUNDLED:
         return asset(f"{source}.ckpt")
@@ -117,8 +136,8 @@ def find_checkpoint(source: str | Path) -> Path:
         if not path.is_file():
             near = closest(str(source), BUNDLED)
             raise HorseHumanError(
-                f"--model {printable(path)}: there is no such run or file{near}: name a run, a "
-                f"checkpoint, or one in the box ({' | '.join(BUNDLED)})"
+                f"--model {printable(path)}: no such run or file{near}: give a run folder, a "
+                f"checkpoint file or a bundled classifier ({' | '.join(BUNDLED)})"
             )
         return path
     if (path / WEIGHTS_FILE).is_file():
@@ -128,37 +147,50 @@ def find_checkpoint(source: str | Path) -> Path:
         return final
     last = final.with_name("last.ckpt")
     if last.is_file():
-        raise HorseHumanError(
-            f"{printable(path)} has not finished: name its {printable(last)} instead"
-        )
-    raise HorseHumanError(f"{printable(path)} is no run: it has no checkpoints/final.ckpt")
+        raise HorseHumanError(f"{printable(path)} has not finished: use {printable(last)} instead")
+    raise HorseHumanError(f"{printable(path)} is not a run: it has no checkpoints/final.ckpt")
 
 
 def weight_files(source: str | Path) -> list[Path]:
-    """The files that a classifier is read from: its checkpoint, and the trunk that is not in it."""
-    own = find_checkpoint(source)
-    return [own, asset(BACKBONE_FILE)] if source == "inception" else [own]
+    """Return all files that a classifier is read from: its checkpoint, and a separate backbone.
+
+    Args:
+        source: See :func:`load_classifier`.
+
+    Raises:
+        HorseHumanError: See :func:`find_checkpoint`.
+    """
+    checkpoint = find_checkpoint(source)
+    return [checkpoint, asset(BACKBONE_FILE)] if source == "inception" else [checkpoint]
 
 
 def read_classifier_file(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, or safetensors with the config beside them.
+    """Read a checkpoint, or a safetensors file and the config beside it.
+
+    Args:
+        path: The file. If its suffix is ``.safetensors``, :data:`CONFIG_FILE` in the same folder
+            is read, too.
+
+    Returns:
+        The checkpoint with at least ``hyper_parameters``, ``horsehuman`` and ``state_dict`` if
+        the file is safetensors; otherwise see :func:`read_checkpoint`.
 
     Raises:
-        HorseHumanError: See :func:`read_checkpoint`.
+        HorseHumanError: If a file cannot be read or is damaged; see :func:`read_checkpoint`.
     """
     if path.suffix != ".safetensors":
         return read_checkpoint(path)
     try:
         config = json.loads((path.parent / CONFIG_FILE).read_text(encoding="utf-8"))
         tensors = safetensors.torch.load_file(path)
-        whole = {
+        checkpoint = {
             "hyper_parameters": config["hyper_parameters"],
             "horsehuman": config["horsehuman"],
             "state_dict": dict(sorted(tensors.items())),
         }
-        if not verify_checksum(whole):
-            raise ValueError("its checksum is another")
-        return whole
+        if not verify_checksum(checkpoint):
+            raise ValueError("checksum mismatch")
+        return checkpoint
     except OSError as error:
         raise HorseHumanError(
             f"cannot read {printable(error.filename or path)}: {error.strerror or error}"
@@ -170,10 +202,17 @@ def read_classifier_file(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a file that ``torch.save`` wrote, executing nothing.
+    """Read a file that ``torch.save`` wrote, without executing code from it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The checkpoint with its tensors on the CPU. Its keys are not checked.
 
     Raises:
-        HorseHumanError: It is something else, is cut off, or holds code.
+        HorseHumanError: If the file cannot be read, is of another kind, is damaged, or contains
+            anything but tensors and plain values.
     """
     try:
         with path.open("rb") as file:
@@ -183,14 +222,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"cannot read {printable(path)}: {error.strerror or error}"
         ) from error
     if not start.startswith(b"PK"):
-        raise HorseHumanError(f"{printable(path)} is no checkpoint: {_kind(start)}")
+        raise HorseHumanError(f"{printable(path)} is not a checkpoint: {_describe_content(start)}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise HorseHumanError(
-            f"{printable(path)} holds more than weights and plain values; nothing in it was executed"
+            f"{printable(path)} contains more than weights and plain values; nothing in it was "
+            "executed"
         ) from error
-    except Exception as error:  # so may a damaged archive or pickle
+    except Exception as error:  # A damaged archive or pickle may raise anything.
         raise HorseHumanError(
             f"{printable(path)} is cut off or damaged: copy or train it again"
         ) from error
@@ -201,7 +241,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _kind(start: bytes) -> str:
+def _describe_content(start: bytes) -> str:
+    """Describe a file that is not a zip archive by its first bytes."""
     text = start.lstrip().lower()
     if not start:
         return "it is empty"
@@ -209,11 +250,56 @@ def _kind(start: bytes) -> str:
         return "it is a web page; the download went wrong"
     if start.startswith(b"\x80"):
         return "it is a bare pickle, which is not executed"
-    return "it is another kind of file"
+    return "torch.save did not write it"
+
+
+def strip_optimizer_state(source: Path, target: Path) -> None:
+    """Copy a checkpoint of training with nothing but the keys that inference needs.
+
+    If weights are averaged, ``state_dict`` of a training checkpoint already is the average.
+
+    Args:
+        source: A checkpoint that Lightning wrote during training.
+        target: The smaller checkpoint to write; may be the same file.
+    """
+    checkpoint = torch.load(source, map_location="cpu", weights_only=True)
+    write_checkpoint(target, {key: checkpoint[key] for key in INFERENCE_KEYS if key in checkpoint})
+
+
+def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a checkpoint with its checksum atomically: completely or not at all.
+
+    Args:
+        path: The file to write; an existing one is replaced.
+        checkpoint: Tensors and plain values. The checksum is added in place.
+    """
+    add_checksum(checkpoint)
+    write_atomic(path, lambda file: torch.save(checkpoint, file))
+
+
+def add_checksum(checkpoint: dict[str, Any]) -> None:
+    """Compute a checkpoint's checksum and store it in the checkpoint's metadata, in place."""
+    metadata = {k: v for k, v in checkpoint.get(METADATA, {}).items() if k != CHECKSUM}
+    checkpoint[METADATA] = {**metadata, CHECKSUM: checksum({**checkpoint, METADATA: metadata})}
+
+
+def verify_checksum(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether the checksum matches; checkpoints without one pass."""
+    metadata = checkpoint.get(METADATA)
+    if not isinstance(metadata, Mapping) or CHECKSUM not in metadata:
+        return True
+    others = {k: v for k, v in metadata.items() if k != CHECKSUM}
+    return bool(checksum({**checkpoint, METADATA: others}) == metadata[CHECKSUM])
 
 
 def checksum(value: Any, crc: int = 0) -> int:
-    """CRC-32 of tensors and plain values in dicts and lists, in their order."""
+    """Compute the CRC-32 of tensors and plain values in dicts and lists.
+
+    Args:
+        value: Tensors are covered with dtype, shape and values in row-major order, whatever their
+            memory format. The order of dicts and lists matters.
+        crc: CRC-32 of everything before ``value``.
+    """
     if isinstance(value, Tensor):
         crc = zlib.crc32(f"{value.dtype} {tuple(value.shape)}".encode(), crc)
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -227,38 +313,3 @@ def checksum(value: Any, crc: int = 0) -> int:
             crc = checksum(item, zlib.crc32(b",", crc))
         return crc
     return zlib.crc32(repr(value).encode(errors="replace"), crc)
-
-
-def add_checksum(checkpoint: dict[str, Any]) -> None:
-    """Put its checksum into a checkpoint."""
-    origin = {k: v for k, v in checkpoint.get(ORIGIN, {}).items() if k != CHECKSUM}
-    checkpoint[ORIGIN] = {**origin, CHECKSUM: checksum({**checkpoint, ORIGIN: origin})}
-
-
-def verify_checksum(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint is as it was sealed; one that was not cannot be told."""
-    origin = checkpoint.get(ORIGIN)
-    if not isinstance(origin, Mapping) or CHECKSUM not in origin:
-        return True
-    bare = {k: v for k, v in origin.items() if k != CHECKSUM}
-    return bool(checksum({**checkpoint, ORIGIN: bare}) == origin[CHECKSUM])
-
-
-def strip_optimizer_state(source: Path, target: Path) -> None:
-    """Keep of a full checkpoint what inference needs.
-
-    Where weights are averaged, the full checkpoint's ``state_dict`` is the average already.
-
-    Args:
-        source: A checkpoint that Lightning wrote during training.
-        target: Where the slim one goes; may be the same file.
-    """
-    full = torch.load(source, map_location="cpu", weights_only=True)
-    kept = {key: full[key] for key in INFERENCE_KEYS if key in full}
-    write_checkpoint(target, kept)
-
-
-def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint with its checksum, whole or not at all."""
-    add_checksum(checkpoint)
-    write_atomic(path, lambda file: torch.save(checkpoint, file))

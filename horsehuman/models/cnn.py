@@ -1,4 +1,4 @@
-"""The hand-built network."""
+"""The hand-built convolutional network."""
 
 from __future__ import annotations
 
@@ -12,35 +12,38 @@ from horsehuman.models.base import Network, Normalize, Pool, dense_layers, initi
 
 
 class CNN(Network):
-    """Blocks of 3x3 convolutions, each block halved by max pooling, and a dense head.
+    """Convolutional network: blocks of 3x3 convolutions with max pooling, then a dense head.
 
-    The defaults are a small modern network; the original notebook's is another setting of the
-    same (``configs/experiment/notebook_cnn.yaml``).
+    The defaults are a small modern network. ``configs/experiment/notebook_cnn.yaml`` holds the
+    arguments of the original notebook's network.
 
     Args:
-        image_size: Height and width in pixels that pictures are resized to.
-        channels: Output channels of each block.
-        convolutions: Convolutions in each block.
-        stem_kernel: Kernel size of the very first convolution.
-        stem_stride: Stride of the very first convolution.
-        padding: Keep the size in convolutions (``same``); otherwise they shrink it (``valid``).
-        batch_norm: Batch norm between each convolution and its ReLU.
-        pool: See :class:`~horsehuman.models.layers.Pool`.
+        image_size: Height and width in pixels that images are resized to, 8 to 4096.
+        channels: Output channels of each block, at least one block. Each block halves the maps.
+        convolutions: Convolutions in each block, 1 to 64.
+        stem_kernel: Kernel size of the first convolution in pixels, 1 to ``image_size``.
+        stem_stride: Stride of the first convolution in pixels, at least 1.
+        padding: Pad convolutions so that they keep the size (``same``); otherwise they shrink
+            the maps (``valid``).
+        batch_norm: Add batch norm after each convolution, before the ReLU.
+        pool: Kind of :class:`~horsehuman.models.base.Pool`: ``avg``, ``max``, ``avgmax`` or
+            ``flatten``.
         hidden: Widths of dense layers before the last one.
-        dropout: Probability with which features are dropped before the dense layers, in [0, 1).
-        mirror: Outside training, average the features of a picture and of its mirror image: twice
-            the time for an answer that does not depend on where a figure looks.
-        initialisation: ``torch`` or ``keras``; see
-            :func:`~horsehuman.models.layers.initialise`.
-        mean: Mean of each channel, subtracted; pictures are on the scale 0 to 1.
-        std: Standard deviation of each channel, divided by.
-        class_names: Names of the two classes.
-        threshold: Probability from which on a picture is of class 1.
-        temperature: Divides the logits.
-        certain_from: Probability of an answer, at least 0.5, below which it is unsure.
+        dropout: Probability of dropping a feature before the dense layers, in [0, 1).
+        mirror: Outside training, average the features of an image and its mirror image. A
+            prediction takes twice the time and does not depend on which way the subject faces.
+        initialisation: ``torch`` or ``keras``; see :func:`~horsehuman.models.base.initialise`.
+        mean: Mean of each channel, on the scale 0 to 1; it is subtracted.
+        std: Standard deviation of each channel, on the scale 0 to 1; channels are divided by it.
+        class_names: Names of class 0 and class 1.
+        threshold: Smallest probability of class 1, in (0, 1), at which an image is of class 1.
+        temperature: Divisor of the logits, above 0.
+        certain_from: Probability of the predicted class, in [0.5, 1), below which a prediction
+            is unsure.
 
     Raises:
-        HorseHumanError: A value does not work.
+        HorseHumanError: If a value is of the wrong type or out of range, or ``image_size`` is too
+            small for the number of blocks.
     """
 
     def __init__(
@@ -75,55 +78,63 @@ class CNN(Network):
         check_flag("model.mirror", mirror)
         check_flag("model.batch_norm", batch_norm)
         check_number("model.dropout", dropout, float, at_least=0, below=1)
-        self.features = self._blocks()
+        self.features = self._build_blocks()
         self.pool = Pool(pool)
-        width = self._width()
+        width = self._feature_width()
         self.head = nn.Sequential(nn.Dropout(dropout), *dense_layers(width, [*hidden, 1]))
         initialise(self, initialisation)
         self.to(memory_format=torch.channels_last)
 
     @property
     def heat_layer(self) -> str:
-        """What the last block has before its pooling, which halves the maps, and its ReLU."""
+        """Name of the layer before the last max pooling, whose maps are twice as large."""
         return f"features.{len(self.features) - 3}"
 
     def forward_features(self, images: Tensor) -> list[Tensor]:
-        """The last maps of pictures, uint8 ``(N, 3, H, W)``: ``(N, C, H', W')``, float32.
+        """Compute the feature maps of the last block.
 
-        Outside training, and with ``mirror``, those of the mirrored pictures come second, mirrored
-        as these are.
+        Args:
+            images: uint8 of shape ``(N, 3, H, W)``.
+
+        Returns:
+            One float32 tensor ``(N, C, H', W')``. Outside training and with ``mirror``, a second
+            one follows: the maps of the mirrored images, which are not mirrored back.
         """
         x = self.normalize(images)  # N x 3 x S x S
         both = self.settings["mirror"] and not self.training
         return [self.features(x), self.features(x.flip(3))] if both else [self.features(x)]
 
-    def _blocks(self) -> nn.Sequential:
-        own = self.settings
+    def _build_blocks(self) -> nn.Sequential:
+        settings = self.settings
         layers: list[nn.Module] = []
-        before = 3
-        for block, width in enumerate(own["channels"]):
-            for repeat in range(own["convolutions"]):
-                stem = block == repeat == 0
-                kernel = own["stem_kernel"] if stem else 3
+        in_channels = 3
+        for block, out_channels in enumerate(settings["channels"]):
+            for index in range(settings["convolutions"]):
+                stem = block == index == 0
+                kernel = settings["stem_kernel"] if stem else 3
                 layers.append(
                     nn.Conv2d(
-                        before,
-                        width,
+                        in_channels,
+                        out_channels,
                         kernel,
-                        stride=own["stem_stride"] if stem else 1,
-                        padding=kernel // 2 if own["padding"] else 0,
-                        bias=not own["batch_norm"],
+                        stride=settings["stem_stride"] if stem else 1,
+                        padding=kernel // 2 if settings["padding"] else 0,
+                        bias=not settings["batch_norm"],
                     )
                 )
-                layers += [nn.BatchNorm2d(width)] if own["batch_norm"] else []
-                # ReLU and maximum commute: ReLU last has a quarter of the values to do.
-                layers += [nn.MaxPool2d(2)] if repeat == own["convolutions"] - 1 else []
+                layers += [nn.BatchNorm2d(out_channels)] if settings["batch_norm"] else []
+                # Max pooling and ReLU commute; after pooling, ReLU has a quarter of the values.
+                layers += [nn.MaxPool2d(2)] if index == settings["convolutions"] - 1 else []
                 layers.append(nn.ReLU(inplace=True))
-                before = width
+                in_channels = out_channels
         return nn.Sequential(*layers)
 
-    def _width(self) -> int:
-        """Number of features that reach the head; an error if the pictures are too small."""
+    def _feature_width(self) -> int:
+        """Return the number of features F that the head receives.
+
+        Raises:
+            HorseHumanError: If ``image_size`` is too small for the number of blocks.
+        """
         size = self.image_size
         try:
             with torch.no_grad():
@@ -132,7 +143,7 @@ class CNN(Network):
             blocks = len(self.settings["channels"])
             raise HorseHumanError(
                 f"model.image_size={size} is too small for {blocks} blocks: "
-                "give more pixels, or fewer model.channels"
+                "increase it, or use fewer model.channels"
             ) from error
         self.features.train()
         return int(self.pool(maps).shape[1])

@@ -16,7 +16,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from horsehuman.distributed import rank, sync_buffers
-from horsehuman.errors import check_number, printable
+from horsehuman.errors import printable
 from horsehuman.models.checkpoint import write_checkpoint
 from horsehuman.runtime import console, progress_bar, table
 
@@ -55,15 +55,10 @@ class AverageWeights(WeightAveraging):
     its first, random weights.
 
     Args:
-        decay: Weight of the old average in each update, in (0, 1); the option ``ema``.
-
-    Raises:
-        HorseHumanError: It is out of range.
+        decay: Weight of the old average in each update, in (0, 1).
     """
 
     def __init__(self, decay: float) -> None:
-        check_number("ema", decay, float, above=0, below=1)
-
         def update(averages: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
             steps = int(count)
             weight = 1 - min(decay, (1 + steps) / (10 + steps))

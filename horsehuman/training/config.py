@@ -57,6 +57,8 @@ def check_options(config: DictConfig) -> None:
     check_number("trainer.limit_train_batches", options.limit_train_batches, float, above=0)
     if config.early_stopping is not None:
         check_number("early_stopping", config.early_stopping, int, at_least=1)
+    if config.ema is not None:
+        check_number("ema", config.ema, float, above=0, below=1)
     if not config.test and config.data.validation == "test":
         raise HorseHumanError("test=false does not go with data.validation=test: drop one of them")
     _check_processes(config)

@@ -24,7 +24,7 @@ BROWSER = next(
 )
 
 
-def test_the_next_next_free_port_is_taken() -> None:
+def test_next_free_port() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -37,15 +37,15 @@ def test_the_next_next_free_port_is_taken() -> None:
 def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
     networks = {"cnn": load_classifier("cnn")}
     picture = str(tree / "test" / "humans" / "valhuman01-00.webp")
-    said, heat = respond(networks, picture, "cnn")
-    assert "humans, " in said
-    assert "ms, cnn" in said
-    assert heat is not None
-    assert heat.shape == (96, 96, 3)
+    answer, heat_map = respond(networks, picture, "cnn")
+    assert "humans, " in answer
+    assert "ms, cnn" in answer
+    assert heat_map is not None
+    assert heat_map.shape == (96, 96, 3)
     (tmp_path / "x.jpg").write_text("<script>")
-    said, heat = respond(networks, str(tmp_path / "x.jpg"), "cnn")
-    assert "This file is no picture that Pillow can read." in said
-    assert heat is None
+    answer, heat_map = respond(networks, str(tmp_path / "x.jpg"), "cnn")
+    assert "This file is not an image in a format that Pillow supports." in answer
+    assert heat_map is None
     assert "Waiting" in respond(networks, None, "cnn")[0]
     assert sentence(Prediction("x", "horses", 0.55, -0.2, "unsure")) == (
         "Unsure: perhaps horses, 55.0%"
@@ -54,21 +54,21 @@ def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
 
 
 class Page(NamedTuple):
-    """Where the page is served, by which process, and what that prints on stderr."""
+    """A served page: its address, the id of the server process, and the file of its stderr."""
 
     address: str
     pid: int
-    said: Path
+    stderr: Path
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """The page, served by the command."""
-    said = tmp_path_factory.mktemp("page") / "stderr.txt"
+    """Serve the page with ``horsehuman demo``."""
+    log = tmp_path_factory.mktemp("page") / "stderr.txt"
     port = next_free_port(7900)
     command = [sys.executable, "-m", "horsehuman", "demo", "--no-browser", "--port", str(port)]
     with (
-        said.open("w") as stderr,
+        log.open("w") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
     ):
         assert process.stdout
@@ -80,33 +80,33 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
                 break
             except OSError:
                 time.sleep(0.5)
-        yield Page(address, process.pid, said)
+        yield Page(address, process.pid, log)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) in (0, 130)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A real browser; whatever it asks of other hosts is an error."""
+    """Start a browser; the test fails if it sends a request to another host."""
     if not BROWSER:
         pytest.skip("no Chromium is installed")
     from playwright.sync_api import sync_playwright
 
     options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=BROWSER, args=options)
-        yield found
-        found.close()
+        chromium = playwright.chromium.launch(executable_path=BROWSER, args=options)
+        yield chromium
+        chromium.close()
 
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(page: Page, browser: Any, tree: Path, tmp_path: Path) -> None:
     tab = browser.new_page(viewport={"width": 1200, "height": 900})
-    asked: list[str] = []
-    tab.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    tab.on("request", lambda request: requested.append(request.url))
     tab.goto(page.address)
-    said = tab.get_by_role("status").filter(has_text="Waiting")
-    said.wait_for(timeout=60_000)
+    status = tab.get_by_role("status").filter(has_text="Waiting")
+    status.wait_for(timeout=60_000)
 
     def upload(path: Path) -> None:
         tab.locator("input[type=file]").first.set_input_files(path)
@@ -116,7 +116,7 @@ def test_the_page_in_a_browser(page: Page, browser: Any, tree: Path, tmp_path: P
 
     upload(tree / "test" / "horses" / "horse1-000.webp")
     expect("horses, ")
-    tab.get_by_alt_text("The picture, coloured where it decided").wait_for(timeout=60_000)
+    tab.get_by_alt_text("The picture, with the evidence in red").wait_for(timeout=60_000)
     shots = Path(os.environ.get("HORSEHUMAN_SHOTS", tmp_path))
     tab.screenshot(path=shots / "horse.png")
     tab.get_by_label("cnn").check()
@@ -130,9 +130,9 @@ def test_the_page_in_a_browser(page: Page, browser: Any, tree: Path, tmp_path: P
     expect("Waiting")
     (tmp_path / "text.jpg").write_text("no picture")
     upload(tmp_path / "text.jpg")
-    expect("is no picture that Pillow can read")
+    expect("is not an image in a format that Pillow supports")
     tab.screenshot(path=shots / "text.png")
-    hosts = {url.split("/")[2].split(":")[0] for url in asked if url.startswith("http")}
+    hosts = {url.split("/")[2].split(":")[0] for url in requested if url.startswith("http")}
     assert hosts == {"127.0.0.1"}
 
     tab.set_viewport_size({"width": 360, "height": 800})

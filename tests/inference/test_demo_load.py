@@ -1,6 +1,6 @@
-"""The page under many clients at once, some of which mean harm.
+"""Load test of the page: many clients at once, some of them hostile.
 
-Half a minute: pytest -m slow tests/test_demo_load.py --seconds 30
+For half a minute: pytest -m slow tests/inference/test_demo_load.py --seconds 30
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["page"]
 
 CLIENTS = 20
 
-#: What a name that leads out would write.
+#: File that an upload would write if its name could lead out of the upload folder.
 OUT = Path(f"/tmp/{uuid.uuid4().hex}.png")
 
 
 def ask(url: str, body: bytes | None = None, kind: str = "application/json") -> bytes:
-    """What an address answers; raises for a status of 400 and more."""
+    """Return the body of a response; raise for a status of 400 and above."""
     request = urllib.request.Request(url, body, {"Content-Type": kind} if body else {})
     with urllib.request.urlopen(request, timeout=60) as answer:
         content: bytes = answer.read()
@@ -38,7 +38,7 @@ def ask(url: str, body: bytes | None = None, kind: str = "application/json") -> 
 
 
 def upload(address: str, name: str, content: bytes) -> str:
-    """Send a file as a browser does; returns its path on the server."""
+    """Upload a file as a browser does and return its path on the server."""
     mark = uuid.uuid4().hex
     head = f'--{mark}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
     body = head.encode() + content + f"\r\n--{mark}--\r\n".encode()
@@ -47,15 +47,15 @@ def upload(address: str, name: str, content: bytes) -> str:
 
 
 def answer_to(address: str, path: Any, name: str = "cnn") -> str:
-    """What the page says to a file that was sent."""
+    """Return the page's response to an uploaded file."""
     data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, name]
     call = f"{address}/gradio_api/call/answer"
     event = json.loads(ask(call, json.dumps({"data": data}).encode()))["event_id"]
     return ask(f"{call}/{event}").decode()
 
 
-def harm(address: str) -> list[tuple[str, Callable[[], object]]]:
-    """Requests that no page sends."""
+def hostile_requests(address: str) -> list[tuple[str, Callable[[], object]]]:
+    """Return names and calls of requests that the page itself never sends."""
     api = f"{address}/gradio_api"
     garbage = [b"{", b"[]", b"null", b'{"data": 5}', b'{"data": []}', b"\xff" * 1000, b"[" * 50_000]
     return [
@@ -85,7 +85,7 @@ def bomb() -> bytes:
 
 
 def resident(pid: int) -> float:
-    """Memory of a process and its children, in MB."""
+    """Return the resident memory of a process and its children in MB."""
     total = 0.0
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -102,7 +102,7 @@ def resident(pid: int) -> float:
 @pytest.mark.slow
 def test_many_clients_at_once(page: Page, tree: Path, request: pytest.FixtureRequest) -> None:
     if not os.path.exists("/proc/self/status"):  # noqa: PTH110
-        pytest.skip("/proc tells how much memory a process has")
+        pytest.skip("memory is measured with /proc")
     seconds = request.config.getoption("--seconds")
     pictures = {path.parent.name: path.read_bytes() for path in (tree / "test").rglob("*.webp")}
     outcomes: Counter[str] = Counter()
@@ -113,23 +113,23 @@ def test_many_clients_at_once(page: Page, tree: Path, request: pytest.FixtureReq
         while time.monotonic() < until:
             turn += 1
             if number % 4 == 0:
-                name, call = (bad := harm(page.address))[turn % len(bad)]
+                name, call = (bad := hostile_requests(page.address))[turn % len(bad)]
                 try:
-                    said = call()
-                    outcomes["harm, answered"] += 1
-                    text = said if isinstance(said, bytes) else str(said).encode()
+                    response = call()
+                    outcomes["hostile, answered"] += 1
+                    text = response if isinstance(response, bytes) else str(response).encode()
                     if b"root:" in text or b"PATH=" in text:
                         wrong.append(name)
                 except urllib.error.HTTPError:
-                    outcomes["harm, refused"] += 1
-                except OSError as error:  # it hung up
-                    outcomes[f"harm, {type(error).__name__}"] += 1
+                    outcomes["hostile, refused"] += 1
+                except OSError as error:  # The server closed the connection.
+                    outcomes[f"hostile, {type(error).__name__}"] += 1
                 continue
             kind = ("horses", "humans")[turn % 2]
-            said = answer_to(page.address, upload(page.address, "a.webp", pictures[kind]))
-            outcomes["asked"] += 1
-            if f"{kind}, " not in said:
-                wrong.append(f"{kind}: {said}")
+            response = answer_to(page.address, upload(page.address, "a.webp", pictures[kind]))
+            outcomes["classified"] += 1
+            if f"{kind}, " not in response:
+                wrong.append(f"{kind}: {response}")
 
     def run(length: float) -> None:
         until = time.monotonic() + length
@@ -145,9 +145,9 @@ def test_many_clients_at_once(page: Page, tree: Path, request: pytest.FixtureReq
     after = resident(page.pid)
     print(f"{dict(outcomes)}; memory {before:.0f}, then {after:.0f} MB")
     assert not wrong, wrong[:3]
-    assert "Traceback" not in page.said.read_text()
-    assert outcomes["asked"] > seconds
-    assert sum(count for name, count in outcomes.items() if name.startswith("harm")) > 10
+    assert "Traceback" not in page.stderr.read_text()
+    assert outcomes["classified"] > seconds
+    assert sum(count for name, count in outcomes.items() if name.startswith("hostile")) > 10
     assert after < before + 100
     assert not OUT.exists()
     assert "humans, " in answer_to(page.address, upload(page.address, "a", pictures["humans"]))

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra_config import compose
 from typer.testing import CliRunner
 
 from horsehuman import load_classifier
@@ -17,6 +16,7 @@ from horsehuman.errors import HorseHumanError
 from horsehuman.inference.explain import activations, explain, find_layer, heat_on_subject, stages
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import Inception
+from horsehuman.training.config import compose
 from horsehuman.training.run import train
 
 
@@ -25,43 +25,45 @@ def test_heat_adds_up_to_the_logit(name: str, tree: Path) -> None:
     network = load_classifier(name)
     path = tree / "test" / "humans" / "valhuman01-00.webp"
     picture = decode(path, network.image_size)[None]
-    (found,) = explain(network, picture)
-    assert found.heat.shape == (network.image_size, network.image_size)
-    assert found.answer.logit == pytest.approx(float(network.logits(picture)), rel=1e-4)
+    (explanation,) = explain(network, picture)
+    assert explanation.heat.shape == (network.image_size, network.image_size)
+    logit = explanation.scores.logit
+    assert logit == pytest.approx(float(network.logits(picture)), rel=1e-4)
     bias = float(network.head[-1].bias.detach())
-    assert float(found.heat.sum()) == pytest.approx(found.answer.logit - bias, rel=0.05)
+    assert float(explanation.heat.sum()) == pytest.approx(logit - bias, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["cnn", "inception"])
-def test_heat_lies_in_the_half_that_the_figure_fills(name: str, tree: Path) -> None:
+def test_heat_lies_in_the_half_that_contains_the_subject(name: str, tree: Path) -> None:
     network = load_classifier(name)
     size = network.image_size
-    figure = decode(tree / "test" / "humans" / "valhuman01-00.webp", size)
-    small = torch.nn.functional.interpolate(figure[None].float(), (size, size // 2))[0]
+    subject = decode(tree / "test" / "humans" / "valhuman01-00.webp", size)
+    small = torch.nn.functional.interpolate(subject[None].float(), (size, size // 2))[0]
     for side in (0, 1):
         picture = torch.full((3, size, size), 255, dtype=torch.uint8)
         start = side * (size // 2)
         picture[:, :, start : start + size // 2] = small.round().to(torch.uint8)
-        (found,) = explain(network, picture[None])
-        heat = found.for_class(int(found.answer.logit > 0))
+        (explanation,) = explain(network, picture[None])
+        heat = explanation.for_class(int(explanation.scores.logit > 0))
         half = heat[:, start : start + size // 2].sum() / heat.sum()
         assert half > 0.6
 
 
-def test_heat_changes_when_weights_are_drawn_anew(tree: Path) -> None:
-    """The sanity check of Adebayo et al. 2018, over 24 pictures and five draws."""
+def test_heat_changes_with_random_weights(tree: Path) -> None:
+    """Apply the sanity check of Adebayo et al. 2018 to 24 images and five random networks."""
     network = load_classifier("cnn")
     paths = sorted((tree / "train").rglob("*.webp"))
     pictures = torch.stack([decode(path, network.image_size) for path in paths])
-    first = explain(network, pictures)
-    found = []
+    trained = explain(network, pictures)
+    correlations = []
     for seed in range(5):
         torch.manual_seed(seed)
-        for mine, other in zip(first, explain(CNN(**network.settings), pictures), strict=True):
-            pair = torch.stack([mine.heat.flatten(), other.heat.flatten()])
-            found.append(float(torch.corrcoef(pair)[0, 1]))
-    assert len(found) == 120
-    assert abs(sum(found) / len(found)) < 0.35
+        random = explain(CNN(**network.settings), pictures)
+        for first, second in zip(trained, random, strict=True):
+            pair = torch.stack([first.heat.flatten(), second.heat.flatten()])
+            correlations.append(float(torch.corrcoef(pair)[0, 1]))
+    assert len(correlations) == 120
+    assert abs(sum(correlations) / len(correlations)) < 0.35
 
 
 def test_a_mirrored_picture_has_mirrored_heat(tree: Path) -> None:
@@ -74,8 +76,8 @@ def test_a_mirrored_picture_has_mirrored_heat(tree: Path) -> None:
 def test_hidden_layers_and_scales_are_explained_too() -> None:
     torch.manual_seed(0)
     network = Inception(scales=[75, 96], weights="random", image_size=96, hidden=[4])
-    found = explain(network, torch.randint(0, 256, (2, 3, 80, 70), dtype=torch.uint8))
-    assert [f.heat.shape for f in found] == [(96, 96)] * 2
+    explanations = explain(network, torch.randint(0, 256, (2, 3, 80, 70), dtype=torch.uint8))
+    assert [e.heat.shape for e in explanations] == [(96, 96)] * 2
 
 
 def test_heat_of_an_earlier_layer_depends_on_that_layer(tree: Path) -> None:
@@ -84,7 +86,7 @@ def test_heat_of_an_earlier_layer_depends_on_that_layer(tree: Path) -> None:
     last, early = (
         explain(network, picture, find_layer(network, name))[0] for name in ("Mixed_6e", "Mixed_5d")
     )
-    assert last.answer == early.answer
+    assert last.scores == early.scores
     torch.testing.assert_close(last.heat, explain(network, picture)[0].heat)
     assert float((early.heat - last.heat).abs().max()) > 0
     assert early.heat.any()
@@ -96,7 +98,7 @@ def test_heat_of_an_earlier_layer_depends_on_that_layer(tree: Path) -> None:
     [
         ("cnn", "feature.3", "did you mean features.3"),
         ("cnn", "Mixed_6a", "use one such as features.4"),
-        ("inception", "conv", "may be Conv2d_1a_3x3.conv"),
+        ("inception", "conv", "is ambiguous: use one such as Conv2d_1a_3x3.conv"),
         ("inception", "Mixd_5d", "did you mean Mixed_5d"),
     ],
 )
@@ -121,27 +123,27 @@ def test_activations_by_layer(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cnn", "inception"])
-def test_more_heat_lies_on_the_figure_than_by_chance(name: str, tree: Path) -> None:
-    """On cut-outs alone: the training pictures of the tree are scenes."""
+def test_more_heat_lies_on_the_subject_than_by_chance(name: str, tree: Path) -> None:
+    """Only cut-outs are measured; the training images of the tree are scenes."""
     pictures = find_image_set(str(tree), SUBJECT_PATTERN)
-    found = heat_on_subject(load_classifier(name), pictures.records)
-    assert found is not None
-    assert 1 <= found["pictures"] <= 4
-    assert 0 < found["share of area"] < found["share of heat"] <= 1
+    shares = heat_on_subject(load_classifier(name), pictures.records)
+    assert shares is not None
+    assert 1 <= shares["pictures"] <= 4
+    assert 0 < shares["share of area"] < shares["share of heat"] <= 1
     assert heat_on_subject(load_classifier("cnn"), pictures.split("train").records) is None
 
 
-def test_a_picture_without_heat_is_told(
+def test_an_image_without_heat_is_reported(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = load_classifier("cnn")
-    network.head[-1].weight.data.zero_()  # the bias alone decides
+    network.head[-1].weight.data.zero_()  # The logit is the bias.
     monkeypatch.setattr("horsehuman.inference.explain.load_classifier", lambda model: network)
     picture = tree / "test" / "horses" / "horse1-000.webp"
     arguments = ["explain", str(picture), "--out", str(tmp_path / "o.png")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0
-    assert "so there is no heat" in result.output
+    assert "the heat map is empty" in result.output
 
 
 @pytest.mark.slow
@@ -164,8 +166,8 @@ def test_more_pictures_than_the_backbone_takes_at_a_time() -> None:
     torch.manual_seed(0)
     network = Inception(scales=[75], weights="random", image_size=80)
     pictures = torch.randint(0, 256, (11, 3, 80, 80), dtype=torch.uint8)
-    found = explain(network, pictures)
-    torch.testing.assert_close(found[-1].heat, explain(network, pictures[-1:])[0].heat)
+    explanations = explain(network, pictures)
+    torch.testing.assert_close(explanations[-1].heat, explain(network, pictures[-1:])[0].heat)
 
 
 def test_command(tree: Path, tmp_path: Path) -> None:
@@ -173,10 +175,10 @@ def test_command(tree: Path, tmp_path: Path) -> None:
     folder = str(tree / "test" / "humans")
     arguments = ["explain", folder, str(tmp_path / "missing.png"), "--model", "cnn"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
-    assert result.exit_code == 1  # one picture is missing, the others are drawn
+    assert result.exit_code == 1  # One image is missing; the others are drawn.
     assert read_picture(out).shape[1] > 400
     again = CliRunner().invoke(app, [*arguments, "--out", str(out)])
-    assert "is there already" in str(again.exception)
+    assert "exists already" in str(again.exception)
     assert (
         CliRunner()
         .invoke(app, ["explain", folder, "--out", str(out), "--force", "--model", "cnn"])

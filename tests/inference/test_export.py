@@ -21,29 +21,31 @@ from horsehuman.inference.export import ExportedNetwork, export
 from horsehuman.inference.onnx import OnnxClassifier
 from horsehuman.inference.predict import predict
 
-#: Where the package's files are.
+#: Folder of the package, which must not be named in exported files.
 HERE = os.fsencode(Path(horsehuman.__file__).parent)
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The CNN in the box as ONNX."""
+    """Export the bundled CNN as ONNX."""
     path = tmp_path_factory.mktemp("onnx") / "cnn.onnx"
     assert export("cnn", "onnx", path, force=False) < 1e-3
     return path
 
 
-def test_an_exported_file_answers_alike_and_says_what_it_is(exported: Path, tree: Path) -> None:
+def test_an_exported_file_matches_the_network(exported: Path, tree: Path) -> None:
     classifier, network = OnnxClassifier(exported), load_classifier("cnn")
     assert classifier.class_names == network.class_names
     assert classifier.confidence_threshold == network.confidence_threshold
     paths = sorted(tree.rglob("*.webp"))
-    for mine, other in zip(predict(classifier, paths), predict(network, paths), strict=True):
-        assert mine.class_name == other.class_name
-        assert mine.probability == pytest.approx(other.probability, abs=1e-3)
-        assert mine.status == other.status
+    for exported_answer, answer in zip(
+        predict(classifier, paths), predict(network, paths), strict=True
+    ):
+        assert exported_answer.class_name == answer.class_name
+        assert exported_answer.probability == pytest.approx(answer.probability, abs=1e-3)
+        assert exported_answer.status == answer.status
     assert onnxruntime.InferenceSession(exported).get_inputs()[0].shape[1] == 3
-    assert HERE not in exported.read_bytes()  # nothing of who made it, and where
+    assert HERE not in exported.read_bytes()  # It names no files of the machine that wrote it.
 
 
 def test_without_importing_torch(exported: Path, tree: Path) -> None:
@@ -89,18 +91,18 @@ def test_inception_with_the_score_for_neither(tmp_path: Path, tree: Path) -> Non
     classifier = OnnxClassifier(path)
     noise = np.random.default_rng(0).integers(0, 256, (120, 90, 3)).astype(np.uint8)
     paths = sorted((tree / "test").rglob("*.webp"))
-    found = list(predict(classifier, [noise, *paths]))
-    assert [answer.status for answer in found] == ["neither", "ok", "ok", "ok", "ok"]
+    answers = predict(classifier, [noise, *paths])
+    assert [answer.status for answer in answers] == ["neither", "ok", "ok", "ok", "ok"]
 
 
-def test_a_file_that_answers_otherwise_is_not_written(
+def test_a_file_whose_outputs_differ_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = ExportedNetwork.forward
+    forward = ExportedNetwork.forward
 
     def wrong(self: ExportedNetwork, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        logits, probabilities, strange = whole(self, pictures)
-        return logits, probabilities * (0.99 if torch.compiler.is_exporting() else 1), strange
+        logits, probabilities, strangeness = forward(self, pictures)
+        return logits, probabilities * (0.99 if torch.compiler.is_exporting() else 1), strangeness
 
     monkeypatch.setattr(ExportedNetwork, "forward", wrong)
     with pytest.raises(HorseHumanError, match="differ by"):
@@ -108,13 +110,13 @@ def test_a_file_that_answers_otherwise_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_files_are_one_line(exported: Path, tmp_path: Path) -> None:
+def test_wrong_files_are_refused(exported: Path, tmp_path: Path) -> None:
     content = exported.read_bytes()
     (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
     (tmp_path / "text.onnx").write_text("hello")
     other = onnx.load(exported)
-    kept = {entry.key: entry.value for entry in other.metadata_props}
-    del kept["horsehuman_digest"]  # by which all of these would be known as changed
+    metadata = {entry.key: entry.value for entry in other.metadata_props}
+    del metadata["horsehuman_digest"]  # The digest would reveal every one of these changes.
     for name, change in {
         "foreign": {"horsehuman_format": None},
         "newer": {"horsehuman_format": "99"},
@@ -122,16 +124,16 @@ def test_wrong_files_are_one_line(exported: Path, tmp_path: Path) -> None:
     }.items():
         del other.metadata_props[:]
         onnx.helper.set_model_props(
-            other, {k: v for k, v in {**kept, **change}.items() if v is not None}
+            other, {k: v for k, v in {**metadata, **change}.items() if v is not None}
         )
         onnx.save(other, tmp_path / f"{name}.onnx")
     reasons = {
-        "cut.onnx": "is damaged, or no ONNX file",
-        "text.onnx": "is damaged, or no ONNX file",
+        "cut.onnx": "is damaged or not an ONNX file",
+        "text.onnx": "is damaged or not an ONNX file",
         "missing.onnx": "cannot read",
-        "foreign.onnx": "is another program's",
+        "foreign.onnx": "was not written by horsehuman",
         "newer.onnx": "has format 99, not 1",
-        "bare.onnx": "does not say what its numbers mean",
+        "bare.onnx": "has missing or invalid metadata",
     }
     for name, reason in reasons.items():
         with pytest.raises(HorseHumanError, match=reason):
@@ -144,7 +146,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return result.output + str(result.exception)
 
     (tmp_path / "there.onnx").touch()
-    assert "is there already" in run("--out", str(tmp_path / "there.onnx"))
+    assert "exists already" in run("--out", str(tmp_path / "there.onnx"))
     assert "there is no folder" in run("--out", str(tmp_path / "no" / "x.onnx"))
     assert "use onnx | torch" in run("--out", str(tmp_path / "x"), "--format", "tflite")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -170,6 +172,6 @@ def test_the_program_of_the_docs_in_a_fresh_environment(exported: Path, tmp_path
         text=True,
         check=True,
     )
-    own = next(predict(load_classifier("cnn"), tmp_path / "picture.jpg", always_answer=True))
-    assert own.class_name in done.stdout
-    assert f"{own.probability:.1%}" in done.stdout
+    answer = next(predict(load_classifier("cnn"), tmp_path / "picture.jpg", always_answer=True))
+    assert answer.class_name in done.stdout
+    assert f"{answer.probability:.1%}" in done.stdout

@@ -23,7 +23,7 @@ def command(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def report(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of the CNN in the box on the small tree."""
+    """Evaluate the bundled CNN on the small tree and return the folder of the report."""
     out = tmp_path_factory.mktemp("report") / "r"
     arguments = ["--model", "cnn", "--data", str(tree), "--group-pattern", "([^/]+)-[^-/]*$"]
     code, printed = commands.run("evaluate", *arguments, "--no-plot", "--out", str(out))
@@ -32,31 +32,31 @@ def report(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["cnn", "inception"])
-def test_metadata_are_what_model_hubs_read(name: str, report: Path) -> None:
-    found = ModelCard(model_card(name, report))
-    found.data.to_dict()
-    assert found.data.license == ("mit" if name == "cnn" else "apache-2.0")
-    assert found.data.pipeline_tag == "image-classification"
+def test_metadata_can_be_read_by_model_hubs(name: str, report: Path) -> None:
+    card = ModelCard(model_card(name, report))
+    card.data.to_dict()
+    assert card.data.license == ("mit" if name == "cnn" else "apache-2.0")
+    assert card.data.pipeline_tag == "image-classification"
     accuracy = json.loads((report / "metrics.json").read_text())["metrics"]["accuracy"]["value"]
-    (first, *_) = found.data.eval_results
+    (first, *_) = card.data.eval_results
     assert (first.metric_type, first.metric_value) == ("accuracy", accuracy)
-    block = yaml.safe_load(found.content.split("---")[1])
+    block = yaml.safe_load(card.content.split("---")[1])
     assert block["tags"][1:3] == ["horses", "humans"]
-    assert "CC BY 2.0" in found.content
-    assert ("Google" in found.content) == (name == "inception")
+    assert "CC BY 2.0" in card.content
+    assert ("Google" in card.content) == (name == "inception")
 
 
-def test_figures_are_those_of_the_files(report: Path) -> None:
+def test_numbers_come_from_the_files(report: Path) -> None:
     text = model_card("cnn", report)
-    found = json.loads((report / "metrics.json").read_text())
-    assert f"On {found['pictures']} pictures" in text
-    assert f"| log loss | {found['metrics']['log loss']['value']:.4f} |" in text
+    evaluation = json.loads((report / "metrics.json").read_text())
+    assert f"On {evaluation['pictures']} pictures" in text
+    assert f"| log loss | {evaluation['metrics']['log loss']['value']:.4f} |" in text
     assert "| train | horses | 500 | 50 |" in text
     network = load_classifier("cnn")
     assert f"{sum(p.numel() for p in network.parameters()):,} parameters" in text
 
 
-def test_a_folder_for_a_hub_is_a_classifier(report: Path, tmp_path: Path) -> None:
+def test_a_hub_folder_loads_as_a_classifier(report: Path, tmp_path: Path) -> None:
     folder = tmp_path / "upload"
     command("--model", "inception", "--folder", str(folder))
     assert {path.name for path in folder.iterdir()} == {
@@ -77,17 +77,19 @@ def test_a_folder_for_a_hub_is_a_classifier(report: Path, tmp_path: Path) -> Non
         load_classifier(folder)
 
 
-def test_what_is_not_known_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "Not measured yet" in command("--model", "cnn")
-    assert "is no report of horsehuman evaluate" in command("--report", str(tmp_path))
+    assert "not a report of horsehuman evaluate" in command("--report", str(tmp_path))
 
 
-def test_the_newest_report_on_the_own_pictures_counts(
+def test_the_newest_report_on_the_test_set_is_used(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "outputs" / "evaluate" / "cnn").mkdir(parents=True)  # of one that was interrupted
+    (tmp_path / "outputs" / "evaluate" / "cnn").mkdir(
+        parents=True
+    )  # as an interrupted evaluation leaves it
     other = ["--data", str(tree), "--no-plot"]
     assert commands.run("evaluate", "--model", "cnn", "--no-plot")[0] == 0
     assert commands.run("evaluate", "--model", "cnn", *other)[0] == 0
@@ -95,12 +97,12 @@ def test_the_newest_report_on_the_own_pictures_counts(
     assert folders == ["cnn", "cnn-2"]
     text = command("--model", "cnn")
     assert "On 256 pictures" in text
-    assert "figures are those of outputs/evaluate/cnn\n" in text
+    assert "metrics are those of outputs/evaluate/cnn\n" in text
     assert commands.run("evaluate", "--model", "cnn", "--no-plot")[0] == 0
-    assert "figures are those of outputs/evaluate/cnn-3\n" in command("--model", "cnn")
+    assert "metrics are those of outputs/evaluate/cnn-3\n" in command("--model", "cnn")
 
 
-def test_a_checkpoint_of_unknown_origin_has_the_report_that_there_is(
+def test_a_checkpoint_outside_a_run_uses_any_report(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -110,6 +112,6 @@ def test_a_checkpoint_of_unknown_origin_has_the_report_that_there_is(
     assert "On 24 pictures" in command("--model", "mine.ckpt")
 
 
-def test_a_run_is_no_report(tmp_path: Path) -> None:
+def test_a_run_is_not_a_report(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text('{"test/acc": 1.0}')
-    assert "is no report of horsehuman evaluate" in command("--report", str(tmp_path))
+    assert "not a report of horsehuman evaluate" in command("--report", str(tmp_path))

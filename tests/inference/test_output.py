@@ -36,14 +36,14 @@ def predictions() -> list[Prediction]:
     ]
 
 
-def written(form: str, path: Path) -> str:
-    with Writer(form, path, 20) as writer:
+def written(output_format: str, path: Path) -> str:
+    with Writer(output_format, path, 20) as writer:
         for prediction in predictions():
             writer.write(prediction)
     return path.read_text(encoding="utf-8", errors="surrogateescape")
 
 
-def test_csv_is_a_line_a_picture_and_safe_in_spreadsheets(tmp_path: Path) -> None:
+def test_csv_has_one_line_per_image_and_is_safe_in_spreadsheets(tmp_path: Path) -> None:
     text = written("csv", tmp_path / "out.csv")
     rows = list(csv.DictReader(io.StringIO(text)))
     assert tuple(rows[0]) == COLUMNS
@@ -57,67 +57,67 @@ def test_csv_is_a_line_a_picture_and_safe_in_spreadsheets(tmp_path: Path) -> Non
     assert rows[-1]["error"] == "bad.png: is damaged"
 
 
-def test_json_and_jsonl_say_the_same(tmp_path: Path) -> None:
-    found = json.loads(written("json", tmp_path / "out.json"))
+def test_json_and_jsonl_have_equal_contents(tmp_path: Path) -> None:
+    rows = json.loads(written("json", tmp_path / "out.json"))
     lines = written("jsonl", tmp_path / "out.jsonl").splitlines()
-    assert [json.loads(line) for line in lines] == found
-    assert [row["source"] for row in found[: len(NAMES)]] == NAMES
-    assert found[-2]["class"] is None
+    assert [json.loads(line) for line in lines] == rows
+    assert [row["source"] for row in rows[: len(NAMES)]] == NAMES
+    assert rows[-2]["class"] is None
     with Writer("json", tmp_path / "none.json", 20):
         pass
     assert json.loads((tmp_path / "none.json").read_text()) == []
 
 
-def test_what_was_answered_before_an_exception_is_written(tmp_path: Path) -> None:
+def test_predictions_before_an_exception_are_written(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     with contextlib.suppress(KeyboardInterrupt), Writer("json", path, 20) as writer:
         writer.write(predictions()[0])
         raise KeyboardInterrupt
     assert len(json.loads(path.read_text())) == 1
-    assert [found.name for found in tmp_path.iterdir()] == ["out.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
 
 
-def test_what_an_answer_means() -> None:
-    class Sure:
+def test_decide() -> None:
+    class Thresholds:
         class_names = ("horses", "humans")
-        threshold, certain_from = 0.4, 0.7
+        threshold, confidence_threshold = 0.4, 0.7
 
-    def said(probability: float, strangeness: float = 0, **options: bool) -> tuple[str, str]:
-        answer = Scores(0.0, probability, strangeness)
-        found = decide(Sure(), "x", answer, **options)
-        return found.class_name, found.status
+    def answer(probability: float, neither_score: float = 0, **options: bool) -> tuple[str, str]:
+        scores = Scores(0.0, probability, neither_score)
+        prediction = decide(Thresholds(), "x", scores, **options)
+        return prediction.class_name, prediction.status
 
-    assert said(0.9) == ("humans", "ok")
-    assert said(0.41) == ("humans", "unsure")
-    assert said(0.39) == ("horses", "unsure")
-    assert said(0.1) == ("horses", "ok")
-    assert said(0.99, 1.5) == ("", "neither")
-    assert said(0.45, 1.5, always_answer=True) == ("humans", "ok")
+    assert answer(0.9) == ("humans", "ok")
+    assert answer(0.41) == ("humans", "unsure")
+    assert answer(0.39) == ("horses", "unsure")
+    assert answer(0.1) == ("horses", "ok")
+    assert answer(0.99, 1.5) == ("", "neither")
+    assert answer(0.45, 1.5, always_answer=True) == ("humans", "ok")
 
 
-def test_pictures_of_every_kind_in_python(tree: Path) -> None:
+def test_images_of_every_type_in_python(tree: Path) -> None:
     classifier = load_classifier("cnn")
     path = tree / "test" / "horses" / "horse1-000.webp"
     pixels = read_picture(path)
     image = Image.fromarray(pixels)
-    found = list(predict(classifier, [path, str(path), image, pixels]))
-    assert len({answer.logit for answer in found}) == 1
-    assert [answer.source for answer in found][2:] == ["picture 2", "picture 3"]
+    answers = list(predict(classifier, [path, str(path), image, pixels]))
+    assert len({answer.logit for answer in answers}) == 1
+    assert [answer.source for answer in answers][2:] == ["picture 2", "picture 3"]
     for single in (path, image, pixels):
         assert next(predict(classifier, single)).class_name == "horses"
     assert len(list(predict(classifier, np.stack([pixels] * 3)))) == 3
     (bad,) = predict(classifier, pixels.astype(np.float32))
-    assert "are not (H, W, 3) and uint8" in bad.error
+    assert "is not an image: give (H, W, 3) and uint8" in bad.error
 
 
-def test_sorted_copies_write_nothing_over(tree: Path, tmp_path: Path) -> None:
+def test_sorted_copies_overwrite_nothing(tree: Path, tmp_path: Path) -> None:
     source = tree / "test" / "horses" / "horse1-000.webp"
     sorter = Sorter(tmp_path / "sorted")
     for name, status in (("horses", "ok"), ("horses", "ok"), ("", "neither")):
         sorter.copy(Prediction(str(source), name, 0.9, 1.0, status))
     sorter.copy(Prediction("missing", "", NAN, NAN, "error"))
-    found = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.webp")}
-    assert found == {
+    copies = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.webp")}
+    assert copies == {
         "sorted/horses/horse1-000.webp",
         "sorted/horses/horse1-000-2.webp",
         "sorted/neither/horse1-000.webp",
@@ -136,13 +136,13 @@ def test_command(tree: Path, tmp_path: Path) -> None:
     rows = list(csv.DictReader(out.read_text().splitlines()))
     assert [row["status"] == "error" for row in rows] == [False] * 4 + [True]
     assert len(list((tmp_path / "s").rglob("*.webp"))) == 4
-    assert "is there already" in run(*arguments, "--out", str(out))[1]
+    assert "exists already" in run(*arguments, "--out", str(out))[1]
     assert "use table | csv" in run(*arguments, "--format", "xml")[1]
     assert "there is no folder" in run(*arguments, "--out", str(tmp_path / "no" / "o.csv"))[1]
-    assert "copies files" in run("http://127.0.0.1/x", "--sort-into", str(tmp_path))[1]
+    assert "copies files only" in run("http://127.0.0.1/x", "--sort-into", str(tmp_path))[1]
 
 
-def test_ctrl_c_keeps_what_was_answered(tree: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_the_predictions_so_far(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "horsehuman", "predict", "-", "--model", "cnn"]
     process = subprocess.Popen(
@@ -154,9 +154,9 @@ def test_ctrl_c_keeps_what_was_answered(tree: Path, tmp_path: Path) -> None:
     name = str(tree / "test" / "horses" / "horse1-000.webp")
     process.stdin.write(f"{name}\n".encode() * 200)
     process.stdin.flush()
-    aside = tmp_path / f".out.jsonl.{process.pid}"
+    temporary = tmp_path / f".out.jsonl.{process.pid}"
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (aside.is_file() and aside.stat().st_size):
+    while time.monotonic() < deadline and not (temporary.is_file() and temporary.stat().st_size):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
@@ -166,7 +166,7 @@ def test_ctrl_c_keeps_what_was_answered(tree: Path, tmp_path: Path) -> None:
     assert all(json.loads(line)["class"] == "horses" for line in lines)
 
 
-def test_answers_come_while_more_is_asked(tree: Path) -> None:
+def test_predictions_are_printed_while_stdin_is_open(tree: Path) -> None:
     command = [sys.executable, "-m", "horsehuman", "predict", "-", "--model", "cnn"]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -181,7 +181,7 @@ def test_answers_come_while_more_is_asked(tree: Path) -> None:
     process.communicate()
 
 
-def test_a_reader_that_has_seen_enough(tree: Path) -> None:
+def test_a_closed_pipe_is_no_error(tree: Path) -> None:
     command = f"{sys.executable} -m horsehuman predict - --model cnn | head -n 1"
     name = str(tree / "test" / "horses" / "horse1-000.webp")
     done = subprocess.run(

@@ -17,7 +17,7 @@ from tests.models.test_checkpoint import save
 
 @pytest.fixture(scope="module")
 def brightness(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier that calls bright pictures day and dark ones night."""
+    """Save a classifier whose class is "day" for bright images and "night" for dark ones."""
     model = CNNClassifier(
         image_size=16,
         channels=[1],
@@ -45,16 +45,16 @@ def pictures(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_answers_keep_their_order_and_bad_files_are_answers(
+def test_predictions_keep_their_order_and_report_unreadable_files(
     brightness: Path, pictures: list[Path]
 ) -> None:
     classifier = horsehuman.load_classifier(brightness)
     for batch_size in (1, 2, 16):
-        found = list(predict(classifier, pictures, batch_size))
-        assert [answer.source for answer in found] == [str(path) for path in pictures]
-        assert [answer.class_name for answer in found] == ["night", "", "day"]
-        assert [bool(answer.error) for answer in found] == [False, True, False]
-        assert all(answer.probability > 0.9 for answer in found if not answer.error)
+        answers = list(predict(classifier, pictures, batch_size))
+        assert [answer.source for answer in answers] == [str(path) for path in pictures]
+        assert [answer.class_name for answer in answers] == ["night", "", "day"]
+        assert [bool(answer.error) for answer in answers] == [False, True, False]
+        assert all(answer.probability > 0.9 for answer in answers if not answer.error)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -64,7 +64,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_command_prints_answers_on_stdout_and_the_rest_on_stderr(
+def test_command_prints_predictions_on_stdout_and_the_rest_on_stderr(
     brightness: Path,
     pictures: list[Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -77,7 +77,7 @@ def test_command_prints_answers_on_stdout_and_the_rest_on_stderr(
     assert lines[0].split()[-2:] == ["night", "98.20%"]
     assert repr(str(pictures[2]))[1:-1].replace("馬", r"\u99ac") in lines[1]
     assert err.count("error: ") == 1
-    assert "no picture that Pillow can read" in err
+    assert "is not an image in a format that Pillow supports" in err
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_command_prints_answers_on_stdout_and_the_rest_on_stderr(
         (["predict"], 2, "Missing argument"),
         (["predct", "x"], 2, "predict"),
         (["predict", "x", "--modle", "y"], 2, "--model"),
-        (["predict", "x.png", "--model", "nowhere"], 1, "nowhere: there is no such run or file"),
+        (["predict", "x.png", "--model", "nowhere"], 1, "nowhere: no such run or file"),
     ],
 )
 def test_usage(
@@ -138,24 +138,27 @@ assert not loaded, loaded
     assert done.stderr == ""
 
 
-def test_what_a_network_from_scratch_knows_is_said(
+def test_the_training_data_of_the_bundled_cnn_is_logged(
     brightness: Path,
     pictures: list[Path],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
     assert run(monkeypatch, "predict", pictures[0], "--model", "cnn") == 0
-    assert "67 rendered figures" in capsys.readouterr().err
+    assert "trained on 67 rendered subjects only" in capsys.readouterr().err
     assert run(monkeypatch, "predict", pictures[0], "--model", brightness) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_cache_is_shown_and_emptied_and_nothing_else_is_touched(
+def test_cache_shows_and_clears_its_own_files_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("HORSEHUMAN_CACHE", str(tmp_path))
     ours = [f"pictures/{'a1' * 8}/train/1.png", f"features/{'b2' * 16}.sqlite"]
-    ours += ["pictures/.unpacking-x/1.png", f"features/{'b2' * 16}.sqlite-journal"]  # killed
+    ours += [
+        "pictures/.unpacking-x/1.png",
+        f"features/{'b2' * 16}.sqlite-journal",
+    ]  # left by a killed process
     others = "pictures/holiday/1.png", "archives/mine.zip", "mine/file"
     for name in (*ours, *others):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ def test_reloaded_classifiers_give_bit_identical_logits(
             assert not network.training
 
 
-def test_what_belongs_to_a_classifier_is_in_the_file(cnn: tuple[CNNClassifier, Path]) -> None:
+def test_a_checkpoint_contains_the_decision_settings(cnn: tuple[CNNClassifier, Path]) -> None:
     loaded = load_classifier(cnn[1])
     assert loaded.class_names == ("cats", "dogs")
     assert loaded.threshold == 0.7
@@ -54,7 +54,7 @@ def test_what_belongs_to_a_classifier_is_in_the_file(cnn: tuple[CNNClassifier, P
     assert loaded.image_size == 32
 
 
-def test_loads_without_network_and_without_the_box(
+def test_loads_offline_and_without_the_bundled_backbone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = InceptionClassifier(image_size=96)
@@ -62,12 +62,12 @@ def test_loads_without_network_and_without_the_box(
     path = save(model, tmp_path / "model.ckpt")
 
     def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("network or pretrained weights")
+        raise AssertionError("the internet or pretrained weights were accessed")
 
     monkeypatch.setattr("socket.getaddrinfo", refuse)
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("safetensors.torch.load_file", refuse)
-    monkeypatch.setattr("horsehuman.models.inception.read_trunk", refuse)
+    monkeypatch.setattr("horsehuman.models.inception.read_pretrained", refuse)
     assert load_classifier(path).image_size == 96
     hostile = {**model.hparams, "weights": "tv_in1k"}
     assert load_classifier(change(path, path, hyper_parameters=hostile)).image_size == 96
@@ -85,19 +85,19 @@ class Malicious:
         (b"<!DOCTYPE html><html></html>", "it is a web page"),
         (pickle.dumps(Malicious()), "bare pickle, which is not executed"),
         (b"PK\x03\x04 cut off", "cut off or damaged"),
-        (b"hello", "another kind of file"),
+        (b"hello", r"is not a checkpoint: torch\.save did not write it"),
     ],
 )
-def test_files_that_are_no_checkpoints(
+def test_files_that_are_not_checkpoints_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, reason: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "model.ckpt"
     path.write_bytes(content)
-    with pytest.raises(HorseHumanError, match=reason) as caught:
+    with pytest.raises(HorseHumanError, match=reason) as raised:
         load_classifier(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
     assert not (tmp_path / "executed").exists()
 
 
@@ -106,16 +106,19 @@ def test_code_in_a_checkpoint_is_not_executed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Malicious()}, "model.ckpt")
-    with pytest.raises(HorseHumanError, match="nothing in it was executed"):
+    with pytest.raises(
+        HorseHumanError,
+        match="contains more than weights and plain values; nothing in it was executed",
+    ):
         load_classifier("model.ckpt")
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_checkpoint_that_was_cut_off(cnn: tuple[CNNClassifier, Path], tmp_path: Path) -> None:
-    whole = cnn[1].read_bytes()
+def test_a_truncated_checkpoint_is_refused(cnn: tuple[CNNClassifier, Path], tmp_path: Path) -> None:
+    content = cnn[1].read_bytes()
     for share in (0.2, 0.9):
         path = tmp_path / f"{share}.ckpt"
-        path.write_bytes(whole[: int(share * len(whole))])
+        path.write_bytes(content[: int(share * len(content))])
         with pytest.raises(HorseHumanError, match="cut off or damaged"):
             load_classifier(path)
 
@@ -126,7 +129,9 @@ def change(path: Path, target: Path, **values: object) -> Path:
     return target
 
 
-def test_checkpoints_of_others(cnn: tuple[CNNClassifier, Path], tmp_path: Path) -> None:
+def test_checkpoints_of_other_programs_formats_and_settings_are_refused(
+    cnn: tuple[CNNClassifier, Path], tmp_path: Path
+) -> None:
     target = tmp_path / "model.ckpt"
     for values, reason in (
         ({"horsehuman": None}, "not written by horsehuman"),
@@ -134,18 +139,21 @@ def test_checkpoints_of_others(cnn: tuple[CNNClassifier, Path], tmp_path: Path) 
         ({"horsehuman": {"format": 1, "classifier": "CNNClassifier"}}, "train it again"),
         (
             {"horsehuman": {"format": 2, "classifier": "Other"}},
-            "does not hold what|do not fit its settings",
+            "is not a valid classifier checkpoint|the weights do not match the settings",
         ),
         (
             {"hyper_parameters": {**TINY_CNN, "channels": [4, 9]}},
-            "does not hold what|do not fit its settings",
+            "is not a valid classifier checkpoint|the weights do not match the settings",
         ),
         ({"hyper_parameters": {**TINY_CNN, "image_size": 0}}, "image_size"),
-        ({"state_dict": {}}, "does not hold what|do not fit its settings"),
+        (
+            {"state_dict": {}},
+            "is not a valid classifier checkpoint|the weights do not match the settings",
+        ),
     ):
-        with pytest.raises(HorseHumanError, match=reason) as caught:
+        with pytest.raises(HorseHumanError, match=reason) as raised:
             load_classifier(change(cnn[1], target, **values))
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(raised.value)
     large = save(CNNClassifier(image_size=96, channels=[4]), tmp_path / "large.ckpt")
     with pytest.raises(HorseHumanError, match=r"model\.channels is not an option of Inception"):
         InceptionClassifier.load_from_checkpoint(large)
@@ -154,7 +162,7 @@ def test_checkpoints_of_others(cnn: tuple[CNNClassifier, Path], tmp_path: Path) 
         load_classifier(target)
 
 
-def test_what_run_and_file_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_of_a_run_and_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     finals = []
     for name in ("cnn/a", "inception/sweep_b/0"):
@@ -165,11 +173,11 @@ def test_what_run_and_file_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert find_checkpoint("outputs/cnn/a") == finals[0]
     assert find_checkpoint(finals[0]) == finals[0]
     finals[0].rename(finals[0].with_name("last.ckpt"))
-    with pytest.raises(HorseHumanError, match=r"has not finished: name its .*last\.ckpt"):
+    with pytest.raises(HorseHumanError, match=r"has not finished: use .*last\.ckpt instead"):
         find_checkpoint("outputs/cnn/a")
-    with pytest.raises(HorseHumanError, match="no such run or file: name"):
+    with pytest.raises(HorseHumanError, match="no such run or file: give a run folder"):
         find_checkpoint("outputs/cnn/c")
     with pytest.raises(HorseHumanError, match=r"did you mean inception\?"):
         find_checkpoint("incepton")
-    with pytest.raises(HorseHumanError, match="is no run"):
+    with pytest.raises(HorseHumanError, match=r"is not a run: it has no checkpoints/final\.ckpt"):
         find_checkpoint(tmp_path)

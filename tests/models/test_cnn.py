@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from hydra_config import compose
 from omegaconf import OmegaConf
 from torch import nn
 
 from horsehuman import CNNClassifier, HorseHumanError
 from horsehuman.models.cnn import CNN
+from horsehuman.training.config import compose
 
 NOTEBOOK: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
     compose("experiment=notebook_cnn").model
@@ -19,37 +19,38 @@ for name in ("_target_", "optimizer", "schedule", "label_smoothing"):
     del NOTEBOOK[name]
 
 
-def test_notebook_network_to_the_parameter() -> None:
+def test_notebook_network_has_its_layers_and_parameters() -> None:
     model = CNN(**NOTEBOOK)
     assert sum(p.numel() for p in model.parameters()) == 8_863_041
     kinds = [type(layer).__name__ for layer in [*model.features, *model.head]]
     assert kinds == [
-        *["Conv2d", "MaxPool2d", "ReLU"] * 4,  # the notebook's order gives the same, see below
+        *["Conv2d", "MaxPool2d", "ReLU"] * 4,  # The notebook's order is equivalent, see below.
         "Dropout",
         *["Linear", "ReLU"] * 2,
         "Linear",
     ]
     assert model.pool(model.features(torch.zeros(1, 3, 300, 300))).shape == (1, 65_536)
-    picture = torch.full((1, 3, 300, 300), 51, dtype=torch.uint8)
-    torch.testing.assert_close(model.normalize(picture), torch.full((1, 3, 300, 300), 0.2))
+    image = torch.full((1, 3, 300, 300), 51, dtype=torch.uint8)
+    torch.testing.assert_close(model.normalize(image), torch.full((1, 3, 300, 300), 0.2))
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_pooling_before_relu_changes_no_bit(batch_norm: bool) -> None:
     torch.manual_seed(0)
-    ours = CNN(image_size=64, channels=[8, 8], batch_norm=batch_norm, dropout=0)
-    other = copy.deepcopy(ours)
-    for index, layer in enumerate(ours.features):
+    pool_first = CNN(image_size=64, channels=[8, 8], batch_norm=batch_norm, dropout=0)
+    relu_first = copy.deepcopy(pool_first)
+    for index, layer in enumerate(pool_first.features):
         if isinstance(layer, nn.MaxPool2d):
-            other.features[index], other.features[index + 1] = nn.ReLU(), nn.MaxPool2d(2)
-    pictures = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
-    answers = []
-    for network in (ours, other):
-        answers.append(network(pictures))
-        answers[-1].square().sum().backward()
-    assert torch.equal(*answers)
-    for mine, theirs in zip(ours.parameters(), other.parameters(), strict=True):
-        assert torch.equal(mine.grad, theirs.grad)
+            relu_first.features[index] = nn.ReLU()
+            relu_first.features[index + 1] = nn.MaxPool2d(2)
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    logits = []
+    for network in (pool_first, relu_first):
+        logits.append(network(images))
+        logits[-1].square().sum().backward()
+    assert torch.equal(*logits)
+    for first, second in zip(pool_first.parameters(), relu_first.parameters(), strict=True):
+        assert torch.equal(first.grad, second.grad)
 
 
 def test_keras_initialisation() -> None:
@@ -79,16 +80,16 @@ def test_pools(pool: str, features: int) -> None:
     assert model.eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1,)
 
 
-def test_an_answer_does_not_depend_on_where_a_figure_looks() -> None:
-    pictures = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+def test_prediction_does_not_depend_on_which_way_the_subject_faces() -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     for mirror in (True, False):
         model = CNN(image_size=32, channels=[4], mirror=mirror, dropout=0.0).eval()
-        same = torch.allclose(model(pictures), model(pictures.flip(3)), atol=1e-6)
+        same = torch.allclose(model(images), model(images.flip(3)), atol=1e-6)
         assert same == mirror
         if mirror:
-            torch.testing.assert_close(model.embed(pictures), model.embed(pictures.flip(3)))
-            model.train()  # training sees one picture, batch norm its statistics
-            assert not torch.allclose(model(pictures), model(pictures.flip(3)), atol=1e-6)
+            torch.testing.assert_close(model.embed(images), model.embed(images.flip(3)))
+            model.train()  # Training does not mirror, and batch norm uses the batch's statistics.
+            assert not torch.allclose(model(images), model(images.flip(3)), atol=1e-6)
 
 
 def test_resizing_is_part_of_the_network() -> None:
@@ -100,7 +101,7 @@ def test_resizing_is_part_of_the_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "name"),
+    ("arguments", "name"),
     [
         ({"image_size": 0}, "image_size"),
         ({"image_size": 16}, "too small"),
@@ -124,6 +125,6 @@ def test_resizing_is_part_of_the_network() -> None:
         ({"class_names": "ab"}, "class_names"),
     ],
 )
-def test_values_that_do_not_work(given: dict, name: str) -> None:
+def test_invalid_values_are_refused(arguments: dict, name: str) -> None:
     with pytest.raises(HorseHumanError, match=name):
-        CNNClassifier(**given)
+        CNNClassifier(**arguments)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sqlite3
 import subprocess
 import sys
@@ -16,14 +17,14 @@ from horsehuman.models.inception import Inception
 
 
 class Embed:
-    """The mean of each channel; counts what it computes."""
+    """Return the mean of each channel, and count the images that were embedded."""
 
     def __init__(self) -> None:
-        self.pictures = 0
+        self.count = 0
 
-    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
-        self.pictures += len(pictures)
-        return pictures.float().mean((2, 3))
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.count += len(images)
+        return images.float().mean((2, 3))
 
 
 @pytest.fixture
@@ -32,47 +33,49 @@ def embed() -> Embed:
 
 
 @pytest.fixture
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (6, 3, 8, 8), generator=generator, dtype=torch.uint8)
 
 
-def test_only_what_is_new_is_computed(embed: Embed, pictures: torch.Tensor, tmp_path: Path) -> None:
+def test_only_new_images_are_embedded(embed: Embed, images: torch.Tensor, tmp_path: Path) -> None:
     path = tmp_path / "new" / "features.sqlite"
-    first = FeatureCache(embed, 3, path)(pictures)
-    assert torch.equal(first, pictures.float().mean((2, 3)))
-    assert embed.pictures == 6
-    again = FeatureCache(embed, 3, path)
-    assert torch.equal(again(pictures.flip(0)), first.flip(0))
-    assert embed.pictures == 6
-    changed = pictures.clone()
+    features = FeatureCache(embed, 3, path)(images)
+    assert torch.equal(features, images.float().mean((2, 3)))
+    assert embed.count == 6
+    cache = FeatureCache(embed, 3, path)
+    assert torch.equal(cache(images.flip(0)), features.flip(0))
+    assert embed.count == 6
+    changed = images.clone()
     changed[2, 0, 0, 0] += 1
-    assert torch.equal(again(changed), changed.float().mean((2, 3)))
-    assert embed.pictures == 7
+    assert torch.equal(cache(changed), changed.float().mean((2, 3)))
+    assert embed.count == 7
 
 
 @pytest.mark.parametrize("damage", ["foreign", "cut off", "another version"])
-def test_a_damaged_file_is_made_anew(
+def test_a_damaged_file_is_recreated(
     damage: str,
     embed: Embed,
-    pictures: torch.Tensor,
+    images: torch.Tensor,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = tmp_path / "features.sqlite"
-    expected = FeatureCache(embed, 3, path)(pictures)
-    whole = path.read_bytes()
+    expected = FeatureCache(embed, 3, path)(images)
+    content = path.read_bytes()
     if damage == "another version":
         with closing(sqlite3.connect(path)) as connection:
             connection.executescript("PRAGMA user_version = 99; DROP TABLE features; VACUUM;")
             connection.executescript("CREATE TABLE features (other INTEGER)")
     else:
-        path.write_bytes(b"no database" * 400 if damage == "foreign" else whole[: len(whole) // 2])
-    assert torch.equal(FeatureCache(embed, 3, path)(pictures), expected)
-    assert caplog.text.count("made anew") == 1
-    assert embed.pictures == 12
-    FeatureCache(embed, 3, path)(pictures)
-    assert embed.pictures == 12
+        path.write_bytes(
+            b"no database" * 400 if damage == "foreign" else content[: len(content) // 2]
+        )
+    assert torch.equal(FeatureCache(embed, 3, path)(images), expected)
+    assert len(re.findall(r"is not a feature cache \(.+\): recreated", caplog.text)) == 1
+    assert embed.count == 12
+    FeatureCache(embed, 3, path)(images)
+    assert embed.count == 12
 
 
 @pytest.mark.slow
@@ -81,7 +84,7 @@ def test_two_processes_at_once_lose_nothing(tmp_path: Path) -> None:
     code = f"""
 import sys, torch
 from pathlib import Path
-from horsehuman.models.features import FeatureCache
+from horsehuman.models.feature_cache import FeatureCache
 cache = FeatureCache(lambda p: p.float().mean((2, 3)), 3, Path({str(path)!r}))
 for k in range(40):
     cache(torch.full((2, 3, 4, 4), 5 * k + int(sys.argv[1]), dtype=torch.uint8))
@@ -89,62 +92,64 @@ for k in range(40):
     processes = [subprocess.Popen([sys.executable, "-c", code, str(n)]) for n in (0, 1, 2)]
     assert [process.wait() for process in processes] == [0, 0, 0]
 
-    def refuse(pictures: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("computed again")
+    def refuse(images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("embedded again")
 
     cache = FeatureCache(refuse, 3, path)
     for value in (5 * k + n for k in range(40) for n in (0, 1, 2)):
-        picture = torch.full((1, 3, 4, 4), value, dtype=torch.uint8)
-        assert cache(picture).tolist() == [[value] * 3]
+        image = torch.full((1, 3, 4, 4), value, dtype=torch.uint8)
+        assert cache(image).tolist() == [[value] * 3]
 
 
 @pytest.mark.slow
-def test_a_full_disk_costs_the_cache_and_not_the_run(
-    embed: Embed, pictures: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_full_disk_disables_writing_and_nothing_else(
+    embed: Embed, images: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "features.sqlite"
-    FeatureCache(embed, 3, path)(pictures[:2])
+    FeatureCache(embed, 3, path)(images[:2])
     code = f"""
 import resource, signal, sys, torch
 from pathlib import Path
-from horsehuman.models.features import FeatureCache
+from horsehuman.models.feature_cache import FeatureCache
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
 computed = []
-def embed(pictures):
-    computed.append(len(pictures))
-    return pictures.float().flatten(1)
+def embed(images):
+    computed.append(len(images))
+    return images.float().flatten(1)
 cache = FeatureCache(embed, 192, Path({str(path)!r}))
-pictures = [torch.full((1, 3, 8, 8), value, dtype=torch.uint8) for value in range(40)]
+images = [torch.full((1, 3, 8, 8), value, dtype=torch.uint8) for value in range(40)]
 for _ in range(2):
-    for value, picture in enumerate(pictures):
-        assert cache(picture).tolist() == [[value] * 192]
-assert 40 < len(computed) < 80, len(computed)  # what was kept before is still read
+    for value, image in enumerate(images):
+        assert cache(image).tolist() == [[value] * 192]
+assert 40 < len(computed) < 80, len(computed)  # what was written before is still read
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.count("features are not kept in") == 1
-    FeatureCache(embed, 3, path)(pictures[:2])
-    assert embed.pictures == 2
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stderr.count("features are not cached in") == 1
+    FeatureCache(embed, 3, path)(images[:2])
+    assert embed.count == 2
 
 
-def test_another_process_that_makes_the_file_meanwhile_loses_nothing(
+def test_a_file_that_another_process_creates_meanwhile_keeps_its_rows(
     embed: Embed,
-    pictures: torch.Tensor,
+    images: torch.Tensor,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The file appears, whole, between two statements of ours."""
+    """Another cache creates and fills the file after this one has read its state."""
     path = tmp_path / "features.sqlite"
     connect = sqlite3.connect
 
     class Slow(sqlite3.Connection):
         def execute(self, *arguments: object) -> object:  # type: ignore[override]
-            found = super().execute(*arguments)  # type: ignore[arg-type]
+            cursor = super().execute(*arguments)  # type: ignore[arg-type]
             if path.stat().st_size:
-                return found
-            row = found.fetchone()
-            FeatureCache(embed, 3, path)(pictures)
+                return cursor
+            row = cursor.fetchone()
+            FeatureCache(embed, 3, path)(images)
             return SimpleNamespace(fetchone=lambda: row)
 
     def connect_slowly(*arguments: object, **options: object) -> sqlite3.Connection:
@@ -152,17 +157,17 @@ def test_another_process_that_makes_the_file_meanwhile_loses_nothing(
         return connect(*arguments, factory=Slow, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(sqlite3, "connect", connect_slowly)
-    FeatureCache(embed, 3, path)(pictures[:1])
+    FeatureCache(embed, 3, path)(images[:1])
     assert path.stat().st_size
     assert not caplog.records
-    embed.pictures = 0
-    FeatureCache(embed, 3, path)(pictures)
-    assert embed.pictures == 0
+    embed.count = 0
+    FeatureCache(embed, 3, path)(images)
+    assert embed.count == 0
 
 
-def test_a_damaged_file_that_cannot_be_removed_is_done_without(
+def test_a_damaged_file_that_cannot_be_deleted_is_not_used(
     embed: Embed,
-    pictures: torch.Tensor,
+    images: torch.Tensor,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -176,41 +181,41 @@ def test_a_damaged_file_that_cannot_be_removed_is_done_without(
     monkeypatch.setattr(Path, "unlink", refuse)
     cache = FeatureCache(embed, 3, path)
     for _ in range(2):
-        assert torch.equal(cache(pictures), pictures.float().mean((2, 3)))
+        assert torch.equal(cache(images), images.float().mean((2, 3)))
     assert len(caplog.records) == 1
     assert path.read_bytes().startswith(b"something else")
 
 
-def test_features_of_another_width_are_not_taken(
-    pictures: torch.Tensor, embed: Embed, tmp_path: Path
+def test_features_of_another_width_are_ignored(
+    images: torch.Tensor, embed: Embed, tmp_path: Path
 ) -> None:
     path = tmp_path / "features.sqlite"
-    FeatureCache(embed, 3, path)(pictures)
-    found = FeatureCache(lambda p: p.float().mean((2, 3))[:, :2], 2, path)(pictures)
-    assert found.shape == (6, 2)
+    FeatureCache(embed, 3, path)(images)
+    features = FeatureCache(lambda p: p.float().mean((2, 3))[:, :2], 2, path)(images)
+    assert features.shape == (6, 2)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(
-    embed: Embed, pictures: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_cache_that_cannot_be_written_is_not_used(
+    embed: Embed, images: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
     cache = FeatureCache(embed, 3, tmp_path / "file" / "features.sqlite")
     for _ in range(2):
-        assert torch.equal(cache(pictures), pictures.float().mean((2, 3)))
-    assert caplog.text.count("features are not kept in") == 1
+        assert torch.equal(cache(images), images.float().mean((2, 3)))
+    assert caplog.text.count("features are not cached in") == 1
 
 
 @pytest.mark.slow
-def test_the_cache_of_a_model_on_another_device_is_made_without_computing() -> None:
+def test_a_cache_is_built_without_a_forward_pass() -> None:
     model = InceptionClassifier(image_size=96, weights="random")
     path = model.network.feature_cache().path
-    model.network.preprocess.to("meta")
+    model.network.normalize.to("meta")
     assert model.network.feature_cache().width == model.network.width == 768
     assert model.network.feature_cache().path == path
 
 
 @pytest.mark.slow
-def test_the_key_stands_for_weights_and_settings() -> None:
+def test_the_key_depends_on_weights_and_settings() -> None:
     torch.manual_seed(0)
     first, second = (Inception(weights="random") for _ in range(2))
     paths = {first.feature_file(), second.feature_file()}

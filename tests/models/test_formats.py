@@ -1,4 +1,4 @@
-"""Files of each format there has been, a small one of each: read, or told what to do."""
+"""A small file of every format so far is read, or refused with what to do about it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from horsehuman.models.base import FORMAT
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
-#: A picture, and its logit when the files were made.
-PICTURE, LOGIT = torch.arange(3 * 32 * 32, dtype=torch.uint8).view(1, 3, 32, 32), 0.42073625
+#: An image, uint8 ``(1, 3, 32, 32)``, and its calibrated logit when the files were written.
+IMAGE, LOGIT = torch.arange(3 * 32 * 32, dtype=torch.uint8).view(1, 3, 32, 32), 0.42073625
 
 
-def test_there_is_a_file_of_each_format() -> None:
+def test_every_format_has_a_file() -> None:
     names = {path.name for path in FIXTURES.iterdir()}
     assert names == {
         *(f"cnn-format{number}.ckpt" for number in range(1, FORMAT + 1)),
@@ -27,12 +27,12 @@ def test_there_is_a_file_of_each_format() -> None:
 
 
 def test_checkpoints() -> None:
-    found = load_classifier(FIXTURES / "cnn-format2.ckpt").logits(PICTURE)
-    assert found.item() == pytest.approx(LOGIT, abs=1e-4)
+    logits = load_classifier(FIXTURES / "cnn-format2.ckpt").logits(IMAGE)
+    assert logits.item() == pytest.approx(LOGIT, abs=1e-4)
     with pytest.raises(HorseHumanError, match="has format 1, this code reads 2: train it again"):
         load_classifier(FIXTURES / "cnn-format1.ckpt")
 
 
 def test_exports() -> None:
-    found = OnnxClassifier(FIXTURES / "cnn-export1.onnx").run(PICTURE.numpy())[0]
-    assert found.item() == pytest.approx(LOGIT, abs=1e-4)
+    logits = OnnxClassifier(FIXTURES / "cnn-export1.onnx").run(IMAGE.numpy())[0]
+    assert logits.item() == pytest.approx(LOGIT, abs=1e-4)

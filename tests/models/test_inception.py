@@ -24,18 +24,18 @@ SMALL = 96
 
 
 @pytest.fixture(scope="module")
-def box() -> dict[str, torch.Tensor]:
+def bundled() -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(bundled_backbone())
 
 
 def data_of(tree: Path, **options: object) -> HorseHumanDataModule:
-    given = {
+    arguments = {
         "source": "folder",
         "root": str(tree),
         "group_pattern": SUBJECT_PATTERN,
         "batch_size": 8,
     }
-    return HorseHumanDataModule(image_size=SMALL, **{**given, **options})  # type: ignore[arg-type]
+    return HorseHumanDataModule(image_size=SMALL, **{**arguments, **options})  # type: ignore[arg-type]
 
 
 def fit(model: L.LightningModule, data: HorseHumanDataModule, epochs: int = 2) -> L.Trainer:
@@ -51,24 +51,26 @@ def fit(model: L.LightningModule, data: HorseHumanDataModule, epochs: int = 2) -
 
 
 @pytest.mark.slow
-def test_maps_are_those_of_timm(box: dict[str, torch.Tensor]) -> None:
+def test_feature_maps_equal_those_of_timm(bundled: dict[str, torch.Tensor]) -> None:
     reference = timm.create_model("inception_v3", features_only=True, out_indices=(3,)).eval()
-    reference.load_state_dict(box)
+    reference.load_state_dict(bundled)
     network = Inception()
-    pictures = torch.randint(0, 256, (1, 3, 310, 290), dtype=torch.uint8)
-    small, large = network.forward_features(pictures)
-    for size, found in ((224, small), (299, large)):
+    images = torch.randint(0, 256, (1, 3, 310, 290), dtype=torch.uint8)
+    small, large = network.forward_features(images)
+    for size, maps in ((224, small), (299, large)):
         with torch.no_grad():
-            seen = resize(resize(pictures, 300), size)
-            expected = reference(seen / 127.5 - 1)[-1]
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            scaled = resize(resize(images, 300), size)
+            expected = reference(scaled / 127.5 - 1)[-1]
+        torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-4)
     assert (small.shape, large.shape) == ((1, 768, 12, 12), (1, 768, 17, 17))
     expected = (small.mean((2, 3)) + large.mean((2, 3))) / 2
-    torch.testing.assert_close(network.embed(pictures), expected)
+    torch.testing.assert_close(network.embed(images), expected)
 
 
-def test_nothing_trains_on_weights_that_are_not_there(tree: Path) -> None:
-    with pytest.raises(HorseHumanError, match=r"model\.weights=checkpoint is what a checkpoint"):
+def test_training_needs_weights(tree: Path) -> None:
+    with pytest.raises(
+        HorseHumanError, match=r"model\.weights=checkpoint is reserved for saved checkpoints"
+    ):
         Inception(weights="checkpoint")
     half = [0.5, 0.5, 0.5]
     model = InceptionClassifier(weights="checkpoint", mean=half, std=half, scales=[SMALL])
@@ -78,7 +80,7 @@ def test_nothing_trains_on_weights_that_are_not_there(tree: Path) -> None:
 
 @pytest.mark.slow
 def test_real_batch_norms_are_folded_in() -> None:
-    """The box's are identities; other weights' are not."""
+    """Batch norms of the bundled weights are identities, so this test draws others."""
     torch.manual_seed(0)
     reference = timm.create_model("inception_v3", features_only=True, out_indices=(3,)).eval()
     for module in reference.modules():
@@ -87,20 +89,20 @@ def test_real_batch_norms_are_folded_in() -> None:
             module.running_var.uniform_(0.5, 2)
             torch.nn.init.uniform_(module.weight, 0.5, 2)
             torch.nn.init.normal_(module.bias)
-    trunk = PretrainedWeights("made here", reference.state_dict(), *[(0.5, 0.5, 0.5)] * 2)
-    pictures = torch.rand(1, 3, 96, 96)
+    weights = PretrainedWeights("drawn here", reference.state_dict(), *[(0.5, 0.5, 0.5)] * 2)
+    inputs = torch.rand(1, 3, 96, 96)
     with torch.no_grad():
-        expected = reference(pictures)[-1]
-    found = FrozenBackbone("Mixed_6e", trunk)(pictures)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.max()))
+        expected = reference(inputs)[-1]
+    maps = FrozenBackbone("Mixed_6e", weights)(inputs)
+    torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-3 * float(expected.max()))
 
 
 @pytest.mark.parametrize("tag", ["tf_in1k", "tv_in1k"])
-def test_preprocessing_is_what_timm_says_of_the_weights(tag: str) -> None:
+def test_preprocessing_equals_that_of_timm_for_the_weights(tag: str) -> None:
     config = timm.get_pretrained_cfg(f"inception_v3.{tag}")
     assert config is not None
-    trunk = read_pretrained("box")
-    assert (trunk.mean, trunk.std) == (tuple(config.mean), tuple(config.std))
+    weights = read_pretrained("box")
+    assert (weights.mean, weights.std) == (tuple(config.mean), tuple(config.std))
     network = Inception(weights="random")
     assert network.settings["mean"] == list(config.mean)
     white = torch.full((1, 3, 300, 300), 255, dtype=torch.uint8)
@@ -115,14 +117,14 @@ def test_preprocessing_is_what_timm_says_of_the_weights(tag: str) -> None:
         (lambda t: t.update({"layer4.0.conv1.weight": torch.zeros(1)}), "1 keys unknown"),
         (
             lambda t: t.update({"Mixed_5b.branch1x1.conv.weight": torch.zeros(1)}),
-            "1 keys of another shape",
+            "1 keys of wrong shape",
         ),
     ],
 )
 def test_weights_are_loaded_strictly(
-    box: dict[str, torch.Tensor], tmp_path: Path, change: object, reason: str
+    bundled: dict[str, torch.Tensor], tmp_path: Path, change: object, reason: str
 ) -> None:
-    tensors = dict(box)
+    tensors = dict(bundled)
     change(tensors)  # type: ignore[operator]
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(tensors, path)
@@ -131,17 +133,15 @@ def test_weights_are_loaded_strictly(
 
 
 @pytest.mark.slow
-def test_layers_behind_the_cut_are_left_aside_by_name(
-    box: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
-    behind = {"fc.weight": torch.zeros(2), "AuxLogits.fc.bias": torch.zeros(1)}
-    behind["Mixed_7a.branch3x3.0.conv.weight"] = torch.zeros(1)
+def test_layers_after_the_cut_are_ignored(bundled: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    ignored = {"fc.weight": torch.zeros(2), "AuxLogits.fc.bias": torch.zeros(1)}
+    ignored["Mixed_7a.branch3x3.0.conv.weight"] = torch.zeros(1)
     path = tmp_path / "weights.safetensors"
-    safetensors.torch.save_file({**box, **behind}, path)
+    safetensors.torch.save_file({**bundled, **ignored}, path)
     assert InceptionClassifier(weights=str(path)).hparams["cut"] == "Mixed_6e"
     backbone = FrozenBackbone("Mixed_5d", read_pretrained("box"))
     kernel = "Mixed_5d.branch1x1.conv.weight"
-    torch.testing.assert_close(backbone.trunk.state_dict()[kernel], box[kernel].float())
+    torch.testing.assert_close(backbone.trunk.state_dict()[kernel], bundled[kernel].float())
     with pytest.raises(HorseHumanError, match=r"up to Mixed_7c.*missing.*Mixed_7a"):
         InceptionClassifier(cut="Mixed_7c")
 
@@ -154,7 +154,7 @@ def test_layers_behind_the_cut_are_left_aside_by_name(
         ("tv_in2k", "did you mean tv_in1k"),
     ],
 )
-def test_weights_that_are_not_there(weights: str, reason: str) -> None:
+def test_unknown_weights_are_refused(weights: str, reason: str) -> None:
     with pytest.raises(HorseHumanError, match=reason):
         InceptionClassifier(weights=weights)
 
@@ -174,27 +174,27 @@ def test_training_leaves_the_backbone_bit_identical_and_changes_the_head(tree: P
     assert {type(m).__name__ for m in backbone.modules() if not list(m.children())} == {
         "Conv2d",
         "MaxPool2d",
-    }  # nothing that depends on the mode
+    }  # No layer depends on training or eval mode.
 
 
 @pytest.mark.slow
-def test_features_computed_once_are_the_features_on_the_fly(tree: Path) -> None:
+def test_cached_features_train_the_head_like_features_on_the_fly(tree: Path) -> None:
     heads = []
     for cached in (True, False):
         L.seed_everything(1, verbose=False)
         model = InceptionClassifier(image_size=SMALL, scales=[80, 96], cache_features=cached)
         trainer = fit(model, data_of(tree))
         heads.append((model.network.head.state_dict(), dict(trainer.callback_metrics)))
-    (first, metrics), (second, others) = heads
-    for name, value in first.items():
-        # other batches give convolutions other sums: the last bits of a feature may differ
-        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-5)
-    assert metrics["val/acc"] == others["val/acc"]
-    assert metrics["train/acc"] == others["train/acc"]
+    (cached_head, cached_metrics), (head, metrics) = heads
+    for name, value in cached_head.items():
+        # The last bits of a feature depend on the other images of its batch.
+        torch.testing.assert_close(value, head[name], rtol=1e-4, atol=1e-5)
+    assert cached_metrics["val/acc"] == metrics["val/acc"]
+    assert cached_metrics["train/acc"] == metrics["train/acc"]
 
 
 @pytest.mark.slow
-def test_notebook_head_to_the_parameter() -> None:
+def test_notebook_head_has_its_layers_and_parameters() -> None:
     with torch.device("meta"):
         head = torch.nn.Sequential(
             torch.nn.Linear(221_952, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 1)
@@ -214,7 +214,7 @@ def test_notebook_head_to_the_parameter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("arguments", "reason"),
     [
         ({"image_size": 0}, "model.image_size=0"),
         ({"image_size": "big"}, "model.image_size='big'"),
@@ -224,11 +224,11 @@ def test_notebook_head_to_the_parameter() -> None:
         ({"scales": [74]}, "model.scales=74"),
         ({"scales": [100000]}, "model.scales=100000"),
         ({"scales": [224.5]}, "model.scales=224.5"),
-        ({"scales": [224, 299], "pool": "flatten"}, "does not go with model.pool=flatten"),
+        ({"scales": [224, 299], "pool": "flatten"}, "does not work with model.pool=flatten"),
         ({"views": 0}, "model.views=0"),
         ({"views": 2, "cache_features": False}, "model.views=2 goes with model.cache_features"),
     ],
 )
-def test_values_that_do_not_work(given: dict, reason: str) -> None:
+def test_invalid_values_are_refused(arguments: dict, reason: str) -> None:
     with pytest.raises(HorseHumanError, match=reason):
-        InceptionClassifier(**{"weights": "random", **given})
+        InceptionClassifier(**{"weights": "random", **arguments})

@@ -1,0 +1,199 @@
+"""``horsehuman calibrate``: fit temperature and decision thresholds on folds of a run's recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+
+from horsehuman.data.datasets import decode
+from horsehuman.data.image_sets import read_run_images
+from horsehuman.data.records import Record, scan_folder
+from horsehuman.decision import Floats
+from horsehuman.errors import HorseHumanError, printable
+from horsehuman.evaluation.evaluate import predict_labelled
+from horsehuman.evaluation.metrics import clopper_pearson_interval, point_metrics
+from horsehuman.models.base import Network
+from horsehuman.models.calibration import (
+    ERROR_RATE,
+    fit_confidence_threshold,
+    fit_neither_threshold,
+    fit_temperature,
+    scale_logits,
+)
+from horsehuman.models.checkpoint import (
+    find_checkpoint,
+    load_classifier,
+    read_checkpoint,
+    write_checkpoint,
+)
+from horsehuman.models.inception import Inception
+from horsehuman.runtime import track
+from horsehuman.training.config import load_config
+from horsehuman.training.run import train
+
+log = logging.getLogger(__name__)
+
+#: Folds of the training groups; each class needs at least as many groups.
+FOLDS = 5
+
+
+def calibrate_and_report(run_dir: Path) -> None:
+    """Calibrate a run's final checkpoint and print the values; see :func:`calibrate`."""
+    report = calibrate(run_dir)
+    print(f"written into {printable(find_checkpoint(run_dir))}:")
+    for name, value in report.items():
+        print(f"{name:<55}{value if isinstance(value, int) else f'{value:.4f}'}")
+
+
+def calibrate(run_dir: Path, config: DictConfig | None = None) -> dict[str, Any]:
+    """Fit temperature and thresholds on held-out predictions, into a run's final checkpoint.
+
+    The run's recipe is trained again on all but one fold of the training groups, for each fold. A
+    run on a folder with a validation split of its own is asked about that split instead. The test
+    set is not used. InceptionV3 also gets class means and the threshold of *neither*.
+
+    Args:
+        run_dir: The run folder.
+        config: The run's config; by default it is read from the folder.
+
+    Returns:
+        The values that the checkpoint keeps under ``calibration``, plain numbers.
+
+    Raises:
+        HorseHumanError: A class has fewer than :data:`FOLDS` groups, or a fold cannot be trained.
+    """
+    config = config or load_config(run_dir)
+    path = find_checkpoint(run_dir)
+    network = load_classifier(path)
+    images = read_run_images(run_dir)
+    records = [record for record in images.records if record.split != "test"]
+    if has_validation_folder(config):
+        held_out = images.split("validation")
+        check_groups(run_dir, held_out.records, network)
+        network.settings["temperature"] = 1.0
+        predictions = predict_labelled(network, held_out)
+        predicted, logits = predictions.records, predictions.logits
+    else:
+        check_groups(run_dir, records, network)
+        predicted, logits = cross_validated_logits(config)
+    labels = np.array([record.label for record in predicted])
+    groups = [record.group for record in predicted]
+    temperature = fit_temperature(logits, labels, groups, network.threshold)
+    scaled = scale_logits(logits, temperature, network.threshold)
+    confidence = fit_confidence_threshold(scaled, labels, groups, network.threshold)
+    settings: dict[str, Any] = {"temperature": temperature, "certain_from": confidence}
+    report = summarize(logits, scaled, settings, labels, groups, network.threshold)
+    checkpoint = read_checkpoint(path)
+    if isinstance(network, Inception) and network.settings["pool"] != "flatten":
+        means, distance = fit_neither_threshold(
+            embed_records(network, records),
+            torch.tensor([record.label for record in records]),
+            [record.group for record in records],
+            FOLDS,
+        )
+        checkpoint["state_dict"]["network.class_means"] = means
+        settings["far_from"] = report["distance from which a picture is neither"] = distance
+    checkpoint["hyper_parameters"].update(settings)
+    checkpoint["horsehuman"]["calibration"] = report
+    write_checkpoint(path, checkpoint)
+    return report
+
+
+def has_validation_folder(config: DictConfig) -> bool:
+    """Return whether a run's images came with a validation split of their own."""
+    if config.data.source != "folder":
+        return False
+    records = scan_folder(Path(config.data.root), config.data.group_pattern)[1]
+    return any(record.split == "validation" for record in records)
+
+
+def check_groups(run_dir: Path, records: Sequence[Record], network: Network) -> None:
+    """Raise :class:`HorseHumanError` if a class has fewer groups than there are folds."""
+    for label, name in enumerate(network.class_names):
+        count = len({record.group for record in records if record.label == label})
+        if count < FOLDS:
+            raise HorseHumanError(
+                f"{printable(run_dir)}: {count} groups of {printable(name)} outside the test set "
+                f"are fewer than {FOLDS}: too few to calibrate on"
+            )
+
+
+def cross_validated_logits(config: DictConfig) -> tuple[list[Record], Floats]:
+    """Return the training records and their uncalibrated logits, each from a held-out fold."""
+    config = config.copy()
+    OmegaConf.set_struct(config, False)
+    records: list[Record] = []
+    logits: list[Floats] = []
+    for fold in range(FOLDS):
+        changes = {
+            "test": False,
+            "data": {"fold": fold, "folds": FOLDS, "validation": "held_out"},
+            "model": {"temperature": 1.0, "certain_from": 0.5},
+            "trainer": {"strategy": "auto", "devices": 1, "num_nodes": 1},
+        }
+        fold_config = OmegaConf.merge(config, changes)
+        assert isinstance(fold_config, DictConfig)
+        log.info("fold %d of %d", fold + 1, FOLDS)
+        with tempfile.TemporaryDirectory() as folder:
+            run_dir = Path(folder) / "run"
+            with contextlib.redirect_stdout(io.StringIO()):  # paths of a folder that is removed
+                train(fold_config, run_dir)
+            held_out = read_run_images(run_dir).split("validation")
+            predictions = predict_labelled(load_classifier(run_dir), held_out)
+        records += predictions.records
+        logits.append(predictions.logits)
+    return records, np.concatenate(logits)
+
+
+def embed_records(network: Inception, records: Sequence[Record]) -> torch.Tensor:
+    """Return features ``(N, F)`` of images, from the cache if they are known."""
+    cache = network.feature_cache()
+    features = []
+    with torch.inference_mode():
+        for start in track(range(0, len(records), 32), "features", -(-len(records) // 32)):
+            batch = [decode(r.path, network.image_size) for r in records[start : start + 32]]
+            features.append(cache(torch.stack(batch)))
+    return torch.cat(features)
+
+
+def summarize(
+    logits: Floats,
+    scaled: Floats,
+    settings: dict[str, Any],
+    labels: NDArray[np.int64],
+    groups: Sequence[str],
+    threshold: float,
+) -> dict[str, Any]:
+    """Return metrics of the held-out predictions before and after calibration, plain numbers."""
+    report: dict[str, Any] = {
+        "pictures": len(labels),
+        "groups": len(set(groups)),
+        "temperature": settings["temperature"],
+        "certain from": settings["certain_from"],
+    }
+    for when, values in (("before", logits), ("after", scaled)):
+        probabilities = 1 / (1 + np.exp(-values))
+        metrics = point_metrics(probabilities, labels, threshold)
+        for name in ("accuracy", "log loss", "calibration error", "Brier score"):
+            report[f"{name} {when}"] = metrics[name]
+    predicted = probabilities >= threshold
+    wrong = predicted != (labels == 1)
+    certain = np.where(predicted, probabilities, 1 - probabilities) >= settings["certain_from"]
+    report["share of pictures that are not unsure"] = float(certain.mean())
+    report["share of errors among them"] = float(wrong[certain].mean()) if certain.any() else 0.0
+    report["share of errors that is aimed at"] = ERROR_RATE
+    count = len({group for group, error in zip(groups, wrong, strict=True) if error})
+    report["groups with an error"] = count
+    bound = clopper_pearson_interval(count, report["groups"])[1]
+    report["share of groups with an error, upper 97.5 % bound"] = bound
+    return report
