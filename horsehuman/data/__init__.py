@@ -1,1 +1,1 @@
-"""Where pictures come from and how they reach a model; knows no model."""
+"""Read, split, augment and batch labelled images; nothing here imports a model."""

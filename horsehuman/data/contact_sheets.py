@@ -1,4 +1,4 @@
-"""A set of pictures as a person sees it: counts, and contact sheets with a row for each group."""
+"""The command ``horsehuman data``: a table of counts and contact sheets with one row per group."""
 
 from __future__ import annotations
 
@@ -25,53 +25,73 @@ from horsehuman.runtime import console, table, track
 
 log = logging.getLogger(__name__)
 
-#: Pictures in a row, rows on a sheet, and the side of a picture there in pixels.
+#: Images per row, largest number of rows per sheet, and side of an image on a sheet in pixels.
 COLUMNS, ROWS, SIDE = 8, 60, 96
 
+#: Label of a row of a sheet, and its images, each uint8 ``(3, size, size)``.
 Row = tuple[str, list[Tensor]]
 
 
 def show_images(
     data: str, group_pattern: str | None, out: Path | None, *, augmented: bool, force: bool
 ) -> bool:
-    """What ``horsehuman data`` does; returns whether all pictures on the sheets could be read."""
-    pictures = find_image_set(data, group_pattern)
+    """Print counts of an image set and write one contact sheet for each class and split.
+
+    Args:
+        data: See :func:`~horsehuman.data.image_sets.find_image_set`.
+        group_pattern: See :func:`~horsehuman.data.records.scan_folder`.
+        out: Folder for the sheets; by default a new one under ``outputs/data``.
+        augmented: Draw training images as augmented for training; see :func:`training_recipe`.
+        force: Overwrite sheets in ``out``.
+
+    Returns:
+        Whether all images on the sheets could be read.
+
+    Raises:
+        HorseHumanError: If there are no images or there is no augmentation, or the folder cannot be
+            used.
+    """
+    image_set = find_image_set(data, group_pattern)
     recipe = training_recipe(data) if augmented else None
     folder = create_report_dir(out, Path("outputs/data"), force=force, report=["*.png"])
-    console(stderr=False).print(counts(pictures))
-    parts = _parts(pictures)
+    console(stderr=False).print(counts(image_set))
+    parts = _by_split_and_class(image_set)
     if recipe:
-        parts = {key: own for key, own in parts.items() if key[0] not in ("validation", "test")}
-    whole, drawn = True, set[Path]()
+        parts = {key: part for key, part in parts.items() if key[0] not in ("validation", "test")}
+    complete, drawn = True, set[Path]()
     for (split, class_name), records in track(parts.items(), "drawing", len(parts)):
         name = "-".join(filter(None, (split, class_name, "augmented" if recipe else "")))
         title = f"{len(records)} pictures: {class_name}" + (f", {split}" if split else "")
-        rows, errors = _rows(records, pictures.grouped, recipe)
+        rows, errors = _rows(records, image_set.grouped, recipe)
         for error in errors:
             log.warning("error: %s", error)
-        whole = whole and not errors
+        complete = complete and not errors
         if rows:
             path = unused_path(folder / f"{_file_name(name)}.png", drawn.__contains__)
             drawn.add(path)
             _draw(path, rows, title, recipe is not None)
     print(f"sheets      {printable(folder)}")
-    return whole
+    return complete
 
 
-def counts(pictures: ImageSet) -> Table:
-    """Pictures and groups of each class in each split."""
+def counts(image_set: ImageSet) -> Table:
+    """Return a table with the number of images and groups of each class in each split."""
     lines = table("split", "class", "pictures", "groups", left=2)
-    for (split, class_name), records in _parts(pictures).items():
-        groups = str(len({record.group for record in records})) if pictures.grouped else "unknown"
+    for (split, class_name), records in _by_split_and_class(image_set).items():
+        groups = str(len({record.group for record in records})) if image_set.grouped else "unknown"
         lines.add_row(split or "none yet", printable(class_name), str(len(records)), groups)
     return lines
 
 
 def training_recipe(data: str) -> tuple[int, Augment]:
-    """Picture size and augmentation of a run; for other pictures those of ``model=cnn``.
+    """Return image size in pixels and augmentation of a run, or of ``model=cnn`` for other data.
+
+    Args:
+        data: See :func:`~horsehuman.data.image_sets.find_image_set`.
 
     Raises:
-        HorseHumanError: The run augments nothing, or there is neither a run nor a clone.
+        HorseHumanError: If the run has no augmentation or an invalid image size, or if ``data`` is
+            not a run and this package is not in a clone of the repository, which holds the config.
     """
     path = Path(__file__).parents[2] / "configs" / "model" / "cnn.yaml"
     if is_run(Path(data).expanduser()):
@@ -90,21 +110,34 @@ def training_recipe(data: str) -> tuple[int, Augment]:
     return size, augment
 
 
-def _parts(pictures: ImageSet) -> dict[tuple[str, str], list[Record]]:
-    """The records of each split and class, in order."""
-    found: dict[tuple[str, str], list[Record]] = {}
+def _by_split_and_class(image_set: ImageSet) -> dict[tuple[str, str], list[Record]]:
+    """Return the records of each (split, class name), in the order of splits and classes.
+
+    The records of each part are sorted by group and path.
+    """
+    parts: dict[tuple[str, str], list[Record]] = {}
     order = [*SPLITS, ""]
     for record in sorted(
-        pictures.records, key=lambda r: (order.index(r.split), r.label, r.group, r.path)
+        image_set.records, key=lambda r: (order.index(r.split), r.label, r.group, r.path)
     ):
-        found.setdefault((record.split, pictures.class_names[record.label]), []).append(record)
-    return found
+        parts.setdefault((record.split, image_set.class_names[record.label]), []).append(record)
+    return parts
 
 
 def _rows(
     records: Sequence[Record], grouped: bool, recipe: tuple[int, Augment] | None
 ) -> tuple[list[Row], list[str]]:
-    """Rows of a sheet, and what could not be read."""
+    """Decode the images of a sheet.
+
+    Args:
+        records: Records of one split and class.
+        grouped: Whether each row shows one group; otherwise rows are filled in order.
+        recipe: Image size and augmentation. With it a row shows one image and augmented views of
+            it.
+
+    Returns:
+        The rows, and the errors of images that cannot be read.
+    """
     groups: dict[str, list[Record]] = {}
     for index, record in enumerate(records):
         name = record.group if grouped else str(index // COLUMNS)
@@ -112,21 +145,22 @@ def _rows(
     rows: list[Row] = []
     errors: list[str] = []
     for name in evenly_spaced(list(groups), ROWS):
-        own = groups[name]
-        label = f"{printable(name)[-24:]} ({len(own)})" if grouped else ""
-        chosen = evenly_spaced(own, 1 if recipe else COLUMNS)
-        found = list(_decoded(chosen, recipe[0] if recipe else SIDE, errors))
-        if found and recipe:
+        members = groups[name]
+        label = f"{printable(name)[-24:]} ({len(members)})" if grouped else ""
+        chosen = evenly_spaced(members, 1 if recipe else COLUMNS)
+        images = list(_decode_readable(chosen, recipe[0] if recipe else SIDE, errors))
+        if images and recipe:
             with torch.random.fork_rng():
                 torch.manual_seed(len(rows))
-                views = recipe[1](found[0].expand(COLUMNS - 1, -1, -1, -1))
-            found = [found[0], *views]
-        if found:
-            rows.append((label, found))
+                views = recipe[1](images[0].expand(COLUMNS - 1, -1, -1, -1))
+            images = [images[0], *views]
+        if images:
+            rows.append((label, images))
     return rows, errors
 
 
-def _decoded(records: Sequence[Record], size: int, errors: list[str]) -> Iterator[Tensor]:
+def _decode_readable(records: Sequence[Record], size: int, errors: list[str]) -> Iterator[Tensor]:
+    """Yield the canonical images of records; append the errors of unreadable ones to ``errors``."""
     for record in records:
         try:
             yield decode(record.path, size)
@@ -135,19 +169,20 @@ def _decoded(records: Sequence[Record], size: int, errors: list[str]) -> Iterato
 
 
 def _draw(path: Path, rows: Sequence[Row], title: str, augmented: bool) -> None:
-    from horsehuman import plots  # matplotlib, once there is something to draw
+    from horsehuman import plots  # imports matplotlib, which is slow
 
     size = rows[0][1][0].shape[1]
     sheet: NDArray[np.uint8] = np.full(
         (len(rows) * (size + 2), COLUMNS * (size + 2), 3), 255, np.uint8
     )
-    for y, (_, found) in enumerate(rows):
-        for x, picture in enumerate(found):
+    for y, (_, images) in enumerate(rows):
+        for x, image in enumerate(images):
             top, left = y * (size + 2), x * (size + 2)
-            sheet[top : top + size, left : left + size] = picture.permute(1, 2, 0).numpy()
-    what = "the picture, and how training sees it" if augmented else "a row a group"
-    plots.save(plots.sheet(sheet, [label for label, _ in rows], f"{title}; {what}"), path)
+            sheet[top : top + size, left : left + size] = image.permute(1, 2, 0).numpy()
+    caption = "original, then augmented as in training" if augmented else "one row per group"
+    plots.save(plots.sheet(sheet, [label for label, _ in rows], f"{title}; {caption}"), path)
 
 
 def _file_name(name: str) -> str:
+    """Replace all characters but letters, digits, ``-`` and ``_`` by ``_``."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)

@@ -1,4 +1,4 @@
-"""Pictures of two classes for training, held out by group, and for the test at the end."""
+"""The Lightning data module: labelled images of two classes for training, validation and test."""
 
 from __future__ import annotations
 
@@ -43,43 +43,45 @@ log = logging.getLogger(__name__)
 
 
 class HorseHumanDataModule(L.LightningDataModule):
-    """Two classes of pictures as batches ``(images uint8 (N, 3, S, S), labels float32 (N,))``.
+    """Images of two classes as batches ``(images uint8 (N, 3, S, S), labels float32 (N,))``.
 
-    Several processes share each training batch, and the pictures that validate and test: each of
-    these is seen by one of them.
+    Ranks share each training batch. Validation and test images are divided between them: each image
+    is evaluated by exactly one rank.
 
     Args:
-        image_size: S, height and width in pixels; take it from the model.
-        source: ``box`` (the official set, in this package), ``archives`` (the official PNG
-            archives), or ``folder``.
-        root: The folder tree, for ``folder``; see :func:`~horsehuman.data.folders.scan_folder`.
-        archives_dir: Folder with both official zips, for ``archives``; without it they are
-            downloaded.
-        group_pattern: Regular expression with one capturing group that names the group in a
-            file name; by default the figure in the official set, and nothing in a folder.
-        validation: ``held_out`` validates on held-out groups (or the folder's own validation
+        image_size: S, height and width in pixels, 8 to 4096; take it from the model.
+        source: ``box`` (the bundled official set), ``archives`` (the official PNG archives) or
+            ``folder``.
+        root: Folder tree, for ``folder``; see :func:`~horsehuman.data.records.scan_folder`.
+        archives_dir: Folder with both official zip files, for ``archives``; ``None`` downloads
+            them.
+        group_pattern: Regular expression with one capturing group that names the group in a file
+            name. ``None`` stands for the rendered subject in the official set, and for no groups
+            in a folder.
+        validation: ``held_out`` validates on held-out groups (or on the folder's validation
             split); ``test`` holds nothing out and validates on the test set, as the original
             notebook does.
-        val_fraction: Share of the training groups that is held out, in [0, 1).
-        test_fraction: Share of all groups that becomes the test set where a folder has none.
-        fold: Index of a cross-validation's fold to hold out instead, 0 to ``folds - 1``.
-        folds: Number of folds.
-        split_seed: Decides which groups are held out.
-        seed: Decides the order of training batches.
-        batch_size: Pictures in a batch, of all processes together.
-        augment: Arguments of :class:`~horsehuman.data.augment.Augment`, for training batches.
-        skip_bad: Leave out files that cannot be read, instead of refusing the set.
-        memory_limit: GiB of decoded pictures up to which they are kept in memory, by each
-            process; a larger set is decoded anew in each epoch.
-        num_workers: Processes that decode a set which is not kept.
+        val_fraction: Fraction of the training groups to hold out, in [0, 1).
+        test_fraction: Fraction of all groups for the test set if a folder has none, in (0, 1).
+        fold: Index of the cross-validation fold to hold out instead of ``val_fraction``, 0 to
+            ``folds - 1``.
+        folds: Number of folds, at least 2.
+        split_seed: Seed of the choice of held-out groups.
+        seed: Seed of the order of training batches and of augmented views, 0 to 2^32 - 1.
+        batch_size: Images per batch, over all ranks together.
+        augment: Arguments of :class:`~horsehuman.data.transforms.Augment`, for training batches.
+        skip_bad: Leave out files that cannot be read instead of raising.
+        memory_limit: Size of the decoded images in GiB up to which each process keeps them in
+            memory; larger sets are decoded again in each epoch.
+        num_workers: Worker processes that decode images which are not kept in memory.
 
     Attributes:
         class_names: Names of class 0 and class 1, after :meth:`setup`.
-        records: All pictures with their splits, after :meth:`setup`.
-        skipped: Files left out and why, after :meth:`setup`.
+        records: Records of all images with their splits, after :meth:`setup`.
+        skipped: Reason for each path that was left out, after :meth:`setup`.
 
     Raises:
-        HorseHumanError: A value does not work.
+        HorseHumanError: If a value is invalid, or options contradict each other.
     """
 
     def __init__(
@@ -106,11 +108,8 @@ class HorseHumanDataModule(L.LightningDataModule):
         self.image_size, self.source, self.archives_dir = image_size, source, archives_dir
         self.root = Path(str(root)).expanduser() if root else None
         self.group_pattern = group_pattern or (None if source == "folder" else SUBJECT_PATTERN)
-        self.validation, self.val_fraction, self.test_fraction = (
-            validation,
-            val_fraction,
-            test_fraction,
-        )
+        self.validation = validation
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.fold, self.folds, self.split_seed = fold, folds, split_seed
         self.seed, self.batch_size, self.num_workers = seed, batch_size, num_workers
         self.augment = make_augment(augment)
@@ -119,8 +118,8 @@ class HorseHumanDataModule(L.LightningDataModule):
         self.class_names: list[str] = []
         self.records: list[Record] = []
         self.skipped: dict[str, str] = {}
-        self._pictures: Tensor | None = None
-        self._embedded: dict[str, InMemoryDataset] = {}
+        self._images: Tensor | None = None
+        self._features: dict[str, InMemoryDataset] = {}
         self._labels = torch.empty(0)
         self._first_epoch = 0
 
@@ -140,32 +139,38 @@ class HorseHumanDataModule(L.LightningDataModule):
         check_number("data.num_workers", self.num_workers, int, at_least=0)
         check_flag("data.skip_bad", self.skip_bad)
         if self.source != "folder" and self.root is not None:
-            raise HorseHumanError("data.root goes with a folder of pictures: add data=folder")
+            raise HorseHumanError("data.root is for a folder of pictures: add data=folder")
         if self.source != "archives" and self.archives_dir is not None:
-            raise HorseHumanError("data.archives_dir goes with data=archives: add that")
+            raise HorseHumanError("data.archives_dir is for official archives: add data=archives")
         if self.source == "folder" and self.root is None:
             raise HorseHumanError("data.root is missing: name the folder with data.root=DIR")
 
     def prepare_data(self) -> None:
-        """Unpack, download or find the pictures; safe in several processes at once."""
+        """Download or unpack the images if necessary; safe in several processes at once."""
         self.root = image_root(self.source, self.root, self.archives_dir)
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the pictures, look at every file, split by group.
+        """Scan the folder, check every file and assign splits by group.
+
+        Later calls only discard the features of :meth:`use_features`.
+
+        Args:
+            stage: Ignored; all splits are set up at once.
 
         Raises:
-            HorseHumanError: The folder tree, a file or a split does not work.
+            HorseHumanError: If the folder tree is invalid, a file cannot be read, or a split cannot
+                be made.
         """
-        self._embedded = {}
+        self._features = {}
         if self.records:
             return
         if self.source != "folder" and self.root is None:
             self.prepare_data()
         assert self.root is not None
         self.class_names, records = scan_folder(self.root, self.group_pattern)
-        needed = len(records) * 3 * self.image_size**2
-        keep = needed <= self.memory_limit * 2**30
-        records, pictures, self.skipped = decode_all(
+        size_in_bytes = len(records) * 3 * self.image_size**2
+        keep = size_in_bytes <= self.memory_limit * 2**30
+        records, images, self.skipped = decode_all(
             records, self.image_size, keep=keep, skip_bad=self.skip_bad
         )
         self.records = assign_splits(
@@ -181,44 +186,42 @@ class HorseHumanDataModule(L.LightningDataModule):
             if 0 < len(self._indices(split)) < world_size():
                 raise HorseHumanError(
                     f"{split} has {len(self._indices(split))} pictures for {world_size()} "
-                    "processes: use fewer"
+                    "processes: use fewer processes"
                 )
-        self._pictures = pictures
+        self._images = images
         self._labels = torch.tensor([float(record.label) for record in records])
         self._log_summary()
 
     def use_features(self, embed: Embed, views: int = 1) -> None:
-        """Train and validate on features instead of pictures, until the next :meth:`setup`.
+        """Train and validate on features instead of images, until the next :meth:`setup`.
 
-        They are computed once and kept; testing goes on with the pictures.
+        The features are computed once and kept in memory. Test batches still contain images.
 
         Args:
-            embed: Computes them.
-            views: Views of each training picture, see
-                :func:`~horsehuman.data.embedding.embed_views`. Held-out pictures have one.
+            embed: Computes the features of a batch.
+            views: Views of each training image, see
+                :func:`~horsehuman.data.datasets.embed_views`; held-out images have one.
 
         Raises:
-            HorseHumanError: There is nothing to augment with, or augmentation without a view.
+            HorseHumanError: If there are several views without augmentation, or one with it.
         """
         check_views(views, self.augment)
-        train, held_out = (
-            self._sequential_loader("train"),
-            self._sequential_loader(self._validation_split),
-        )
-        self._embedded["train"] = embed_views(train, embed, views, self.augment, self.seed)
+        train = self._sequential_loader("train")
+        held_out = self._sequential_loader(self._validation_split)
+        self._features["train"] = embed_views(train, embed, views, self.augment, self.seed)
         if len(held_out):
-            what = "features of held-out pictures"
-            self._embedded["validation"] = embed_all(held_out, embed, what)
+            description = "features of held-out pictures"
+            self._features["validation"] = embed_all(held_out, embed, description)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches; a last, smaller one is left out where there are others."""
-        dataset = self._embedded.get("train") or self._dataset(self._indices("train"))
+        """Return shuffled batches; a last, smaller batch is left out unless it is the only one."""
+        dataset = self._features.get("train") or self._dataset(self._indices("train"))
         sampler = EpochSampler(len(dataset), self.batch_size, self.seed, self._epoch)
         return make_loader(dataset, sampler, self.batch_size // world_size(), self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """Batches in order; an empty list where nothing validates."""
-        if dataset := self._embedded.get("validation"):
+        """Return validation batches of this rank, in order; an empty list without validation."""
+        if dataset := self._features.get("validation"):
             return self._loader(dataset)
         return (
             self._sequential_loader(self._validation_split)
@@ -227,57 +230,76 @@ class HorseHumanDataModule(L.LightningDataModule):
         )
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Batches of this process's pictures, in order."""
+        """Return test batches of this rank, in order."""
         return self._sequential_loader("test")
 
     def validation_records(self) -> list[Record]:
-        """The pictures that validate, in the order of :meth:`val_dataloader`."""
+        """Return the records of the validation images of all ranks, in order."""
         return [self.records[index] for index in self._indices(self._validation_split)]
 
     def samples(self, views: int = 1, columns: int = 8, rows: int = 4) -> Tensor:
-        """Some training pictures for a look: uint8 ``(rows * columns, 3, S, S)``.
+        """Return a grid of training images, originals and augmented, uint8 ``(N, 3, S, S)``.
 
-        The first row is plain; below it stand the same pictures as training sees them, where
-        they are augmented: of several ``views`` the first ones that are embedded. Torch's
-        generators are left as they were.
+        The first row has original images. With augmentation, the rows below it have augmented
+        versions of the same images. The state of torch's generators is restored.
+
+        Args:
+            views: Views of each training image; above 1 the augmented rows are the first views
+                for which features are computed.
+            columns: Images per row.
+            rows: Largest number of rows.
+
+        Returns:
+            The images row by row, N at most ``rows * columns``.
         """
         train = self._indices("train")
         chosen = [train[k * len(train) // columns] for k in range(columns)]
-        plain = self._dataset(chosen).__getitems__(list(range(columns)))[0]
+        originals = self._dataset(chosen).__getitems__(list(range(columns)))[0]
         if self.augment is None:
-            return plain
+            return originals
         if views > 1:
             keys = [view_key(self.seed, view) for view in range(1, min(views, rows))]
-            return torch.cat([plain, *(augment_each(self.augment, plain, key) for key in keys)])
+            augmented = [augment_each(self.augment, originals, key) for key in keys]
+            return torch.cat([originals, *augmented])
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            return torch.cat([plain, *(self.augment(plain) for _ in range(rows - 1))])
+            return torch.cat([originals, *(self.augment(originals) for _ in range(rows - 1))])
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Augment training batches of pictures, on the device."""
+        """Augment training batches of images on their device.
+
+        Args:
+            batch: The batch; features and batches of other stages are returned unchanged.
+            dataloader_idx: Ignored.
+        """
         training = self.trainer is not None and self.trainer.training
+        # Lightning's model summary passes its example input, a single tensor.
         if not training or self.augment is None or isinstance(batch, Tensor):
-            return batch  # a bare tensor is the example of Lightning's own model summary
+            return batch
         inputs, labels = batch
         return (self.augment(inputs), labels) if inputs.ndim == 4 else batch
 
-    @property
-    def _validation_split(self) -> str:
-        return "test" if self.validation == "test" else "validation"
-
     def state_dict(self) -> dict[str, Any]:
-        """The epoch that comes next, for a checkpoint.
+        """Return the index of the next epoch, for a checkpoint.
 
-        Lightning asks for batches of a resumed run before it knows where that is, and workers begin
-        with them at once.
+        When a run is resumed, Lightning asks for batches, and workers start on them, before the
+        trainer's epoch is restored.
         """
         trainer: Any = self.trainer
         has_ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         return {"epoch": trainer.current_epoch + int(has_ended)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the index of the next epoch.
+
+        Args:
+            state_dict: State from :meth:`state_dict`.
+        """
         self._first_epoch = int(state_dict["epoch"])
+
+    @property
+    def _validation_split(self) -> str:
+        return "test" if self.validation == "test" else "validation"
 
     def _epoch(self) -> int:
         return max(self._first_epoch, self.trainer.current_epoch if self.trainer else 0)
@@ -286,9 +308,9 @@ class HorseHumanDataModule(L.LightningDataModule):
         return [index for index, record in enumerate(self.records) if record.split == split]
 
     def _dataset(self, indices: list[int]) -> BatchDataset:
-        if self._pictures is None:
+        if self._images is None:
             return OnDemandDataset(self.records, self.image_size, indices)
-        return InMemoryDataset(self._pictures, self._labels, indices)
+        return InMemoryDataset(self._images, self._labels, indices)
 
     def _sequential_loader(self, split: str) -> DataLoader[Batch]:
         return self._loader(self._dataset(self._indices(split)))
@@ -297,14 +319,14 @@ class HorseHumanDataModule(L.LightningDataModule):
         return make_loader(dataset, ShardSampler(len(dataset)), self.batch_size, self.num_workers)
 
     def _log_summary(self) -> None:
-        """Log what was found, and what makes its figures less honest than they look."""
+        """Log the size of each split, and the options that make metrics too optimistic."""
         log.info("%s or %s: %s", *map(printable, self.class_names), describe_splits(self.records))
         if self.validation == "test":
-            log.info("validating on the test set: these figures are selected on it, not honest")
+            log.info("validating on the test set: its metrics are selected on it and optimistic")
         elif not self._indices("validation"):
-            log.info("nothing is held out: no figure before the test says how good the model is")
+            log.info("nothing is held out: no metric before the test is of unseen pictures")
         if self.group_pattern is None:
             log.info(
-                "no data.group_pattern: near-duplicates on both sides of a split would flatter "
-                "all figures"
+                "no data.group_pattern: near-duplicates on both sides of a split would inflate all "
+                "metrics"
             )

@@ -1,4 +1,7 @@
-"""From records to batches: decoded once and kept, or decoded on demand."""
+"""Datasets, samplers and loaders: records to batches of images, or of features computed once.
+
+Images are decoded once and kept in memory, or decoded again whenever a batch needs them.
+"""
 
 from __future__ import annotations
 
@@ -23,85 +26,92 @@ from horsehuman.runtime import track
 
 log = logging.getLogger(__name__)
 
+#: Images uint8 ``(N, 3, S, S)`` or features float32 ``(N, F)``, and labels float32 ``(N,)``.
 Batch = tuple[Tensor, Tensor]
 
-#: Pictures, uint8 ``(N, 3, S, S)``, to features, float32 ``(N, F)``, both on the CPU.
+#: Function from images, uint8 ``(N, 3, S, S)``, to features, float32 ``(N, F)``, both on the CPU.
 Embed = Callable[[Tensor], Tensor]
 
 
 def decode(path: Path, size: int) -> Tensor:
-    """A file as its canonical picture, uint8 ``(3, size, size)``; raises ``PictureError``."""
+    """Read a file as its canonical image, uint8 ``(3, size, size)``.
+
+    Raises:
+        PictureError: If the file cannot be read.
+    """
     return resize(torch.from_numpy(read_picture(path)).permute(2, 0, 1), size)
 
 
 def decode_all(
     records: Sequence[Record], size: int, *, keep: bool, skip_bad: bool
 ) -> tuple[list[Record], Tensor | None, dict[str, str]]:
-    """Look at every file, on all processors.
+    """Decode all files in threads, one per CPU.
 
     Args:
-        records: The pictures.
-        size: Height and width of the canonical picture in pixels.
-        keep: Whether to keep the pictures, or only to learn which can be read.
-        skip_bad: Leave out files that cannot be read.
+        records: Records of the files.
+        size: Height and width of the canonical image in pixels.
+        keep: Return the images; otherwise only check that they can be read.
+        skip_bad: Leave out files that cannot be read instead of raising.
 
     Returns:
-        The records that can be read; their pictures, uint8 of shape ``(N, 3, size, size)``, or
-        ``None``; the files left out and why.
+        The records whose files can be read; their images, uint8 ``(N, 3, size, size)``, or
+        ``None``; and the reason for each path that was left out.
 
     Raises:
-        HorseHumanError: Files cannot be read, and are not to be left out or are all of a class.
+        HorseHumanError: If files cannot be read, and ``skip_bad`` is false or a class has no file
+            left in a split.
     """
-    kept = torch.empty(len(records), 3, size, size, dtype=torch.uint8) if keep else None
-    bad: dict[int, str] = {}
+    images = torch.empty(len(records), 3, size, size, dtype=torch.uint8) if keep else None
+    errors: dict[int, str] = {}
 
-    def look(index: int) -> None:
+    def read(index: int) -> None:
         try:
-            picture = decode(records[index].path, size)
+            image = decode(records[index].path, size)
         except PictureError as error:
-            bad[index] = str(error)
+            errors[index] = str(error)
         else:
-            if kept is not None:
-                kept[index] = picture
+            if images is not None:
+                images[index] = image
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = pool.map(look, range(len(records)))
-        for _ in track(looks, "reading pictures", len(records)):
+        reads = pool.map(read, range(len(records)))
+        for _ in track(reads, "reading pictures", len(records)):
             pass
-    if not bad:
-        return list(records), kept, {}
-    good = [index for index in range(len(records)) if index not in bad]
-    _report_unreadable(records, good, dict(sorted(bad.items())), skip_bad)
-    skipped = {str(records[index].path): bad[index] for index in sorted(bad)}
-    return [records[i] for i in good], None if kept is None else kept[good], skipped
+    if not errors:
+        return list(records), images, {}
+    readable = [index for index in range(len(records)) if index not in errors]
+    _report_unreadable(records, readable, dict(sorted(errors.items())), skip_bad)
+    skipped = {str(records[index].path): errors[index] for index in sorted(errors)}
+    return [records[i] for i in readable], None if images is None else images[readable], skipped
 
 
 def _report_unreadable(
-    records: Sequence[Record], good: Sequence[int], bad: dict[int, str], skip_bad: bool
+    records: Sequence[Record], readable: Sequence[int], errors: dict[int, str], skip_bad: bool
 ) -> None:
-    first = "; ".join(list(bad.values())[:3])
+    """Log unreadable files that are left out, or raise; see :func:`decode_all`."""
+    first = "; ".join(list(errors.values())[:3])
     if not skip_bad:
         raise HorseHumanError(
-            f"{len(bad)} of {len(records)} pictures cannot be read ({first}): mend or remove "
+            f"{len(errors)} of {len(records)} pictures cannot be read ({first}): repair or remove "
             "them, or leave them out with data.skip_bad=true"
         )
-    left = {(records[index].label, records[index].split) for index in good}
-    for record in (records[index] for index in bad):
-        if (record.label, record.split) not in left:
+    remaining = {(records[index].label, records[index].split) for index in readable}
+    for record in (records[index] for index in errors):
+        if (record.label, record.split) not in remaining:
             raise HorseHumanError(
                 f"no picture of the class of {printable(record.path)} can be read in "
-                f"{record.split or 'the set'} ({first}): mend them"
+                f"{record.split or 'the set'} ({first}): repair them"
             )
-    log.warning("left out %d of %d pictures (%s)", len(bad), len(records), first)
+    log.warning("left out %d of %d pictures (%s)", len(errors), len(records), first)
 
 
 class InMemoryDataset(Dataset[Batch]):
-    """Batches out of memory.
+    """Batches from tensors in memory.
 
     Args:
-        inputs: Pictures or features of all records, first dimension N.
-        labels: float32 ``(N,)``.
-        indices: Which of them belong to this data set.
+        inputs: Images or features of all records, first dimension N.
+        labels: Labels of all records, float32 ``(N,)``.
+        indices: Indices of the records that belong to this dataset.
     """
 
     def __init__(self, inputs: Tensor, labels: Tensor, indices: Sequence[int]) -> None:
@@ -114,18 +124,18 @@ class InMemoryDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
-    def __getitems__(self, chosen: list[int]) -> Batch:
-        where = self.indices[chosen]
-        return self.inputs[where], self.labels[where]
+    def __getitems__(self, positions: list[int]) -> Batch:
+        indices = self.indices[positions]
+        return self.inputs[indices], self.labels[indices]
 
 
 class OnDemandDataset(Dataset[Batch]):
-    """Batches decoded on demand, for sets that memory does not hold.
+    """Batches decoded on demand, for sets that do not fit into memory.
 
     Args:
         records: All records.
-        size: Height and width of the canonical picture in pixels.
-        indices: Which of them belong to this data set.
+        size: Height and width of the canonical image in pixels.
+        indices: Indices of the records that belong to this dataset.
     """
 
     def __init__(self, records: Sequence[Record], size: int, indices: Sequence[int]) -> None:
@@ -137,82 +147,94 @@ class OnDemandDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
-    def __getitems__(self, chosen: list[int]) -> Batch:
-        records = [self.records[index] for index in chosen]
-        pictures = torch.stack([decode(record.path, self.size) for record in records])
-        return pictures, torch.tensor([float(record.label) for record in records])
+    def __getitems__(self, positions: list[int]) -> Batch:
+        records = [self.records[position] for position in positions]
+        images = torch.stack([decode(record.path, self.size) for record in records])
+        return images, torch.tensor([float(record.label) for record in records])
 
 
 BatchDataset = InMemoryDataset | OnDemandDataset
 
 
 class ShardSampler(DistributedSampler[int]):
-    """This process's share of ``count`` samples, in order: each is one process's, none is repeated.
+    """This rank's shard of ``count`` samples, in order; no sample is repeated or left out.
 
-    It is of a kind that Lightning leaves as it is.
+    It derives from ``DistributedSampler`` so that Lightning does not replace it.
 
     Args:
-        count: Number of samples.
+        count: Number of samples of all ranks.
     """
 
     def __init__(self, count: int) -> None:
         super().__init__(range(count), world_size(), rank(), shuffle=False)  # type: ignore[arg-type]
-        self.chosen = shard_indices(count)
+        self.shard = shard_indices(count)
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.shard)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.chosen)
+        return iter(self.shard)
 
 
 class EpochSampler(ShardSampler):
-    """An order that depends on the seed and the epoch alone, so that a resumed run repeats it.
+    """This rank's share of a random order that depends only on seed and epoch.
 
-    Each of several processes gets its share of each batch: together they see the batches that one
-    process alone would. What is too little for a last whole batch waits for another epoch; where
-    there is no whole one, and it cannot be shared evenly, the first samples are seen twice, fewer
-    than there are processes.
+    A resumed run therefore repeats the order. The ranks together see the batches that a single
+    process would see. A last, smaller batch is left out. If there are fewer samples than one batch
+    and they cannot be shared evenly, the first ones are repeated, fewer than there are ranks.
 
     Args:
-        count: Number of samples.
-        batch_size: Of all processes together, a multiple of their number.
-        seed: The run's seed.
-        epoch: Gives the index of the epoch that is about to start.
+        count: Number of samples of all ranks.
+        batch_size: Batch size of all ranks together, a multiple of their number.
+        seed: Seed of the run.
+        epoch: Returns the index of the epoch that is about to start.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
         super().__init__(count)
-        self.count, self.base, self.epoch_to_come = count, 1_000_003 * seed, epoch
-        whole = count - count % batch_size if count > batch_size else count
-        self.each = -(-whole // world_size())
+        # Generator seeds of runs with different seeds do not coincide for the first million epochs.
+        self.count, self.first_seed, self.next_epoch = count, 1_000_003 * seed, epoch
+        used = count - count % batch_size if count > batch_size else count
+        self.samples_per_rank = -(-used // world_size())
 
     def __len__(self) -> int:
-        return self.each
+        return self.samples_per_rank
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.base + self.epoch_to_come())
+        generator = torch.Generator().manual_seed(self.first_seed + self.next_epoch())
         order = torch.randperm(self.count, generator=generator).tolist()
-        order = [*order, *order][: self.each * world_size()]
+        order = [*order, *order][: self.samples_per_rank * world_size()]
         return iter(order[rank() :: world_size()])
 
 
 def make_loader(
     dataset: BatchDataset,
-    order: Iterable[int],
+    sampler: Iterable[int],
     batch_size: int,
     num_workers: int,
 ) -> DataLoader[Batch]:
-    """A loader of whole batches; workers decode what is not kept in memory."""
+    """Build a loader that fetches one batch per call of the dataset.
+
+    Args:
+        dataset: The dataset.
+        sampler: Yields the positions of the samples.
+        batch_size: Batch size of this rank.
+        num_workers: Worker processes that decode images; unused for a dataset in memory.
+    """
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=order,
+        sampler=sampler,
         num_workers=0 if isinstance(dataset, InMemoryDataset) else num_workers,
         collate_fn=_identity,
         worker_init_fn=_leave_signals_to_parent,
-        generator=torch.Generator(),  # an iterator draws a number: not from the run's stream
+        # Each iterator draws a seed, which must not come from the global generator of the run.
+        generator=torch.Generator(),
     )
+
+
+def _identity(batch: Any) -> Any:
+    return batch
 
 
 def _leave_signals_to_parent(worker: int) -> None:
@@ -220,12 +242,16 @@ def _leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _identity(batch: Any) -> Any:
-    return batch
-
-
 def check_views(views: int, augment: Augment | None) -> None:
-    """Raise :class:`HorseHumanError` for views without augmentation, and the other way round."""
+    """Check that several views of cached features come with augmentation, and one view without.
+
+    Args:
+        views: Views of each training image.
+        augment: Augmentation of training images, if any.
+
+    Raises:
+        HorseHumanError: If only one of the two is given.
+    """
     if augment and views == 1:
         raise HorseHumanError(
             "data.augment has no effect on features computed once: set data.augment=null, "
@@ -233,53 +259,56 @@ def check_views(views: int, augment: Augment | None) -> None:
         )
     if views > 1 and augment is None:
         raise HorseHumanError(
-            f"model.views={views} needs something to augment with: set data.augment, such as "
+            f"model.views={views} needs augmentation: set data.augment, such as "
             "'data.augment={flip: true, rotation: 15}', or model.views=1"
         )
 
 
 def view_key(seed: int, view: int) -> str:
-    """What makes a view of a picture, from 1 on, another than the other ones."""
+    """Return the key of an augmented view, numbered from 1, for ``augment_each``."""
     return f"{seed}-{view}"
 
 
-def embed_all(loader: DataLoader[Batch], embed: Embed, what: str) -> InMemoryDataset:
-    """Features and labels of all pictures, in order.
+def embed_all(loader: DataLoader[Batch], embed: Embed, description: str) -> InMemoryDataset:
+    """Compute the features of all images, in the order of the dataset, on all ranks together.
 
     Args:
-        loader: Yields pictures and labels: this process's share.
-        embed: What computes the features.
-        what: Stands beside the progress bar.
+        loader: Yields images and labels of this rank's shard.
+        embed: Computes features of a batch.
+        description: Text beside the progress bar.
+
+    Returns:
+        Features and labels of the images of all ranks.
     """
-    found = [(embed(images), labels) for images, labels in track(loader, what, len(loader))]
-    features, labels = (gather_sharded(torch.cat(part)) for part in zip(*found, strict=True))
+    batches = [(embed(images), y) for images, y in track(loader, description, len(loader))]
+    features, labels = (gather_sharded(torch.cat(part)) for part in zip(*batches, strict=True))
     return InMemoryDataset(features, labels, range(len(labels)))
 
 
 def embed_views(
     loader: DataLoader[Batch], embed: Embed, views: int, augment: Augment | None, seed: int
 ) -> InMemoryDataset:
-    """Features of several views of each picture.
+    """Compute the features of several views of each image.
 
     Args:
-        loader: Yields pictures and labels, in the same order each time.
-        embed: What computes the features.
-        views: The first is the picture itself; the others are augmented and depend on the picture,
-            the seed and the number of the view alone.
-        augment: How.
-        seed: The run's seed.
+        loader: Yields images and labels of this rank's shard, always in the same order.
+        embed: Computes features of a batch.
+        views: Number of views. The first is the image itself; the others are augmented and depend
+            only on the image, the seed and the number of the view.
+        augment: The augmentation; required for more than one view.
+        seed: Seed of the run.
 
     Returns:
-        All pictures' first views, then all second ones, and so on, with their labels.
+        Features and labels: the first views of all images, then all second views, and so on.
     """
-    found = [embed_all(loader, embed, "computing features")]
+    datasets = [embed_all(loader, embed, "computing features")]
     for view in range(1, views):
 
         def embed_view(images: Tensor, key: str = view_key(seed, view)) -> Tensor:
             assert augment is not None
             return embed(augment_each(augment, images, key))
 
-        found.append(embed_all(loader, embed_view, f"view {view + 1} of {views}"))
-    inputs = torch.cat([dataset.inputs for dataset in found])
-    labels = torch.cat([dataset.labels for dataset in found])
+        datasets.append(embed_all(loader, embed_view, f"view {view + 1} of {views}"))
+    inputs = torch.cat([dataset.inputs for dataset in datasets])
+    labels = torch.cat([dataset.labels for dataset in datasets])
     return InMemoryDataset(inputs, labels, range(len(labels)))

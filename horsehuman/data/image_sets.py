@@ -1,4 +1,4 @@
-"""The labelled pictures that a command is asked about: the box, a folder, or a run's own."""
+"""Find the labelled images of ``--data`` and ``--split``, and count those a classifier has seen."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from horsehuman.errors import HorseHumanError, check_choice, printable
 from horsehuman.run_dir import find_run, is_run
 from horsehuman.runtime import BUNDLED
 
-#: What ``--split`` takes.
+#: Values of ``--split``.
 SPLITS = ("train", "validation", "test", "all")
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled pictures.
+    """Labelled images of two classes.
 
     Attributes:
-        root: The folder that they are in.
+        root: The folder that holds them.
         class_names: Names of class 0 and class 1.
-        records: Pictures with label, group and split.
-        grouped: Whether groups were named; otherwise each picture is one.
+        records: One record per image.
+        grouped: Whether groups are known; otherwise each image is a group by itself.
     """
 
     root: Path
@@ -38,43 +38,51 @@ class ImageSet:
     grouped: bool
 
     def name(self, record: Record) -> str:
-        """A picture's name below the folder of the set."""
+        """Return the path of an image relative to ``root``, with forward slashes."""
         return record.path.relative_to(self.root).as_posix()
 
     def split(self, name: str) -> ImageSet:
-        """The pictures of one split; of ``all``, all of them.
+        """Return the images of one split.
+
+        Args:
+            name: One of :data:`SPLITS`; ``all`` stands for all images, also those without a split.
 
         Raises:
-            HorseHumanError: There are none.
+            HorseHumanError: If the split is unknown or empty.
         """
         check_choice("--split", name, SPLITS)
         records = [r for r in self.records if name in ("all", r.split)]
         if not records:
-            there = sorted({record.split or "no split" for record in self.records})
+            splits = ", ".join(sorted({record.split or "no split" for record in self.records}))
             raise HorseHumanError(
-                f"--split {name}: {printable(self.root)} has no such pictures, but {', '.join(there)}"
+                f"--split {name}: {printable(self.root)} has no such pictures, only {splits}"
             )
         return ImageSet(self.root, self.class_names, records, self.grouped)
 
 
 def find_image_set(data: str, group_pattern: str | None = None) -> ImageSet:
-    """The pictures that ``--data`` names: ``box``, a run's folder, or a folder of pictures.
+    """Return the image set that ``--data`` names.
+
+    Args:
+        data: ``box`` (the bundled set), the folder of a run, or a folder of images.
+        group_pattern: See :func:`~horsehuman.data.records.scan_folder`; for a folder of images
+            only, since the other sets define their groups.
 
     Raises:
-        HorseHumanError: There are none.
+        HorseHumanError: If there are no images, or ``group_pattern`` cannot be used.
     """
-    in_folder = data != "box" and not is_run(Path(data).expanduser())
-    if group_pattern is not None and not in_folder:
+    is_folder = data != "box" and not is_run(Path(data).expanduser())
+    if group_pattern is not None and not is_folder:
         raise HorseHumanError(
-            f"--group-pattern={group_pattern!r} goes with a folder of pictures, and {printable(data)} "
-            "has groups of its own: drop it"
+            f"--group-pattern={group_pattern!r} is for a folder of pictures, but "
+            f"{printable(data)} has groups of its own: drop it"
         )
     if data == "box":
         root = image_root("box")
         classes, records = scan_folder(root, SUBJECT_PATTERN)
         return ImageSet(root, (classes[0], classes[1]), records, True)
     folder = Path(data).expanduser()
-    if not in_folder:
+    if not is_folder:
         return read_run_images(folder)
     classes, records = scan_folder(folder, group_pattern, to_train=False)
     return ImageSet(folder, (classes[0], classes[1]), records, group_pattern is not None)
@@ -83,56 +91,71 @@ def find_image_set(data: str, group_pattern: str | None = None) -> ImageSet:
 def select_images(
     model: str, data: str | None, split: str | None, group_pattern: str | None
 ) -> tuple[ImageSet, str]:
-    """The pictures that a classifier is asked about.
+    """Return the images on which a command evaluates a classifier.
 
     Args:
-        model: The classifier.
-        data: See :func:`find_image_set`; otherwise what it was trained and tested on: its run's, or the
-            box.
-        split: One of :data:`SPLITS`; otherwise ``test``, or ``all`` where there is no such split.
+        model: Name, run or file of the classifier; see
+            :func:`horsehuman.models.checkpoint.load_classifier`.
+        data: See :func:`find_image_set`. ``None`` stands for the images of the classifier's run,
+            or for the bundled set if the classifier belongs to no run.
+        split: One of :data:`SPLITS`. ``None`` stands for ``test``, or for ``all`` if no image is
+            in the test split.
         group_pattern: See :func:`find_image_set`.
 
     Returns:
-        The pictures, and the split.
+        The images of the split, and the name of the split.
 
     Raises:
-        HorseHumanError: There are none.
+        HorseHumanError: If there are no such images.
     """
     run = find_run(model)
-    pictures = find_image_set(data or (str(run) if run else "box"), group_pattern)
+    image_set = find_image_set(data or (str(run) if run else "box"), group_pattern)
     if split is None:
-        split = "test" if any(record.split == "test" for record in pictures.records) else "all"
-    return pictures.split(split), split
+        split = "test" if any(record.split == "test" for record in image_set.records) else "all"
+    return image_set.split(split), split
 
 
-class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
-    """Plain values, each written out: a few aliases can stand for more than memory holds."""
+def count_training_images(model: str, records: Iterable[Record]) -> int | None:
+    """Return how many images have the same bytes as an image the classifier was trained on.
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has aliases")
-        return super().compose_node(parent, index)
+    Args:
+        model: Name, run or file of the classifier.
+        records: The images to look up.
 
-
-def read_run_config(run: Path) -> dict[str, Any]:
-    """What a run's ``config.yaml`` says; raises :class:`HorseHumanError` where it is not whole."""
-    path = run / "config.yaml"
+    Returns:
+        The count; ``None`` if the training images are unknown or no longer exist.
+    """
+    run = find_run(model)
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
-        if isinstance(config, dict) and isinstance(config.get("data"), dict):
-            return config
-    except OSError as error:
-        raise HorseHumanError(f"cannot read {printable(path)}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise HorseHumanError(f"{printable(path)} is damaged: name pictures with --data") from error
-    raise HorseHumanError(f"{printable(path)} is no run's config: name pictures with --data")
+        if run:
+            data = read_run_config(run)["data"]
+            if data.get("source") == "archives" and not data.get("archives_dir"):
+                return None  # do not download archives for a count
+        elif model not in BUNDLED:
+            return None
+        image_set = read_run_images(run) if run else find_image_set("box")
+    except HorseHumanError:
+        return None
+    if not any(r.path.is_file() for r in image_set.records if r.split == "train"):
+        return None
+    candidates = [(_size(record.path), record.path) for record in records]
+    sizes = {size for size, _ in candidates}
+    trained = {
+        file_digest(record.path)
+        for record in image_set.records
+        if record.split == "train" and _size(record.path) in sizes
+    }
+    return sum(file_digest(path) in trained for _, path in candidates)
 
 
 def read_run_images(run: Path) -> ImageSet:
-    """All pictures of a run, as its ``splits.csv`` lists them.
+    """Return all images of a run, as listed in its ``splits.csv``.
+
+    Args:
+        run: Folder of the run.
 
     Raises:
-        HorseHumanError: A file of the run cannot be read.
+        HorseHumanError: If ``config.yaml`` or ``splits.csv`` is missing or damaged.
     """
     data = read_run_config(run)["data"]
     root = image_root(data.get("source", "folder"), data.get("root"), data.get("archives_dir"))
@@ -140,7 +163,7 @@ def read_run_images(run: Path) -> ImageSet:
     try:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
-        if not all(_is_sound(row) for row in rows):
+        if not all(_is_valid(row) for row in rows):
             raise KeyError("picture")
         names = sorted({row["label"] for row in rows})
         records = [
@@ -159,48 +182,57 @@ def read_run_images(run: Path) -> ImageSet:
     return ImageSet(root, (names[0], names[1]), records, grouped)
 
 
-def _is_sound(row: dict[str, Any]) -> bool:
-    """Whether a line is whole, and names a picture inside the set."""
+def read_run_config(run: Path) -> dict[str, Any]:
+    """Return the contents of a run's ``config.yaml``; its ``data`` section is a dict.
+
+    Args:
+        run: Folder of the run.
+
+    Raises:
+        HorseHumanError: If the file is missing, damaged or not the config of a run.
+    """
+    path = run / "config.yaml"
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), _NoAliasLoader)
+        if isinstance(config, dict) and isinstance(config.get("data"), dict):
+            return config
+    except OSError as error:
+        raise HorseHumanError(f"cannot read {printable(path)}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise HorseHumanError(f"{printable(path)} is damaged: name pictures with --data") from error
+    raise HorseHumanError(f"{printable(path)} is not a run's config: name pictures with --data")
+
+
+def file_digest(path: Path) -> bytes:
+    """Return a digest of a file's contents, 16 bytes of BLAKE2b.
+
+    The digest of a file that cannot be read is its path, which equals no other file's digest.
+    """
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    except OSError:
+        return str(path).encode(errors="surrogateescape")
+
+
+class _NoAliasLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """A YAML loader that refuses aliases, a few of which can expand to more than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
+
+
+def _is_valid(row: dict[str, Any]) -> bool:
+    """Return whether a row of ``splits.csv`` is complete and its path stays inside the set."""
     picture = Path(row["picture"] or "/")
     inside = not picture.is_absolute() and ".." not in picture.parts
     return inside and None not in row.values() and row["split"] in SPLITS[:3]
 
 
-def count_training_images(model: str, records: Iterable[Record]) -> int | None:
-    """How many pictures a classifier was trained on, byte for byte; ``None`` if it is not known."""
-    run = find_run(model)
-    try:
-        if run:
-            data = read_run_config(run)["data"]
-            if data.get("source") == "archives" and not data.get("archives_dir"):
-                return None  # nothing is downloaded to find out
-        elif model not in BUNDLED:
-            return None
-        known = read_run_images(run) if run else find_image_set("box")
-    except HorseHumanError:
-        return None
-    if not any(r.path.is_file() for r in known.records if r.split == "train"):
-        return None
-    asked = [(_size(record.path), record.path) for record in records]
-    sizes = {size for size, _ in asked}
-    trained = {
-        file_digest(record.path)
-        for record in known.records
-        if record.split == "train" and _size(record.path) in sizes
-    }
-    return sum(file_digest(path) in trained for _, path in asked)
-
-
 def _size(path: Path) -> int:
+    """Return the size of a file in bytes; -1 if it cannot be read."""
     try:
         return path.stat().st_size
     except OSError:
         return -1
-
-
-def file_digest(path: Path) -> bytes:
-    """What tells one file's content from another's; a file that cannot be read equals none."""
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-    except OSError:
-        return str(path).encode(errors="surrogateescape")  # equal to no digest

@@ -1,4 +1,4 @@
-"""Any file that Pillow reads, as RGB."""
+"""Read an image file in any format that Pillow supports as an RGB array."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from PIL import Image, UnidentifiedImageError
 
 from horsehuman.errors import HorseHumanError, printable
 
-#: From this value on in all channels a pixel is white.
+#: Smallest value of all three channels, 0 to 255, at which a pixel counts as white.
 WHITE_LEVEL = 245
 
-#: Pictures with more pixels are refused before they are decoded (Pillow's own limit only warns
-#: at 89 million and lets a file of a few kilobytes fill 500 MB of memory).
+#: Largest number of pixels; larger images are refused before they are decoded. Pillow itself only
+#: warns from 89 million pixels on, and a file of a few kilobytes could fill 500 MB of memory.
 MAX_PIXELS = 100_000_000
 
-_LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+#: Files and folders that operating systems and file managers create.
+_SYSTEM_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
-# Pixels that are scaled at a time; bounds memory.
-_AT_ONCE = 1_000_000
+#: Pixels scaled to 8 bits per step, which bounds the memory for float64 values.
+_PIXELS_PER_STEP = 1_000_000
 
-# Values of EXIF's orientation tag, and what turns such a picture upright.
-_ORIENTATION = 0x0112
+#: EXIF tag of the orientation.
+_ORIENTATION_TAG = 0x0112
 
-_TURNS = {
+#: Operation that turns an image upright, for each value of the EXIF orientation.
+_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,37 +40,37 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What Pillow grumbles about is either read right or refused; a filter for all of the process,
-# since warnings.catch_warnings() must not be used in threads.
+# Pillow warns about files that are either read correctly or refused here. The filter holds for the
+# whole process because warnings.catch_warnings() is not thread-safe.
 warnings.filterwarnings("ignore", module="PIL")
 
 
 class PictureError(HorseHumanError):
-    """A file that cannot be read as a picture; the text names the file and the reason."""
+    """An image file cannot be read; the message names the file and the reason."""
 
 
 def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDArray[np.uint8]:
-    """Read a picture as a person sees it.
+    """Read an image as it is displayed.
 
-    The EXIF orientation is applied, transparency is laid over white, 16-bit values are scaled
-    rather than clipped, grey, palette and CMYK become RGB, and of an animation the first frame
-    counts.
+    The EXIF orientation is applied, transparent pixels are blended with white, values of more than
+    8 bits are scaled instead of clipped, grey, palette and CMYK images are converted to RGB, and of
+    an animation the first frame is read.
 
     Args:
-        source: A file, or its content, in any format that Pillow reads, whatever its name.
-        name: What errors call it.
+        source: Path or open binary file; the format is detected from the contents.
+        name: Name of the image in error messages; by default the path.
 
     Returns:
-        Array of shape ``(H, W, 3)``, dtype uint8, RGB.
+        RGB array of shape ``(H, W, 3)``, dtype uint8.
 
     Raises:
-        PictureError: The file is missing, is no ordinary file, is no picture, is damaged, or has
-            more than :data:`MAX_PIXELS` pixels.
+        PictureError: If the file is missing, empty, damaged, not a regular file or not in a format
+            that Pillow supports, or if the image has more than :data:`MAX_PIXELS` pixels.
     """
     if isinstance(source, str | Path):
         source = Path(source)
         name = name or printable(source)
-        empty = _check_file(source, name)
+        empty = _is_empty(source, name)
     else:
         name = name or "the picture"
         empty = not source.read(1)
@@ -79,42 +81,46 @@ def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDAr
         with Image.open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
-                raise PictureError(f"{name}: {size} pixels are over the limit of {MAX_PIXELS:,}")
+                raise PictureError(f"{name}: has {size} pixels, over the limit of {MAX_PIXELS:,}")
             return as_rgb(image)
     except PictureError:
         raise
-    except Exception as error:  # decoders of hostile files raise whatever they like
+    except Exception as error:  # decoders raise many types of exception for malformed files
         raise PictureError(f"{name}: {_reason(error)}") from error
 
 
+def as_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Convert an opened image to RGB uint8 ``(H, W, 3)`` in the way of :func:`read_picture`."""
+    return np.array(_to_rgb(image), dtype=np.uint8)
+
+
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or a file manager's own."""
-    return name.startswith(".") or name in _LITTER
+    """Return whether a file or folder name is hidden or created by the operating system."""
+    return name.startswith(".") or name in _SYSTEM_NAMES
 
 
-def _check_file(path: Path, name: str) -> bool:
-    """Whether a file is empty; an error where it is missing or no ordinary file."""
+def _is_empty(path: Path, name: str) -> bool:
+    """Return whether a file has no bytes.
+
+    Raises:
+        PictureError: If the file is missing or not a regular file.
+    """
     try:
-        found = path.stat()
+        status = path.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PictureError(f"{name}: {reason}") from error
-    if stat.S_ISDIR(found.st_mode):
-        raise PictureError(f"{name}: is a folder, no file (for folders inside it: --recursive)")
-    if not stat.S_ISREG(found.st_mode):
-        raise PictureError(f"{name}: is not an ordinary file")
-    return not found.st_size
+    if stat.S_ISDIR(status.st_mode):
+        raise PictureError(f"{name}: is a folder, not a file (for folders inside it: --recursive)")
+    if not stat.S_ISREG(status.st_mode):
+        raise PictureError(f"{name}: is not a regular file")
+    return not status.st_size
 
 
-def as_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """An opened picture as :func:`read_picture` gives it."""
-    return np.array(_as_rgb(image), dtype=np.uint8)
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    image = _as_8_bit(image if turn is None else image.transpose(turn))
+    operation = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    image = _to_8_bit(image if operation is None else image.transpose(operation))
     if image.mode in ("RGBa", "La"):
         image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
     if image.has_transparency_data:
@@ -123,8 +129,12 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _as_8_bit(image: Image.Image) -> Image.Image:
-    """Scale integers and floats of more than 8 bits to 0..255 by the range that they can be in."""
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Scale integers of more than 8 bits and floats to 0..255 by the range of their values.
+
+    The range is 0..65535 for 16-bit integers. For wider integers and floats it is inferred from the
+    largest value: 0..1 (floats only), 0..255, 0..65535, or up to that value. NaN becomes 0.
+    """
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
     values = np.asarray(image)
@@ -134,7 +144,7 @@ def _as_8_bit(image: Image.Image) -> Image.Image:
     else:
         ceiling = 1.0 if image.mode == "F" and high <= 1 else 255.0
     scaled = np.empty(values.shape, np.uint8)
-    rows = max(1, _AT_ONCE // values.shape[1])
+    rows = max(1, _PIXELS_PER_STEP // values.shape[1])
     for top in range(0, len(values), rows):
         part = np.nan_to_num(values[top : top + rows].astype(np.float64)) / ceiling
         scaled[top : top + rows] = np.rint(np.clip(part, 0, 1) * 255)
@@ -143,7 +153,7 @@ def _as_8_bit(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "is no picture that Pillow can read"
+        return "is not an image in a format that Pillow supports"
     if isinstance(error, Image.DecompressionBombError):
         return f"has more pixels than the limit of {MAX_PIXELS:,}"
     return f"is damaged ({' '.join(str(error).split()) or type(error).__name__})"

@@ -1,4 +1,4 @@
-"""Where pictures to be answered come from: files, folders, globs, lists on stdin, the web."""
+"""Image sources of the commands: files, folders, glob patterns, names on stdin, and URLs."""
 
 from __future__ import annotations
 
@@ -20,45 +20,137 @@ from numpy.typing import NDArray
 from horsehuman.data.images import PictureError, is_hidden, read_picture
 from horsehuman.errors import printable
 
-#: What a picture from the web may take: bytes, seconds for all of it, redirections.
+#: Limits for an image from the web: size in bytes, seconds for the whole download, redirections.
 MAX_BYTES, MAX_SECONDS, MAX_REDIRECTS = 50_000_000, 30.0, 5
 
-#: Seconds that a server may be silent.
-PATIENCE = 10.0
+#: Seconds without any data after which a server is given up.
+TIMEOUT = 10.0
+
+
+class DownloadError(ValueError):
+    """A download failed; the message is the reason, without the URL."""
 
 
 def is_url(source: str) -> bool:
-    """Whether a source is looked for on the web."""
+    """Return whether a source is an http or https URL."""
     return source.lower().startswith(("http://", "https://"))
 
 
 def expand_sources(sources: Iterable[str], *, recursive: bool = False) -> Iterator[str]:
-    """Files and addresses that sources stand for, in order, one at a time.
+    """Yield the files and URLs of sources lazily and in order.
 
     Args:
-        sources: Files; folders, whose files are meant, but for hidden ones and the litter of file
-            managers; patterns such as ``*.jpg``; addresses; ``-`` for such names on stdin, one a
-            line.
-        recursive: Go into folders inside folders, not through links.
+        sources: Each is a file; a folder, which stands for its files except hidden ones and those
+            of file managers; a glob pattern such as ``*.jpg``; a URL; or ``-``, which reads such
+            sources from stdin, one per line. A source without files is yielded unchanged, so that
+            reading it reports the reason.
+        recursive: Include subfolders of folders, but do not follow links.
     """
     for source in sources:
         if source == "-":
-            yield from expand_sources(_lines(), recursive=recursive)
+            yield from expand_sources(_stdin_lines(), recursive=recursive)
         elif is_url(source):
             yield source
         elif Path(source).is_dir():
-            yield from _some(_walk(source, recursive), source)
+            yield from _paths_or_source(_walk(source, recursive), source)
         elif glob.has_magic(source) and not os.path.lexists(source):
-            found = sorted(glob.glob(source, recursive=True))  # noqa: PTH207  (absolute ones too)
-            yield from _some(filter(os.path.isfile, found), source)
+            # Path.glob refuses absolute patterns.
+            matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207
+            yield from _paths_or_source(filter(os.path.isfile, matches), source)
         else:
             yield source
 
 
-def _some(found: Iterable[str], source: str) -> Iterator[str]:
-    """What was found; where that is nothing the source itself, whose reading tells why."""
+def read_source(source: str) -> NDArray[np.uint8]:
+    """Read an image from a file or URL; see :func:`~horsehuman.data.images.read_picture`.
+
+    Raises:
+        PictureError: If the image cannot be downloaded or read.
+    """
+    if is_url(source):
+        return read_picture(download_image(source), printable(source))
+    return read_picture(source)
+
+
+def download_image(url: str) -> io.BytesIO:
+    """Download an image within :data:`MAX_BYTES` and :data:`MAX_SECONDS`.
+
+    Raises:
+        PictureError: If the download fails or exceeds a limit.
+    """
+
+    def stop_reason(received: int, seconds: float) -> str:
+        if received > MAX_BYTES:
+            return f"is larger than {MAX_BYTES / 1e6:.0f} MB"
+        return f"takes longer than {MAX_SECONDS:.0f} s" if seconds > MAX_SECONDS else ""
+
+    try:
+        return io.BytesIO(b"".join(block for block, _ in download_blocks(url, stop_reason)))
+    except DownloadError as error:
+        raise PictureError(f"{printable(url)}: {error}") from error
+
+
+def download_blocks(
+    url: str, stop_reason: Callable[[int, float], str]
+) -> Iterator[tuple[bytes, int]]:
+    """Yield the contents of a URL in blocks as they arrive; only http and https are followed.
+
+    Args:
+        url: The URL.
+        stop_reason: Called with the number of bytes received and the seconds elapsed after each
+            block. A non-empty text stops the download and becomes the error's message.
+
+    Yields:
+        A block, and the length of the whole file in bytes as announced by the server, or 0.
+
+    Raises:
+        DownloadError: If the server cannot be reached, reports an error, sends text, redirects to
+            another scheme or closes the connection early, or ``stop_reason`` stops the download.
+    """
+    received, started = 0, time.monotonic()
+    try:
+        request = Request(url, headers={"User-Agent": "horsehuman"})
+        with build_opener(_HttpRedirectHandler).open(request, timeout=TIMEOUT) as response:
+            media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            if media_type.startswith("text/"):
+                raise URLError(f"is a page ({printable(media_type)}), not a file")
+            header = response.headers.get("Content-Length", "")
+            length = int(header) if header.isdigit() else 0
+            while block := response.read1(65_536):  # read() would block until all bytes are there
+                received += len(block)
+                if reason := stop_reason(received, time.monotonic() - started):
+                    raise URLError(reason)
+                yield block, length
+            if received < length:
+                raise URLError(f"connection closed after {received:,} of {length:,} bytes")
+    except HTTPError as error:
+        error.close()
+        redirect = " and redirects in circles or off the web" if 300 <= error.code < 400 else ""
+        raise DownloadError(f"the server answers {error.code}{redirect}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        cause = error.reason if isinstance(error, URLError) else error
+        text = "does not answer in time" if isinstance(cause, TimeoutError) else str(cause)
+        raise DownloadError(printable(text or type(cause).__name__)) from error
+
+
+class _HttpRedirectHandler(HTTPRedirectHandler):
+    """Follow redirections to http and https URLs only; urllib also follows ftp."""
+
+    max_redirections = MAX_REDIRECTS
+
+    def redirect_request(
+        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Request | None:
+        if not is_url(newurl):
+            fp.close()
+            raise URLError(f"redirects to {printable(newurl)}, which is not an http or https URL")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _paths_or_source(paths: Iterable[str], source: str) -> Iterator[str]:
+    """Yield paths; if there are none, yield the source itself."""
     empty = True
-    for path in found:
+    for path in paths:
         empty = False
         yield path
     if empty:
@@ -71,95 +163,8 @@ def _walk(folder: str, recursive: bool) -> Iterator[str]:
         yield from (str(Path(root, name)) for name in sorted(files) if not is_hidden(name))
 
 
-def _lines() -> Iterator[str]:
+def _stdin_lines() -> Iterator[str]:
+    """Yield the lines of stdin; a line ``-`` names the file ``./-`` instead of stdin again."""
     for line in sys.stdin.buffer:
         if name := os.fsdecode(line).rstrip("\r\n"):
             yield "./-" if name == "-" else name
-
-
-def read_source(source: str) -> NDArray[np.uint8]:
-    """Read a picture from a file or an address; see :func:`~horsehuman.pictures.read_picture`.
-
-    Raises:
-        PictureError: There is none.
-    """
-    return (
-        read_picture(download_image(source), printable(source))
-        if is_url(source)
-        else read_picture(source)
-    )
-
-
-class HttpRedirects(HTTPRedirectHandler):
-    """Follows a redirection to the web, and to nowhere else."""
-
-    max_redirections = MAX_REDIRECTS
-
-    def redirect_request(
-        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> Request | None:
-        if not is_url(newurl):
-            fp.close()
-            raise URLError(f"leads to {printable(newurl)}, which is not on the web")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-class DownloadError(ValueError):
-    """What an address gives is not what was to be had; the text says why."""
-
-
-def download_blocks(url: str, enough: Callable[[int, float], str]) -> Iterator[tuple[bytes, int]]:
-    """What an address gives, block by block as it comes; no scheme but the web's is followed.
-
-    Args:
-        url: The address.
-        enough: From the bytes and the seconds so far: why to give up, or nothing.
-
-    Yields:
-        A block, and how many bytes the server has promised in all, or 0.
-
-    Raises:
-        WebError: It cannot be had, is a page, or breaks off.
-    """
-    done, began = 0, time.monotonic()
-    try:
-        request = Request(url, headers={"User-Agent": "horsehuman"})
-        with build_opener(HttpRedirects).open(request, timeout=PATIENCE) as answer:
-            kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            if kind.startswith("text/"):
-                raise URLError(f"is a page ({printable(kind)}), not a file")
-            length = answer.headers.get("Content-Length", "")
-            promised = int(length) if length.isdigit() else 0
-            while block := answer.read1(65_536):  # what is there, so that the time can be kept
-                done += len(block)
-                if refusal := enough(done, time.monotonic() - began):
-                    raise URLError(refusal)
-                yield block, promised
-            if done < promised:
-                raise URLError(f"broke off after {done:,} of {promised:,} bytes")
-    except HTTPError as error:
-        error.close()
-        moved = " and leads in circles, or off the web" if 300 <= error.code < 400 else ""
-        raise DownloadError(f"the server answers {error.code}{moved}") from error
-    except (OSError, HTTPException, ValueError) as error:
-        reason = error.reason if isinstance(error, URLError) else error
-        text = "does not answer in time" if isinstance(reason, TimeoutError) else str(reason)
-        raise DownloadError(printable(text or type(reason).__name__)) from error
-
-
-def download_image(url: str) -> io.BytesIO:
-    """Fetch a picture from the web, within limits of size and time.
-
-    Raises:
-        PictureError: It cannot be had.
-    """
-
-    def enough(done: int, seconds: float) -> str:
-        if done > MAX_BYTES:
-            return f"is larger than {MAX_BYTES / 1e6:.0f} MB"
-        return f"takes longer than {MAX_SECONDS:.0f} s" if seconds > MAX_SECONDS else ""
-
-    try:
-        return io.BytesIO(b"".join(block for block, _ in download_blocks(url, enough)))
-    except DownloadError as error:
-        raise PictureError(f"{printable(url)}: {error}") from error

@@ -1,4 +1,7 @@
-"""Augmentation of whole batches, drawn for each picture, on the device that holds them."""
+"""Transforms of image tensors: ``resize`` to the canonical image, and augmentation of batches.
+
+Both run on the device of the images. Augmentation draws separate parameters for each image.
+"""
 
 from __future__ import annotations
 
@@ -14,38 +17,64 @@ from torch.nn import functional
 
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number
 
-# Rec. 601 luma, as in Pillow's conversion to grey.
+#: Weights of red, green and blue in Rec. 601 luma, which Pillow uses for conversion to grey.
 _LUMA = (0.299, 0.587, 0.114)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize images to ``size`` x ``size`` pixels, as Keras's ``target_size`` does.
+
+    Images are neither cropped nor padded, so the aspect ratio is lost. Interpolation is bicubic
+    (a = -0.5) with antialiasing, computed in float32, rounded and clamped. Images of this size are
+    returned unchanged.
+
+    Args:
+        images: Images of shape ``(..., 3, H, W)``, uint8, values 0 to 255.
+        size: Height and width of the result in pixels.
+
+    Returns:
+        Images of shape ``(..., 3, size, size)``, uint8.
+    """
+    # An exported graph takes images of any size and must not contain this branch.
+    if not torch.compiler.is_exporting() and images.shape[-2:] == (size, size):
+        return images
+    batch = images.reshape(-1, *images.shape[-3:]).float()
+    batch = functional.interpolate(batch, (size, size), mode="bicubic", antialias=True)
+    batch = batch.round_().clamp_(0, 255).to(torch.uint8)
+    return batch.reshape(*images.shape[:-2], size, size)
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of place, shape and colour; the defaults change nothing.
+    """Random geometry and colour for each image of a batch; the defaults change nothing.
 
-    Geometry is one affine map for each picture, in the order of Keras's ``ImageDataGenerator``
-    (rotation, shift, shear, zoom), sampled bilinearly. All draws come from torch's global
-    generator of the device.
+    Geometry is one affine map per image, composed in the order of Keras's ``ImageDataGenerator``
+    (rotation, shift, shear, zoom) and sampled bilinearly. All parameters are drawn from torch's
+    global generator of the device.
 
     Attributes:
-        rotation: Largest angle in degrees, either way.
-        shift: Largest shift along each axis as a share of the picture's size.
-        shear: Largest shear angle in degrees.
-        zoom_from: Smallest and ``zoom_to`` largest share of the picture's width that the frame
-            shows: below 1 the picture is enlarged, above 1 it is shrunk. Drawn log-uniformly
-            (``zoom_per_axis=False``) or, as Keras does, uniformly and for each axis by itself.
-        zoom_to: See ``zoom_from``.
-        zoom_per_axis: See ``zoom_from``.
-        flip: Mirror every second picture.
-        fill: What lies outside the picture: ``nearest`` repeats its edge; ``canvas`` is one
-            colour, white for ``white`` of the pictures and random for the rest.
-        white: Probability of a white canvas.
-        spotlight: Probability that only a soft-edged ellipse of the picture is left on its
-            canvas; needs ``fill="canvas"``.
-        brightness: Largest relative change, as are ``contrast`` and ``saturation``.
-        contrast: See ``brightness``.
-        saturation: See ``brightness``.
-        hue: Largest rotation of the hue in degrees.
-        grey: Probability that a picture loses its colours.
+        rotation: Largest rotation in degrees in either direction, 0 to 180.
+        shift: Largest shift along each axis as a fraction of the image size, 0 to 1.
+        shear: Largest shear angle in degrees, 0 to 80.
+        zoom_from: Smallest width of the visible frame as a fraction of the image width, above 0
+            and at most 10: below 1 the image is enlarged, above 1 it is shrunk.
+        zoom_to: Largest width of the frame, ``zoom_from`` to 10.
+        zoom_per_axis: Draw the zoom uniformly and separately for each axis, as Keras does; by
+            default it is drawn log-uniformly and is the same for both axes.
+        flip: Mirror each image horizontally with probability 0.5.
+        fill: Pixels outside the image: ``nearest`` repeats its edge; ``canvas`` is one colour,
+            which is white with probability ``white`` and random otherwise.
+        white: Probability of a white canvas, 0 to 1; needs ``fill="canvas"``.
+        spotlight: Probability that all but a soft-edged ellipse of the image is replaced by the
+            canvas, 0 to 1; needs ``fill="canvas"``.
+        brightness: Largest relative change of brightness, 0 to 1.
+        contrast: Largest relative change of contrast, 0 to 1.
+        saturation: Largest relative change of saturation, 0 to 1.
+        hue: Largest rotation of the hue in degrees, 0 to 180.
+        grey: Probability of conversion to grey, 0 to 1.
+
+    Raises:
+        HorseHumanError: If a value is out of range, or the options contradict each other.
     """
 
     rotation: float = 0.0
@@ -88,28 +117,29 @@ class Augment:
         """Augment a batch.
 
         Args:
-            images: uint8 of shape ``(N, 3, S, S)``.
+            images: Images of shape ``(N, 3, S, S)``, uint8, values 0 to 255.
 
         Returns:
-            uint8 of the same shape.
+            Augmented images, same shape and dtype.
         """
         count, size, device = len(images), images.shape[-1], images.device
-        pictures = self._recolour(images.float() / 255)
+        recoloured = self._recolour(images.float() / 255)
         grid = functional.affine_grid(
             self._affine_maps(count, device), [count, 3, size, size], align_corners=False
         )
-        edge = 1 - 1 / size  # centres of the outermost pixels; MPS knows no border padding
-        result = functional.grid_sample(pictures, grid.clamp(-edge, edge), align_corners=False)
+        # Clamp to the centres of the outermost pixels: the MPS backend has no border padding.
+        edge = 1 - 1 / size
+        result = functional.grid_sample(recoloured, grid.clamp(-edge, edge), align_corners=False)
         if self.fill == "canvas":
             colour = torch.rand(count, 3, 1, 1, device=device)
             colour[torch.rand(count, device=device) < self.white] = 1.0
-            result = torch.lerp(colour, result, self._visible(grid))
+            result = torch.lerp(colour, result, self._visibility(grid))
         return (result * 255).round_().clamp_(0, 255).to(torch.uint8)
 
     def _affine_maps(self, count: int, device: torch.device) -> Tensor:
-        """Draw affine maps ``(N, 2, 3)`` from places in the result to places in the picture.
+        """Draw affine maps ``(N, 2, 3)`` from coordinates of the result to those of the image.
 
-        Places are (x, y) in [-1, 1], so a shift by the whole size is 2.
+        Coordinates are (x, y) in [-1, 1], so a shift by the image size is 2.
         """
         angle = _uniform(-self.rotation, self.rotation, (count,), device).deg2rad()
         rotation = _stack(angle.cos(), angle.sin(), -angle.sin(), angle.cos())
@@ -127,20 +157,24 @@ class Augment:
         linear = rotation @ shearing @ torch.diag_embed(zoom)
         return torch.cat([linear, rotation @ shift], dim=2)
 
-    def _visible(self, grid: Tensor) -> Tensor:
-        """How much of the picture is seen at each place of the result: ``(N, 1, S, S)``, 0 to 1."""
+    def _visibility(self, grid: Tensor) -> Tensor:
+        """Return the weight of the image over the canvas, ``(N, 1, S, S)``, 0 to 1.
+
+        Args:
+            grid: Coordinates in the image of each pixel of the result, ``(N, S, S, 2)``.
+        """
         count, device = len(grid), grid.device
-        printable = (grid.abs() <= 1).all(dim=3).float()
+        visibility = (grid.abs() <= 1).all(dim=3).float()
         if self.spotlight:
             lit = torch.rand(count, device=device) < self.spotlight
-            printable[lit] *= _ellipses(grid[lit])
-        return printable.unsqueeze(1)
+            visibility[lit] *= _ellipses(grid[lit])
+        return visibility.unsqueeze(1)
 
-    def _recolour(self, pictures: Tensor) -> Tensor:
-        """Change colours by one linear map of RGB for each picture; values 0 to 1."""
-        count, device = len(pictures), pictures.device
+    def _recolour(self, images: Tensor) -> Tensor:
+        """Change colours by one affine map of RGB per image, ``(N, 3, S, S)``, values 0 to 1."""
+        count, device = len(images), images.device
         if not any((self.brightness, self.contrast, self.saturation, self.hue, self.grey)):
-            return pictures
+            return images
         luma = torch.tensor(_LUMA, device=device)
         to_grey = luma.expand(3, 3)
         hue = _hue_rotation(_uniform(-self.hue, self.hue, (count,), device).deg2rad())
@@ -149,26 +183,28 @@ class Augment:
         brightness = 1 + _uniform(-self.brightness, self.brightness, (count, 1, 1), device)
         contrast = 1 + _uniform(-self.contrast, self.contrast, (count, 1, 1), device)
         colours = to_grey + saturation * (hue - to_grey)
-        mean = (luma.view(3, 1, 1) * pictures).sum(1).mean((1, 2)).view(count, 1, 1)
+        mean = (luma.view(3, 1, 1) * images).sum(1).mean((1, 2)).view(count, 1, 1)
         flat = torch.baddbmm(
             brightness * (1 - contrast) * mean.expand(-1, 3, 1),
             brightness * contrast * colours,
-            pictures.flatten(2),
+            images.flatten(2),
         )
-        return flat.clamp_(0, 1).view_as(pictures)
+        return flat.clamp_(0, 1).view_as(images)
 
 
 def augment_each(augment: Augment, images: Tensor, key: str) -> Tensor:
-    """Augment each picture as ``key`` and its own pixels say, whatever it stands beside.
+    """Augment each image with parameters that depend only on its pixels and ``key``.
+
+    The result does not depend on the other images of the batch. The state of torch's generators is
+    restored.
 
     Args:
-        augment: What to do.
-        images: uint8 of shape ``(N, 3, S, S)``, on the CPU. Torch's generators are left as they
-            were.
-        key: Another key gives another view.
+        augment: The augmentation.
+        images: Images of shape ``(N, 3, S, S)``, uint8, on the CPU.
+        key: Each key gives another view of an image; at most 64 bytes.
 
     Returns:
-        uint8 of the same shape.
+        Augmented images, same shape and dtype.
     """
     views = []
     with torch.random.fork_rng(devices=[]):
@@ -179,29 +215,37 @@ def augment_each(augment: Augment, images: Tensor, key: str) -> Tensor:
     return torch.cat(views)
 
 
-def make_augment(given: Mapping[str, Any] | None) -> Augment | None:
-    """Build what ``data.augment`` asks for; raises :class:`HorseHumanError` where it cannot be."""
-    if given is None:
+def make_augment(options: Mapping[str, Any] | None) -> Augment | None:
+    """Build the augmentation that ``data.augment`` describes.
+
+    Args:
+        options: Arguments of :class:`Augment`; ``None`` for no augmentation.
+
+    Raises:
+        HorseHumanError: If an option is unknown or its value is invalid.
+    """
+    if options is None:
         return None
-    if not isinstance(given, Mapping):
-        raise HorseHumanError(f"data.augment={given!r} does not work: give options, or null")
+    if not isinstance(options, Mapping):
+        raise HorseHumanError(f"data.augment={options!r} does not work: give options, or null")
     names = [field.name for field in fields(Augment)]
-    for name in given:
+    for name in options:
         check_choice("data.augment", name, names)
-    return Augment(**given)
+    return Augment(**options)
 
 
 def _uniform(low: float, high: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Draw from the uniform distribution on [low, high)."""
     return low + (high - low) * torch.rand(shape, device=device)
 
 
 def _stack(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Matrices ``[[a, b], [c, d]]`` of shape ``(N, 2, 2)`` from four vectors of length N."""
+    """Stack four vectors of length N to matrices ``[[a, b], [c, d]]``, ``(N, 2, 2)``."""
     return torch.stack([a, b, c, d], dim=1).view(-1, 2, 2)
 
 
 def _ellipses(grid: Tensor) -> Tensor:
-    """Soft-edged ellipses about the middle of the pictures: ``(N, S, S)``, 0 to 1."""
+    """Draw soft-edged ellipses near the centres of the images, ``(N, S, S)``, 0 to 1."""
     count, device = len(grid), grid.device
     centre = _uniform(-0.15, 0.15, (count, 1, 1, 2), device)
     radius = _uniform(0.45, 1.0, (count, 1, 1, 2), device)
@@ -211,29 +255,12 @@ def _ellipses(grid: Tensor) -> Tensor:
 
 
 def _hue_rotation(angle: Tensor) -> Tensor:
-    """Rotations of RGB about the grey axis: ``(N, 3, 3)`` (Rodrigues' formula)."""
+    """Return rotations of RGB about the grey axis, ``(N, 3, 3)``, by Rodrigues' formula.
+
+    Args:
+        angle: Angles in radians, ``(N,)``.
+    """
     third, root = 1 / 3, math.sqrt(1 / 3)
     cross = torch.tensor([[0, -root, root], [root, 0, -root], [-root, root, 0]]).to(angle.device)
     cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
     return cos * torch.eye(3, device=angle.device) + (1 - cos) * third + sin * cross
-
-
-def resize(pictures: Tensor, size: int) -> Tensor:
-    """Squash pictures to ``size`` x ``size`` pixels, as Keras's ``target_size`` does.
-
-    Nothing is cropped and nothing padded, so the aspect ratio is lost. Bicubic (a = -0.5) with
-    antialiasing, computed in float32, rounded and clamped; at the same size nothing changes.
-
-    Args:
-        pictures: uint8 of shape ``(..., 3, H, W)``, values 0 to 255.
-        size: Height and width of the result in pixels.
-
-    Returns:
-        uint8 of shape ``(..., 3, size, size)``.
-    """
-    if not torch.compiler.is_exporting() and pictures.shape[-2:] == (size, size):
-        return pictures  # an exported graph is for any size, so it has no such branch
-    batch = pictures.reshape(-1, *pictures.shape[-3:]).float()
-    batch = functional.interpolate(batch, (size, size), mode="bicubic", antialias=True)
-    batch = batch.round_().clamp_(0, 255).to(torch.uint8)
-    return batch.reshape(*pictures.shape[:-2], size, size)

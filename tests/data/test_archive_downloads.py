@@ -1,4 +1,4 @@
-"""Downloads from a server on loopback that does what servers do."""
+"""Download the official archives from a loopback server that misbehaves like real mirrors."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ FILES = {"a.zip": b"a" * 50_000, "b.zip": b"b" * 70_000}
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves two files in good and bad ways, by the name of their folder."""
+    """Serve two files; the folder in the URL selects how the server misbehaves."""
 
-    asked: ClassVar[Counter[str]] = Counter()
+    requests: ClassVar[Counter[str]] = Counter()
 
     def do_GET(self) -> None:
         kind, name = self.path.strip("/").split("/")
-        self.asked[kind] += 1
+        self.requests[kind] += 1
         body = FILES[name]
-        if kind.isdigit() or (kind == "flaky" and self.asked[kind] % 2):
+        if kind.isdigit() or (kind == "flaky" and self.requests[kind] % 2):
             self.send_error(int(kind) if kind.isdigit() else 503)
             return
-        self.send_response(302 if kind in ("around", "on") else 200)
-        if kind in ("around", "on"):
-            self.send_header("Location", f"/{'whole' if kind == 'on' else kind}/{name}")
+        self.send_response(302 if kind in ("circle", "redirect") else 200)
+        if kind in ("circle", "redirect"):
+            self.send_header("Location", f"/{'good' if kind == 'redirect' else kind}/{name}")
             body = b""
         length = {"cut": len(body) + 9, "short": len(body) - 9}.get(kind, len(body))
         self.send_header("Content-Length", str(length))
@@ -59,17 +59,17 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def _small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    Handler.asked.clear()
+    Handler.requests.clear()
     for key, (name, content) in zip(("train", "test"), FILES.items(), strict=True):
         archive = Archive(name, hashlib.sha256(content).hexdigest())
         monkeypatch.setitem(archives.ARCHIVES, key, archive)
     monkeypatch.setattr(archives, "RETRIES", 0)
-    monkeypatch.setattr(archives, "GRACE", 1)
-    monkeypatch.setattr(sources, "PATIENCE", 1)
+    monkeypatch.setattr(archives, "SPEED_WINDOW", 1)
+    monkeypatch.setattr(sources, "TIMEOUT", 1)
 
 
-def check_whole(found: dict[str, Path]) -> None:
-    assert {path.name: path.read_bytes() for path in found.values()} == FILES
+def check_complete(paths: dict[str, Path]) -> None:
+    assert {path.name: path.read_bytes() for path in paths.values()} == FILES
 
 
 @pytest.mark.parametrize(
@@ -78,46 +78,46 @@ def check_whole(found: dict[str, Path]) -> None:
         ("404", "the server answers 404"),
         ("429", "the server answers 429"),
         ("500", "the server answers 500"),
-        ("around", "leads in circles"),
-        ("cut", "broke off after 50,000 of 50,009 bytes"),
+        ("circle", "the server answers 302 and redirects in circles"),
+        ("cut", "connection closed after 50,000 of 50,009 bytes"),
         ("short", "not the official file"),
         ("wrong", "not the official file"),
         ("silent", "does not answer in time"),
-        ("drip", "less than 10,000 bytes a second"),
+        ("drip", "is slower than 10,000 bytes per second"),
     ],
 )
-def test_a_bad_mirror_gives_way_to_the_next(
+def test_a_failing_mirror_is_replaced_by_the_next(
     kind: str, reason: str, server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    began = time.monotonic()
-    mirrors = [f"{server}/{kind}/", f"{server}/whole/"]
-    check_whole(download_archives(tmp_path / "found", mirrors))
-    assert time.monotonic() - began < 10
+    start = time.monotonic()
+    mirrors = [f"{server}/{kind}/", f"{server}/good/"]
+    check_complete(download_archives(tmp_path / "good", mirrors))
+    assert time.monotonic() - start < 10
     assert caplog.text.count("trying the next mirror") == 2
     assert reason in caplog.text
-    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["a.zip", "b.zip"]
+    assert sorted(path.name for path in (tmp_path / "good").iterdir()) == ["a.zip", "b.zip"]
     with pytest.raises(HorseHumanError, match=r"data=horse_or_human.*data\.archives_dir=DIR"):
         download_archives(tmp_path / "none", mirrors[:1])
     assert not list((tmp_path / "none").glob("*"))
 
 
-def test_what_is_redirected_or_there_already(server: str, tmp_path: Path) -> None:
-    check_whole(download_archives(tmp_path, [f"{server}/on/"]))
-    check_whole(download_archives(tmp_path, [f"{server}/500/"]))  # nobody is asked
-    assert Handler.asked["500"] == 0
+def test_redirections_are_followed_and_intact_files_kept(server: str, tmp_path: Path) -> None:
+    check_complete(download_archives(tmp_path, [f"{server}/on/"]))
+    check_complete(download_archives(tmp_path, [f"{server}/500/"]))  # no request is sent
+    assert Handler.requests["500"] == 0
     (tmp_path / "a.zip").write_bytes(b"damaged")
-    check_whole(download_archives(tmp_path, [f"{server}/whole/"]))
+    check_complete(download_archives(tmp_path, [f"{server}/good/"]))
 
 
-def test_a_mirror_is_asked_again(
+def test_a_mirror_is_retried(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(archives, "RETRIES", 1)
-    check_whole(download_archives(tmp_path, [f"{server}/flaky/"]))
-    assert Handler.asked["flaky"] == 4
+    check_complete(download_archives(tmp_path, [f"{server}/flaky/"]))
+    assert Handler.requests["flaky"] == 4
     assert "mirror" not in caplog.text
 
 
-def test_nobody_answers(tmp_path: Path) -> None:
+def test_no_mirror_can_be_reached(tmp_path: Path) -> None:
     with pytest.raises(HorseHumanError, match=r"cannot download a\.zip \(http.*refused"):
         download_archives(tmp_path, ["http://127.0.0.1:9/"])

@@ -19,7 +19,7 @@ def make_zip(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def test_unpacks_once_and_mends_what_was_deleted(tmp_path: Path) -> None:
+def test_unpack_runs_once_and_restores_deleted_files(tmp_path: Path) -> None:
     source = make_zip(tmp_path / "a.zip", {"horses/1.png": b"one", "humans/2.png": b"two"})
     root = unpack({"train": source}, tmp_path / "cache")
     assert (root / "train" / "horses" / "1.png").read_bytes() == b"one"
@@ -69,18 +69,18 @@ def web_page(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda path: make_zip(path, {"../out.png": b"x"}), "leads outside"),
-        (lambda path: make_zip(path, {"/etc/out.png": b"x"}), "leads outside"),
-        (lambda path: make_zip(path, {"a\\..\\out.png": b"x"}), "leads outside"),
-        (link, "link or device"),
-        (bomb, "no archive of pictures"),
-        (truncated, "no complete zip file"),
-        (corrupt, "damaged"),
-        (no_deflate_stream, r"damaged \(Error -3 while decompressing"),
-        (web_page, "no complete zip file"),
+        (lambda path: make_zip(path, {"../out.png": b"x"}), "points outside the archive"),
+        (lambda path: make_zip(path, {"/etc/out.png": b"x"}), "points outside the archive"),
+        (lambda path: make_zip(path, {"a\\..\\out.png": b"x"}), "points outside the archive"),
+        (link, "is a link or device"),
+        (bomb, "too much for an archive of pictures"),
+        (truncated, "is not a complete zip file"),
+        (corrupt, "is damaged"),
+        (no_deflate_stream, r"is damaged \(Error -3 while decompressing"),
+        (web_page, "is not a complete zip file"),
     ],
 )
-def test_hostile_and_broken_archives_leave_nothing_behind(
+def test_unsafe_and_damaged_archives_leave_no_files(
     tmp_path: Path, make: object, reason: str
 ) -> None:
     source = tmp_path / "a.zip"
@@ -88,12 +88,12 @@ def test_hostile_and_broken_archives_leave_nothing_behind(
     with pytest.raises(HorseHumanError, match=reason) as caught:
         unpack({"train": source}, tmp_path / "cache")
     assert str(source) in str(caught.value)
-    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert left == []
+    remaining = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert remaining == []
     assert not (tmp_path / "out.png").exists()
 
 
-def test_full_disk_while_unpacking_leaves_no_half_tree(tmp_path: Path) -> None:
+def test_full_disk_while_unpacking_leaves_no_partial_tree(tmp_path: Path) -> None:
     source = make_zip(tmp_path / "a.zip", {"horses/1.png": b"x", "horses/2.png": bytes(200_000)})
     code = (
         "import resource, sys\nfrom pathlib import Path\n"
@@ -101,20 +101,24 @@ def test_full_disk_while_unpacking_leaves_no_half_tree(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         f"unpack({{'train': Path({str(source)!r})}}, Path({str(tmp_path / 'cache')!r}))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "HorseHumanError: cannot unpack pictures into" in done.stderr
-    assert "HORSEHUMAN_CACHE" in done.stderr
+    completed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert "HorseHumanError: cannot unpack pictures into" in completed.stderr
+    assert "HORSEHUMAN_CACHE" in completed.stderr
     assert list((tmp_path / "cache" / "pictures").iterdir()) == []
 
 
-def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_cache_is_an_error(tmp_path: Path) -> None:
     source = make_zip(tmp_path / "a.zip", {"horses/1.png": b"x"})
     (tmp_path / "cache").touch()
     with pytest.raises(HorseHumanError, match=r"cannot unpack pictures into .*HORSEHUMAN_CACHE"):
         unpack({"train": source}, tmp_path / "cache")
 
 
-def test_local_archives_tell_what_differs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_local_archives_log_unofficial_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(HorseHumanError, match=r"there is no horse-or-human\.zip"):
         local_archives(tmp_path)
     for archive in archives.ARCHIVES.values():

@@ -18,7 +18,7 @@ data = partial(commands.run, "data")
 
 
 def rows(path: Path) -> float:
-    """How many rows of pictures a sheet has, from its shape."""
+    """Return the number of image rows of a sheet, computed from its shape."""
     with Image.open(path) as sheet:
         return sheet.height / sheet.width * 8
 
@@ -39,7 +39,7 @@ def test_a_sheet_for_each_class_and_split(tree: Path, tmp_path: Path) -> None:
     assert "holds a report already" in printed
 
 
-def test_augmented_sheets_show_what_training_sees(tree: Path, tmp_path: Path) -> None:
+def test_augmented_sheets_show_training_images_reproducibly(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--data", str(tree), "--group-pattern", SUBJECT_PATTERN, "--augmented"]
     assert data(*arguments, "--out", str(out))[0] == 0
@@ -54,7 +54,7 @@ def test_augmented_sheets_show_what_training_sees(tree: Path, tmp_path: Path) ->
     assert augment.hue == 60
 
 
-def test_ungrouped_pictures_and_names_that_are_no_file_names(tree: Path, tmp_path: Path) -> None:
+def test_unknown_groups_and_class_names_with_special_characters(tree: Path, tmp_path: Path) -> None:
     root = tmp_path / "set"
     shutil.copytree(tree / "train" / "horses", root / "a b*")
     shutil.copytree(tree / "train" / "humans", root / "c")
@@ -68,12 +68,15 @@ def test_ungrouped_pictures_and_names_that_are_no_file_names(tree: Path, tmp_pat
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [(["--data", "nowhere"], "nowhere is no folder"), (["--data", "EMPTY"], "two class folders")],
+    [
+        (["--data", "nowhere"], "nowhere is not a folder"),
+        (["--data", "EMPTY"], "two class folders"),
+    ],
 )
 def test_wrong_input_is_one_line(arguments: list[str], text: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    given = [a.replace("EMPTY", str(tmp_path / "empty")) for a in arguments]
-    code, printed = data(*given, "--out", str(tmp_path / "out"))
+    arguments = [a.replace("EMPTY", str(tmp_path / "empty")) for a in arguments]
+    code, printed = data(*arguments, "--out", str(tmp_path / "out"))
     assert code == 1
     assert text in printed
     assert not (tmp_path / "out").exists()

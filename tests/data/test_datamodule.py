@@ -13,13 +13,13 @@ from horsehuman.data.records import SUBJECT_PATTERN, assign_splits
 
 
 def make(tree: Path, **options: object) -> HorseHumanDataModule:
-    given = {
+    defaults = {
         "source": "folder",
         "root": str(tree),
         "group_pattern": SUBJECT_PATTERN,
         "image_size": 64,
     }
-    data = HorseHumanDataModule(**{**given, "batch_size": 4, **options})  # type: ignore[arg-type]
+    data = HorseHumanDataModule(**{**defaults, "batch_size": 4, **options})  # type: ignore[arg-type]
     data.setup()
     return data
 
@@ -38,7 +38,7 @@ def test_batches_are_pictures_and_labels(tree: Path) -> None:
     assert sum(len(labels) for _, labels in data.test_dataloader()) == 4
 
 
-def test_order_depends_on_seed_and_epoch_alone(tree: Path) -> None:
+def test_order_depends_only_on_seed_and_epoch(tree: Path) -> None:
     def order(seed: int, epoch: int) -> list[float]:
         data = make(tree, seed=seed)
         data._epoch = lambda: epoch  # type: ignore[method-assign]
@@ -50,18 +50,18 @@ def test_order_depends_on_seed_and_epoch_alone(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_set_that_memory_does_not_hold_looks_the_same(tree: Path, workers: int) -> None:
-    kept = make(tree)
-    decoded = make(tree, memory_limit=0, num_workers=workers)
-    assert decoded._pictures is None
+def test_decoding_on_demand_gives_the_same_batches(tree: Path, workers: int) -> None:
+    in_memory = make(tree)
+    on_demand = make(tree, memory_limit=0, num_workers=workers)
+    assert on_demand._images is None
     for stage in ("train", "val", "test"):
-        batches = [list(getattr(data, f"{stage}_dataloader")()) for data in (kept, decoded)]
+        batches = [list(getattr(data, f"{stage}_dataloader")()) for data in (in_memory, on_demand)]
         for (images, labels), (others, other_labels) in zip(*batches, strict=True):
             assert torch.equal(images, others)
             assert torch.equal(labels, other_labels)
 
 
-def test_bad_files_are_one_error_or_left_out(
+def test_unreadable_files_are_one_error_or_left_out(
     tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "set"
@@ -81,13 +81,13 @@ def test_bad_files_are_one_error_or_left_out(
         assert len(images) == len(labels) == 4
 
 
-def test_reading_pictures_leaves_warnings_alone(tree: Path) -> None:
+def test_setup_does_not_change_warning_filters(tree: Path) -> None:
     before = list(warnings.filters)
     make(tree)
     assert warnings.filters == before
 
 
-def test_a_class_whose_pictures_are_all_bad(tree: Path, tmp_path: Path) -> None:
+def test_a_class_without_readable_images_is_an_error(tree: Path, tmp_path: Path) -> None:
     root = tmp_path / "set"
     shutil.copytree(tree, root)
     for victim in (root / "test" / "humans").iterdir():
@@ -98,17 +98,17 @@ def test_a_class_whose_pictures_are_all_bad(tree: Path, tmp_path: Path) -> None:
         make(root, skip_bad=True)
 
 
-def test_what_makes_figures_less_honest_is_said(
+def test_options_that_make_metrics_optimistic_are_logged(
     tree: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make(tree, group_pattern=None)
-    assert "near-duplicates on both sides" in caplog.text
+    assert "near-duplicates on both sides of a split would inflate all metrics" in caplog.text
     caplog.clear()
     make(tree, val_fraction=0)
     assert "nothing is held out" in caplog.text
     caplog.clear()
     make(tree, validation="test")
-    assert "selected on it" in caplog.text
+    assert "its metrics are selected on it" in caplog.text
     assert "near-duplicates" not in caplog.text
 
 
@@ -119,31 +119,34 @@ def test_validation_is_empty_or_the_test_set(tree: Path) -> None:
     assert len(data.train_dataloader().dataset) == 24
 
 
-def test_features_replace_pictures_except_in_the_test(tree: Path) -> None:
+def test_features_replace_images_except_for_testing(tree: Path) -> None:
     data = make(tree, val_fraction=0.25)
-    pictures = {split: list(getattr(data, f"{split}_dataloader")()) for split in ("train", "val")}
+    image_batches = {
+        split: list(getattr(data, f"{split}_dataloader")()) for split in ("train", "val")
+    }
 
     def embed(images: torch.Tensor) -> torch.Tensor:
         return images.float().mean((2, 3))
 
     data.use_features(embed)
-    for split, batches in pictures.items():
-        found = getattr(data, f"{split}_dataloader")()
-        for (images, labels), (features, same) in zip(batches, found, strict=True):
+    for split, batches in image_batches.items():
+        feature_batches = getattr(data, f"{split}_dataloader")()
+        pairs = zip(batches, feature_batches, strict=True)
+        for (images, labels), (features, feature_labels) in pairs:
             assert torch.equal(embed(images), features)
-            assert torch.equal(labels, same)
+            assert torch.equal(labels, feature_labels)
     assert next(iter(data.test_dataloader()))[0].ndim == 4
-    data.setup("fit")  # another model that starts on the same data gets pictures again
+    data.setup("fit")  # setup for another model discards the features
     assert next(iter(data.train_dataloader()))[0].ndim == 4
 
 
-def test_features_cannot_be_augmented(tree: Path) -> None:
+def test_features_of_one_view_cannot_be_augmented(tree: Path) -> None:
     data = make(tree, augment={"flip": True})
     with pytest.raises(HorseHumanError, match=r"data\.augment has no effect.*cache_features"):
         data.use_features(lambda images: images.flatten(1).float())
 
 
-def test_views_are_the_picture_and_what_its_pixels_and_the_seed_say(tree: Path) -> None:
+def test_views_depend_only_on_pixels_seed_and_view(tree: Path) -> None:
     def views(seed: int, without: str = "") -> dict[str, torch.Tensor]:
         data = make(tree, augment={"rotation": 30, "hue": 90}, seed=seed, val_fraction=0.25)
         data.records = [
@@ -151,20 +154,20 @@ def test_views_are_the_picture_and_what_its_pixels_and_the_seed_say(tree: Path) 
         ]
         data.use_features(lambda images: images.flatten(1).float(), views=3)
         train = [r.path.name for r in data.records if r.split == "train"]
-        found = data.train_dataloader().dataset
-        assert len(data.train_dataloader().dataset) == 3 * len(train)
+        dataset = data.train_dataloader().dataset
+        assert len(dataset) == 3 * len(train)
         assert len(data.val_dataloader().dataset) == 6
-        features, labels = found.__getitems__(list(range(3 * len(train))))
+        features, labels = dataset.__getitems__(list(range(3 * len(train))))
         assert torch.equal(labels.view(3, -1), labels[: len(train)].expand(3, -1))
         return dict(zip(train, features.view(3, len(train), -1).transpose(0, 1), strict=True))
 
-    plain = make(tree, val_fraction=0.25)
+    reference = make(tree, val_fraction=0.25)
     first, same, other = views(0), views(0, without="horse01-0.webp"), views(1)
     assert len(first) == 18
-    for name, (itself, second, third) in first.items():
-        record = next(i for i, r in enumerate(plain.records) if r.path.name == name)
-        assert torch.equal(itself, plain._pictures[record].flatten().float())  # type: ignore[index]
-        assert not torch.equal(itself, second)
+    for name, (original, second, third) in first.items():
+        index = next(i for i, r in enumerate(reference.records) if r.path.name == name)
+        assert torch.equal(original, reference._images[index].flatten().float())  # type: ignore[index]
+        assert not torch.equal(original, second)
         assert not torch.equal(second, third)
         assert name == "horse01-0.webp" or torch.equal(same[name][2], third)
         assert not torch.equal(other[name][2], third)
@@ -172,7 +175,7 @@ def test_views_are_the_picture_and_what_its_pixels_and_the_seed_say(tree: Path) 
 
 def test_views_need_augmentation(tree: Path) -> None:
     with pytest.raises(
-        HorseHumanError, match=r"model\.views=2 needs something .*set data\.augment"
+        HorseHumanError, match=r"model\.views=2 needs augmentation: set data\.augment"
     ):
         make(tree).use_features(lambda images: images.flatten(1).float(), views=2)
 
@@ -197,13 +200,13 @@ def test_views_need_augmentation(tree: Path) -> None:
         ({"skip_bad": "yes"}, "skip_bad"),
     ],
 )
-def test_values_that_do_not_work(options: dict, name: str) -> None:
+def test_invalid_values_are_refused(options: dict, name: str) -> None:
     with pytest.raises(HorseHumanError, match=name):
         HorseHumanDataModule(**options)
 
 
-def nearest_neighbour_accuracy(pictures: torch.Tensor, labels: torch.Tensor, held: list) -> float:
-    flat = pictures.flatten(1).float()
+def nearest_neighbour_accuracy(images: torch.Tensor, labels: torch.Tensor, held: list) -> float:
+    flat = images.flatten(1).float()
     held_out = torch.zeros(len(flat), dtype=torch.bool)
     held_out[held] = True
     nearest = torch.cdist(flat[held_out], flat[~held_out]).argmin(1)
@@ -211,21 +214,21 @@ def nearest_neighbour_accuracy(pictures: torch.Tensor, labels: torch.Tensor, hel
 
 
 @pytest.mark.slow
-def test_the_box_is_the_default_and_a_random_split_of_it_flatters() -> None:
-    """The figures in the README: nearest neighbour among 32 x 32 pixels."""
+def test_the_bundled_set_is_the_default_and_a_random_split_of_it_flatters() -> None:
+    """Compute the nearest-neighbour accuracies in the README, on 32 x 32 pixels."""
     data = HorseHumanDataModule(image_size=32)
     data.setup()
     assert len(data.records) == 1283
     assert [len(d().dataset) for d in (data.train_dataloader, data.test_dataloader)] == [834, 256]
 
-    scores: dict[str, list[float]] = {"random": [], "by group": []}
+    accuracies: dict[str, list[float]] = {"random": [], "by group": []}
     train = [index for index, record in enumerate(data.records) if record.split != "test"]
-    assert data._pictures is not None
-    pictures, labels = data._pictures[train], data._labels[train]
+    assert data._images is not None
+    images, labels = data._images[train], data._labels[train]
     for seed in range(10):
         generator = torch.Generator().manual_seed(seed)
         held = torch.randperm(len(train), generator=generator)[:205].tolist()
-        scores["random"].append(nearest_neighbour_accuracy(pictures, labels, held))
+        accuracies["random"].append(nearest_neighbour_accuracy(images, labels, held))
         records = assign_splits(
             [
                 replace(r, split="train" if r.split == "validation" else r.split)
@@ -239,8 +242,8 @@ def test_the_box_is_the_default_and_a_random_split_of_it_flatters() -> None:
             seed=seed,
         )
         held = [i for i, index in enumerate(train) if records[index].split == "validation"]
-        scores["by group"].append(nearest_neighbour_accuracy(pictures, labels, held))
-    means = {name: sum(found) / len(found) for name, found in scores.items()}
+        accuracies["by group"].append(nearest_neighbour_accuracy(images, labels, held))
+    means = {name: sum(values) / len(values) for name, values in accuracies.items()}
     print(means)
     assert means["random"] > 0.94
     assert means["by group"] < 0.88

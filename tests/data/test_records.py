@@ -12,19 +12,20 @@ from horsehuman.data.records import SUBJECT_PATTERN, Record, assign_splits, grou
 from horsehuman.errors import HorseHumanError
 
 
-def plant(root: Path, *names: str) -> Path:
+def make_tree(root: Path, *names: str) -> Path:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     return root
 
 
-def test_split_folders_by_any_of_their_names(tmp_path: Path) -> None:
-    plant(tmp_path, "train/b/1.png", "train/a/2.jpg", "val/a/3", "val/b/4", "test/a/5", "test/b/6")
+def test_split_folders_by_alternative_names(tmp_path: Path) -> None:
+    make_tree(
+        tmp_path, "train/b/1.png", "train/a/2.jpg", "val/a/3", "val/b/4", "test/a/5", "test/b/6"
+    )
     class_names, records = scan_folder(tmp_path)
     assert class_names == ["a", "b"]
-    found = {(r.path.name, r.label, r.split) for r in records}
-    assert found == {
+    assert {(r.path.name, r.label, r.split) for r in records} == {
         ("1.png", 1, "train"),
         ("2.jpg", 0, "train"),
         ("3", 0, "validation"),
@@ -34,8 +35,8 @@ def test_split_folders_by_any_of_their_names(tmp_path: Path) -> None:
     }
 
 
-def test_class_folders_alone_leave_the_split_open(tmp_path: Path) -> None:
-    plant(tmp_path, "pferd ä/ein bild.png", "mensch/bild\nzwei.png", "mensch/deep/er/3.png")
+def test_class_folders_without_splits_leave_the_split_empty(tmp_path: Path) -> None:
+    make_tree(tmp_path, "pferd ä/ein bild.png", "mensch/bild\nzwei.png", "mensch/deep/er/3.png")
     class_names, records = scan_folder(tmp_path)
     assert class_names == ["mensch", "pferd ä"]
     assert len(records) == 3
@@ -43,30 +44,30 @@ def test_class_folders_alone_leave_the_split_open(tmp_path: Path) -> None:
     assert len({record.group for record in records}) == 3
 
 
-def test_litter_is_left_aside_and_nothing_else(tmp_path: Path) -> None:
-    plant(tmp_path, "a/1.png", "a/.DS_Store", "a/Thumbs.db", "b/2.png", "b/notes.txt", ".git/x")
-    plant(tmp_path, "__MACOSX/a/1.png")
+def test_only_hidden_and_system_files_are_ignored(tmp_path: Path) -> None:
+    make_tree(tmp_path, "a/1.png", "a/.DS_Store", "a/Thumbs.db", "b/2.png", "b/notes.txt", ".git/x")
+    make_tree(tmp_path, "__MACOSX/a/1.png")
     _, records = scan_folder(tmp_path)
     assert [record.path.name for record in records] == ["1.png", "2.png", "notes.txt"]
 
 
 def test_groups_by_pattern(tmp_path: Path) -> None:
-    plant(tmp_path, "a/horse01-0.png", "a/horse01-1.png", "b/x/human-2-7.png")
+    make_tree(tmp_path, "a/horse01-0.png", "a/horse01-1.png", "b/x/human-2-7.png")
     _, records = scan_folder(tmp_path, r"([^/]+)-[^-/]*$")
     assert [record.group for record in records] == ["horse01", "horse01", "human-2"]
 
 
-def test_names_of_splits_in_any_case_and_what_is_none(
+def test_split_names_in_any_case_and_other_folders(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plant(tmp_path, "Train/a/1", "Train/b/2", "Testing/a/3", "Testing/b/4", "copy/train/a/1")
+    make_tree(tmp_path, "Train/a/1", "Train/b/2", "Testing/a/3", "Testing/b/4", "copy/train/a/1")
     _, records = scan_folder(tmp_path)
     assert [record.split for record in records] == ["test", "test", "train", "train"]
-    assert "left aside what is no split (copy)" in caplog.text
+    assert "ignored folders that are not splits (copy)" in caplog.text
 
 
-def test_links_in_circles_end(tmp_path: Path) -> None:
-    plant(tmp_path, "a/1.png", "b/2.png")
+def test_circular_links_end(tmp_path: Path) -> None:
+    make_tree(tmp_path, "a/1.png", "b/2.png")
     (tmp_path / "a" / "circle").symlink_to(tmp_path / "a", target_is_directory=True)
     (tmp_path / "b" / "other").symlink_to(tmp_path / "a", target_is_directory=True)
     _, records = scan_folder(tmp_path)
@@ -79,26 +80,30 @@ def test_links_in_circles_end(tmp_path: Path) -> None:
         ([], None, "must hold two class folders and holds none"),
         (["a/1.png"], None, r"holds 1 \(a\)"),
         (["a/1", "b/1", "c/1"], None, r"holds 3 \(a, b, c\)"),
-        (["a/1", "b/.hidden"], None, "b holds no picture"),
+        (["a/1", "b/.hidden"], None, "b has no pictures"),
         (["train/a/1", "train/b/1", "test/a/1", "test/c/1"], None, "different classes"),
         (["test/a/1", "test/b/1"], None, "no train folder"),
         (["train/a/1", "train/b/1", "val/a/1", "valid/a/1"], None, "keep one"),
-        (["a/1", "b/1"], "(", "no regular expression"),
+        (["a/1", "b/1"], "(", "is not a regular expression"),
         (["a/1", "b/1"], "a", "0 capturing groups"),
-        (["a/1-1", "b/22"], "(.+)-", "does not fit 1 of 1 names"),
-        (["train/a/1-1", "train/b/2-1", "test/a/1-2", "test/b/3-1"], "(.)-", "1 groups stand in"),
+        (["a/1-1", "b/22"], "(.+)-", "does not match 1 of 1 names"),
+        (
+            ["train/a/1-1", "train/b/2-1", "test/a/1-2", "test/b/3-1"],
+            "(.)-",
+            "1 groups are in more than one split folder",
+        ),
     ],
 )
-def test_complaints_about_a_tree(
+def test_invalid_trees_are_errors(
     tmp_path: Path, names: list[str], pattern: str | None, reason: str
 ) -> None:
     with pytest.raises(HorseHumanError, match=reason) as caught:
-        scan_folder(plant(tmp_path, *names), pattern)
+        scan_folder(make_tree(tmp_path, *names), pattern)
     assert "\n" not in str(caught.value)
 
 
-def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(HorseHumanError, match="is no folder"):
+def test_missing_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(HorseHumanError, match="is not a folder"):
         scan_folder(tmp_path / "nowhere")
 
 
@@ -113,52 +118,51 @@ DEFAULT = {
 
 
 def records(horses: int = 10, humans: int = 6, frames: int = 3, split: str = "") -> list[Record]:
-    figures = [("horses", 0, n) for n in range(horses)] + [("humans", 1, n) for n in range(humans)]
+    subjects = [("horses", 0, n) for n in range(horses)] + [("humans", 1, n) for n in range(humans)]
     return [
         Record(Path(name) / f"{n}-{frame}.png", label, f"{name}{n}", split)
-        for name, label, n in figures
+        for name, label, n in subjects
         for frame in range(frames)
     ]
 
 
-def groups(found: list[Record]) -> dict[str, set[str]]:
+def groups(records: list[Record]) -> dict[str, set[str]]:
     splits: dict[str, set[str]] = {}
-    for record in found:
+    for record in records:
         splits.setdefault(record.split, set()).add(record.group)
     return splits
 
 
-def assert_nothing_torn(found: list[Record]) -> None:
-    sides = Counter(group for members in groups(found).values() for group in members)
-    assert set(sides.values()) == {1}
+def assert_groups_intact(records: list[Record]) -> None:
+    counts = Counter(group for members in groups(records).values() for group in members)
+    assert set(counts.values()) == {1}
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_group_stands_on_two_sides(seed: int) -> None:
-    found = assign_splits(records(), **{**DEFAULT, "seed": seed})
-    assert_nothing_torn(found)
-    assert {split: len(members) for split, members in groups(found).items()} == {
+def test_no_group_is_in_two_splits(seed: int) -> None:
+    assigned = assign_splits(records(), **{**DEFAULT, "seed": seed})
+    assert_groups_intact(assigned)
+    assert {split: len(members) for split, members in groups(assigned).items()} == {
         "train": 10,
         "validation": 3,
         "test": 3,
     }
-    assert [r.path for r in found] == [r.path for r in records()]
+    assert [r.path for r in assigned] == [r.path for r in records()]
 
 
-def test_official_set_is_held_out_by_figure() -> None:
+def test_official_set_is_held_out_by_subject() -> None:
     _, official = scan_folder(unpack(bundled_archives()), SUBJECT_PATTERN)
     for seed in range(3):
-        found = assign_splits(official, **{**DEFAULT, "seed": seed})
-        assert_nothing_torn(found)
-        sides = groups(found)
-        assert {split: len(members) for split, members in sides.items()} == {
+        assigned = assign_splits(official, **{**DEFAULT, "seed": seed})
+        assert_groups_intact(assigned)
+        assert {split: len(members) for split, members in groups(assigned).items()} == {
             "train": 54,
             "validation": 13,
             "test": 11,
         }
 
 
-def test_same_seed_same_split_wherever_the_folder_is() -> None:
+def test_same_seed_gives_same_splits_in_any_folder() -> None:
     moved = [replace(record, path=Path("/elsewhere") / record.path) for record in records()]
     first = [record.split for record in assign_splits(records(), **DEFAULT)]
     assert [record.split for record in assign_splits(moved, **DEFAULT)] == first
@@ -166,59 +170,59 @@ def test_same_seed_same_split_wherever_the_folder_is() -> None:
     assert [record.split for record in other] != first
 
 
-def test_over_all_folds_each_group_is_held_out_once() -> None:
+def test_each_group_is_held_out_in_one_fold() -> None:
     held: Counter[str] = Counter()
     for fold in range(3):
-        found = assign_splits(
+        assigned = assign_splits(
             records(split="train")
             + [replace(r, group="t" + r.group) for r in records(2, 2, 1, "test")],
             **{**DEFAULT, "fold": fold, "folds": 3},
         )
-        assert_nothing_torn(found)
-        held.update(groups(found)["validation"])
+        assert_groups_intact(assigned)
+        held.update(groups(assigned)["validation"])
     assert set(held.values()) == {1}
     assert len(held) == 16
 
 
-def test_groups_with_both_classes_stay_whole() -> None:
+def test_groups_with_both_classes_stay_intact() -> None:
     both = [
         Record(Path(name) / f"scene{n}.png", label, f"scene{n}", "")
         for n in range(10)
         for label, name in enumerate(("horses", "humans"))
     ]
-    found = assign_splits(both, **DEFAULT)
-    assert_nothing_torn(found)
-    assert len(groups(found)["test"]) == 2
+    assigned = assign_splits(both, **DEFAULT)
+    assert_groups_intact(assigned)
+    assert len(groups(assigned)["test"]) == 2
 
 
-def test_parts_hold_whole_groups_of_every_kind() -> None:
+def test_folds_have_intact_groups_of_every_kind() -> None:
     groups = np.repeat([f"g{number:02}" for number in range(30)], 4)
     labels = np.repeat([0, 1, 0], 40)
-    labels[80::3] = 1  # the last ten groups hold both
-    parts = group_folds(labels, groups.tolist(), 5)
+    labels[80::3] = 1  # the last ten groups have both classes
+    folds = group_folds(labels, groups.tolist(), 5)
     for group in np.unique(groups):
-        assert len(set(parts[groups == group])) == 1
+        assert len(set(folds[groups == group])) == 1
     for kind in (slice(0, 40), slice(40, 80), slice(80, 120)):
-        assert np.bincount(parts[kind]).tolist() == [8] * 5
+        assert np.bincount(folds[kind]).tolist() == [8] * 5
 
 
 def test_nothing_held_out_and_validation_on_the_test_set() -> None:
     for change in ({"val_fraction": 0}, {"validation": "test"}):
-        found = assign_splits(records(), **{**DEFAULT, **change})
-        assert set(groups(found)) == {"train", "test"}
+        assigned = assign_splits(records(), **{**DEFAULT, **change})
+        assert set(groups(assigned)) == {"train", "test"}
 
 
 @pytest.mark.parametrize(
-    ("given", "change", "reason"),
+    ("records", "change", "reason"),
     [
         (records(1, 5), {}, r"test_fraction=0.2: the class of horses/.* has too few groups"),
         (records(5, 2, split="train"), {}, "has too few groups"),
         (records(10, 6), {"folds": 9, "fold": 8}, r"data.folds=9: the class of \w+/.* has too few"),
     ],
 )
-def test_too_few_groups(given: list[Record], change: dict, reason: str) -> None:
+def test_too_few_groups(records: list[Record], change: dict, reason: str) -> None:
     with pytest.raises(HorseHumanError, match=reason):
-        assign_splits(given, **{**DEFAULT, **change})
+        assign_splits(records, **{**DEFAULT, **change})
 
 
 def test_options_that_contradict_each_other() -> None:
@@ -228,7 +232,7 @@ def test_options_that_contradict_each_other() -> None:
         assign_splits(records(), **{**DEFAULT, "fold": 1, "validation": "test"})
 
 
-def test_options_that_contradict_the_folders() -> None:
+def test_options_that_contradict_the_validation_folder() -> None:
     given = records(split="train") + [
         replace(r, group="v" + r.group) for r in records(2, 2, 1, "validation")
     ]
