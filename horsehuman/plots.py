@@ -56,6 +56,7 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
     return np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
 
 
+@mpl.rc_context(STYLE)
 def report(
     probabilities: Floats,
     labels: NDArray[np.int64],
@@ -78,16 +79,15 @@ def report(
         title: Title of the figure.
     """
     names = [_literal(name) for name in class_names]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(12, 7.4), layout="constrained")
-        axes = figure.subplots(2, 3)
-        figure.suptitle(_literal(title))
-        predicted = (probabilities >= threshold).astype(int)
-        _confusion(axes[0, 0], labels, predicted, names)
-        _curves(axes[0, 1], axes[0, 2], probabilities, labels, names)
-        _reliability(axes[1, 0], probabilities, labels, names)
-        _histogram(axes[1, 1], probabilities, labels, threshold, names)
-        _groups(axes[1, 2], labels, predicted, groups)
+    figure = Figure(figsize=(12, 7.4), layout="constrained")
+    axes = figure.subplots(2, 3)
+    figure.suptitle(_literal(title))
+    predicted = (probabilities >= threshold).astype(int)
+    _confusion(axes[0, 0], labels, predicted, names)
+    _curves(axes[0, 1], axes[0, 2], probabilities, labels, names)
+    _reliability(axes[1, 0], probabilities, labels, names)
+    _histogram(axes[1, 1], probabilities, labels, threshold, names)
+    _groups(axes[1, 2], labels, predicted, groups)
     return figure
 
 
@@ -190,6 +190,7 @@ def _groups(
     axes.set(title=f"Right by group, {which}", xlabel="share of its pictures", xlim=(0, 1))
 
 
+@mpl.rc_context(STYLE)
 def comparison(
     names: Sequence[str],
     curves: Sequence[Mapping[str, Sequence[float]]],
@@ -206,39 +207,34 @@ def comparison(
             and ``by picture``, each a lower and an upper bound, ``None`` if undefined.
         title: Title of the last panel.
     """
-    with mpl.rc_context(STYLE):
-        logged = any(curves)
-        figure = Figure(figsize=(12 if logged else 5.5, 3.6), layout="constrained")
-        *panels, last = figure.subplots(1, 3 if logged else 1, squeeze=False)[0]
-        for axes, tag, part in zip(
-            panels, ("train/acc", "val/acc"), ("training", "held-out"), strict=False
-        ):
-            for index, curve in enumerate(curves):
-                values = curve.get(tag)
-                if not values:
-                    continue
-                axes.plot(range(1, len(values) + 1), values, "-" if len(values) > 1 else "o",
-                          color=COLOURS[index % len(COLOURS)],
-                          label=_literal(names[index][-28:]))  # fmt: skip
-            least = min((value for curve in curves for value in curve.get(tag, ())), default=1.0)
-            axes.set(title=f"Accuracy on {part} pictures", xlabel="epoch")
-            axes.set_ylim(min(0.4, least - 0.02), 1.02)
-            if axes.lines:
-                axes.legend(loc="lower right")
-        for index, row in enumerate(accuracies):
-            colour = COLOURS[index % len(COLOURS)]
-            for bounds, width, y in ((row["by picture"], 1.5, -0.12), (row["by group"], 4, 0.12)):
-                if None not in bounds:
-                    last.plot(bounds, [index + y] * 2, color=colour, lw=width)
-            last.plot(row["value"], index, "o", color=colour, markeredgecolor="white", ms=9,
-                      label=_literal(names[index][-28:]))  # fmt: skip
-        if not logged:
-            last.legend(loc="best")
-        last.set(title=title, ylim=(len(names) - 0.5, -0.5), yticks=[])
-        last.set_xlabel("thick: 95 % by group, thin: by picture")
+    logged = any(curves)
+    labels = [_literal(name[-28:]) for name in names]
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
+    figure = Figure(figsize=(13 if logged else 6, 3.6), layout="constrained")
+    *panels, last = figure.subplots(1, 3 if logged else 1, squeeze=False)[0]
+    tags = {"train/acc": "training", "val/acc": "held-out"}
+    for axes, (tag, part) in zip(panels, tags.items(), strict=False):
+        series = [curve.get(tag) or [] for curve in curves]
+        for values, colour, label in zip(series, colours, labels, strict=True):
+            marker = "-" if len(values) > 1 else "o"
+            if values:
+                axes.plot(range(1, len(values) + 1), values, marker, color=colour, label=label)
+        axes.set(title=f"Accuracy on {part} pictures", xlabel="epoch")
+        axes.set_ylim(min([0.4, *(min(values) - 0.02 for values in series if values)]), 1.02)
+        if axes.lines:
+            axes.legend(loc="lower right")
+    for index, (row, colour) in enumerate(zip(accuracies, colours, strict=True)):
+        for bounds, width, y in ((row["by picture"], 1.5, -0.12), (row["by group"], 4, 0.12)):
+            if None not in bounds:
+                last.plot(bounds, [index + y] * 2, color=colour, lw=width)
+        last.plot(row["value"], index, "o", color=colour, markeredgecolor="white", ms=9)
+    last.set(title=title, ylim=(len(names) - 0.5, -0.5))
+    last.set_yticks(range(len(names)), labels)
+    last.set_xlabel("thick: 95 % by group, thin: by picture")
     return figure
 
 
+@mpl.rc_context(STYLE)
 def contact_sheet(
     images: Sequence[NDArray[np.uint8]],
     captions: Sequence[str],
@@ -253,21 +249,19 @@ def contact_sheet(
         wrong: For each image, whether its prediction is wrong; its caption is then vermilion.
         title: Title of the figure.
     """
-    with mpl.rc_context(STYLE):
-        columns = min(8, len(images))
-        rows = -(-len(images) // columns)
-        figure = Figure(figsize=(max(1.5 * columns, 5), 1.9 * rows + 0.5), layout="constrained")
-        figure.suptitle(_literal(title))
-        for axes in figure.subplots(rows, columns, squeeze=False).flat:
-            axes.axis("off")
-        for axes, image, caption, is_wrong in zip(
-            figure.axes, images, captions, wrong, strict=False
-        ):
-            axes.imshow(image)
-            axes.set_title(_literal(caption), fontsize=7, color=COLOURS[1] if is_wrong else "black")
+    columns = min(8, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(max(1.5 * columns, 5), 1.9 * rows + 0.5), layout="constrained")
+    figure.suptitle(_literal(title))
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, image, caption, is_wrong in zip(figure.axes, images, captions, wrong, strict=False):
+        axes.imshow(image)
+        axes.set_title(_literal(caption), fontsize=7, color=COLOURS[1] if is_wrong else "black")
     return figure
 
 
+@mpl.rc_context(STYLE)
 def layers(
     image: NDArray[np.uint8],
     heat: NDArray[np.uint8],
@@ -285,30 +279,30 @@ def layers(
             Colours range from 0 to the maximum of each map.
         title: Title of the figure.
     """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(12, 3.4 + 1.15 * len(rows)), layout="constrained")
-        figure.suptitle(_literal(title))
-        parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[3, 1.15 * len(rows)])
-        top, below = parts[:, 0]
-        for axes, shown, text in zip(
-            top.subplots(1, 2), (image, heat), ("as the model gets it", caption), strict=True
-        ):
-            axes.imshow(shown)
-            axes.set_title(_literal(text))
-            axes.axis("off")
-        below.suptitle("What layers see: the maps that differ most from place to place",
-                       fontsize=10)  # fmt: skip
-        grid = below.subplots(len(rows), 10, squeeze=False)
-        for line, (name, maps) in zip(grid, rows, strict=True):
-            line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-            for axes in line:
-                axes.set(xticks=[], yticks=[])
-                axes.spines[:].set_visible(False)
-            for axes, feature_map in zip(line, maps, strict=False):
-                axes.imshow(feature_map, cmap="viridis", vmin=0, interpolation="nearest")
+    figure = Figure(figsize=(12, 3.4 + 1.15 * len(rows)), layout="constrained")
+    figure.suptitle(_literal(title))
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[3, 1.15 * len(rows)])
+    top, below = parts[:, 0]
+    for axes, shown, text in zip(
+        top.subplots(1, 2), (image, heat), ("as the model gets it", caption), strict=True
+    ):
+        axes.imshow(shown)
+        axes.set_title(_literal(text))
+        axes.axis("off")
+    below.suptitle("What layers see: the maps that differ most from place to place",
+                   fontsize=10)  # fmt: skip
+    grid = below.subplots(len(rows), 10, squeeze=False)
+    for line, (name, maps) in zip(grid, rows, strict=True):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for axes in line:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        for axes, feature_map in zip(line, maps, strict=False):
+            axes.imshow(feature_map, cmap="viridis", vmin=0, interpolation="nearest")
     return figure
 
 
+@mpl.rc_context(STYLE)
 def sheet(image: NDArray[np.uint8], labels: Sequence[str], title: str) -> Figure:
     """Draw one large image that consists of rows, with a label beside each row.
 
@@ -317,19 +311,18 @@ def sheet(image: NDArray[np.uint8], labels: Sequence[str], title: str) -> Figure
         labels: Label of each row, from top to bottom.
         title: Title of the figure.
     """
-    with mpl.rc_context(STYLE):
-        height, width = image.shape[:2]
-        wide = 8.0
-        figure = Figure(figsize=(wide + 1.6, wide * height / width + 0.5), layout="constrained")
-        axes = figure.subplots()
-        axes.imshow(image)
-        axes.set_title(_literal(title))
-        step = height / len(labels)
-        axes.set_yticks([step * (row + 0.5) for row in range(len(labels))],
-                        [_literal(label) for label in labels], fontsize=7)  # fmt: skip
-        axes.set_xticks([])
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+    height, width = image.shape[:2]
+    wide = 8.0
+    figure = Figure(figsize=(wide + 1.6, wide * height / width + 0.5), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(image)
+    axes.set_title(_literal(title))
+    step = height / len(labels)
+    axes.set_yticks([step * (row + 0.5) for row in range(len(labels))],
+                    [_literal(label) for label in labels], fontsize=7)  # fmt: skip
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     return figure
 
 

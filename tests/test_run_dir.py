@@ -7,14 +7,18 @@ import pytest
 
 from horsehuman.data.records import Record, write_splits
 from horsehuman.errors import HorseHumanError
-from horsehuman.run_dir import check_output_file, create_run_dir, link_latest, write_atomic
+from horsehuman.run_dir import (
+    ReportOptions,
+    check_output_file,
+    create_run_dir,
+    link_latest,
+    write_atomic,
+)
 
 
 def test_run_dir_is_created_once(tmp_path: Path) -> None:
     create_run_dir(tmp_path / "run")
-    with pytest.raises(
-        HorseHumanError, match="holds a run already: run the command again, or name"
-    ):
+    with pytest.raises(HorseHumanError, match=r"holds a run already: name another folder with"):
         create_run_dir(tmp_path / "run")
     (tmp_path / "file").touch()
     with pytest.raises(HorseHumanError, match=r"cannot write into .*hydra\.run\.dir"):
@@ -22,22 +26,29 @@ def test_run_dir_is_created_once(tmp_path: Path) -> None:
 
 
 def test_latest_links_to_the_newest_run(tmp_path: Path) -> None:
+    model = tmp_path / "outputs" / "cnn"
     for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        link_latest(tmp_path / name)
-        assert (tmp_path / "latest").resolve() == (tmp_path / name).resolve()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "latest"]
-    (tmp_path / "sweep_c" / "0").mkdir(parents=True)
-    link_latest(tmp_path / "sweep_c" / "0")
-    assert (tmp_path / "latest").resolve() == (tmp_path / "sweep_c" / "0").resolve()
+        (model / name).mkdir(parents=True)
+        link_latest(model / name)
+        assert (model / "latest").resolve() == (model / name).resolve()
+    assert sorted(path.name for path in model.iterdir()) == ["a", "b", "latest"]
+    (model / "sweep_c" / "0").mkdir(parents=True)
+    link_latest(model / "sweep_c" / "0")
+    assert (model / "latest").resolve() == (model / "sweep_c" / "0").resolve()
+
+
+def test_a_run_elsewhere_leaves_no_link(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "run").mkdir(parents=True)
+    link_latest(tmp_path / "mine" / "run")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["run"]
 
 
 def test_latest_does_not_replace_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "latest").mkdir()
-    (tmp_path / "run").mkdir()
-    link_latest(tmp_path / "run")
+    (tmp_path / "outputs" / "cnn" / "latest").mkdir(parents=True)
+    (tmp_path / "run").mkdir(parents=True)
+    link_latest(tmp_path / "outputs" / "cnn" / "run")
     assert "latest is not updated" in caplog.text
-    assert (tmp_path / "latest").is_dir()
+    assert (tmp_path / "outputs" / "cnn" / "latest").is_dir()
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -73,7 +84,7 @@ def test_invalid_output_files_are_refused(tmp_path: Path, force: bool) -> None:
     for path, reason in (
         (tmp_path, "is a folder or a device"),
         (Path("/dev/null"), "is a folder or a device"),
-        (tmp_path / "missing" / "x.csv", "there is no folder"),
+        (tmp_path / "missing" / "x.csv", "the folder does not exist"),
     ):
         with pytest.raises(HorseHumanError, match=reason):
             check_output_file(path, force=force)
@@ -86,3 +97,16 @@ def test_existing_output_file_needs_force(tmp_path: Path) -> None:
     check_output_file(path, force=True)
     with pytest.raises(HorseHumanError, match="exists already: name another file, or add --force"):
         check_output_file(path, force=False)
+
+
+def test_report_folders_are_not_overwritten(tmp_path: Path) -> None:
+    folder = ReportOptions(tmp_path / "report").create_dir(Path("unused"), ["a.json"])
+    (folder / "a.json").touch()
+    with pytest.raises(HorseHumanError, match=r"report holds a report already: add --force, or"):
+        ReportOptions(folder).create_dir(Path("unused"), ["a.json"])
+    assert ReportOptions(folder, force=True).create_dir(Path("unused"), ["a.json"]) == folder
+    with pytest.raises(HorseHumanError, match=r"--out .*a\.json is a file: name a folder"):
+        ReportOptions(folder / "a.json").create_dir(Path("unused"), ["b.json"])
+    (folder / "splits.csv").touch()
+    with pytest.raises(HorseHumanError, match="is a run's folder: name another one"):
+        ReportOptions(folder, force=True).create_dir(Path("unused"), ["a.json"])

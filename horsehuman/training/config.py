@@ -93,5 +93,3 @@ def _check_processes(config: DictConfig) -> None:
             f"data.batch_size={size} cannot be shared among {count} processes: give a multiple "
             f"of {count}, such as {size + -size % count}"
         )
-
-

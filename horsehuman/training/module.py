@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from torchmetrics.classification import BinaryAccuracy
 
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.datasets import Batch
-from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, closest
+from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number
 from horsehuman.models.base import FORMAT, Network, check_origin, to_plain
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import Inception
@@ -198,7 +197,7 @@ class CNNClassifier(BinaryClassifier):
         label_smoothing: float = 0.1,
         **network: Any,
     ) -> None:
-        super().__init__(_build(CNN, network), optimizer, schedule, label_smoothing)
+        super().__init__(CNN(**network), optimizer, schedule, label_smoothing)
 
 
 class InceptionClassifier(BinaryClassifier):
@@ -229,7 +228,7 @@ class InceptionClassifier(BinaryClassifier):
         check_flag("model.cache_features", cache_features)
         network.pop("views", None)  # an option of version 0.1, in its checkpoints
         super().__init__(
-            _build(Inception, network),
+            Inception(**network),
             optimizer,
             schedule,
             label_smoothing,
@@ -254,16 +253,6 @@ class InceptionClassifier(BinaryClassifier):
             cache = self.network.feature_cache()
             # flattened features take nearly 1 MB an image: they are not kept on disk
             data.use_features(cache if self.hparams["pool"] != "flatten" else cache.embed)
-
-
-def _build(kind: type[Network], arguments: Mapping[str, Any]) -> Network:
-    """Build a network; an unknown argument is an error that names the closest ones."""
-    known = list(inspect.signature(kind).parameters)
-    for name in arguments:
-        if name not in known:
-            near = closest(name, known)
-            raise HorseHumanError(f"model.{name} is not an option of {kind.__name__}{near}")
-    return kind(**arguments)
 
 
 def optimizer_class(given: Mapping[str, Any]) -> type[torch.optim.Optimizer]:

@@ -53,7 +53,7 @@ def data_size(model: list[str]) -> int:
 def test_train_reload_predict(
     model: list[str], tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    run = tmp_path / "run"
+    run = tmp_path / "outputs" / "cnn" / "run"
     metrics = train(run, *model, *options(tree), "trainer.log_every_n_steps=2")
     printed = capsys.readouterr()
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
@@ -64,7 +64,7 @@ def test_train_reload_predict(
     assert json.loads((run / "metrics.json").read_text()) == metrics
     assert metrics["test/pictures"] == 4
     assert read_picture(run / "samples.png").shape[1] == 8 * (data_size(model) + 2) + 2
-    assert (tmp_path / "latest").resolve() == run
+    assert (run.parent / "latest").resolve() == run
     assert f"horsehuman predict PICTURE --model {run}" in printed.out
     assert f"tensorboard --logdir {run}" in printed.out
     assert "epoch   2/2" in printed.err
