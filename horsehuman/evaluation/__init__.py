@@ -1,1 +1,1 @@
-"""How good classifiers are, and what is wrong with pictures."""
+"""Evaluate and compare classifiers, and audit image sets."""

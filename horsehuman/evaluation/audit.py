@@ -1,4 +1,4 @@
-"""An audit as a person sees it: a table, JSON, and a page with the pictures."""
+"""``horsehuman audit``: print the findings about an image set, and write JSON and a page."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from horsehuman.evaluation.findings import Finding, audit
 from horsehuman.run_dir import create_report_dir, write_bytes, write_json
 from horsehuman.runtime import console, table
 
-#: What ``--fail-on`` takes, and the severities that it means.
+#: For each value of ``--fail-on``, the severities that make the command fail.
 FAIL_ON = {"never": (), "error": ("error",), "warning": ("error", "warning")}
 
-#: The files of an audit.
-REPORT = ("audit.json", "audit.html")
+#: Names of the files that an audit writes.
+REPORT_FILES = ("audit.json", "audit.html")
 
-#: Rows of pictures of a finding on the page, pictures in a row, and their side in pixels.
-ROWS, COLUMNS, SIDE = 12, 9, 96
+#: Rows of images that the page shows for a finding, images in a row, and their side in pixels.
+MAX_ROWS, MAX_COLUMNS, THUMBNAIL_SIZE = 12, 9, 96
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Audit</title>
 <meta name="viewport" content="width=device-width">
@@ -42,67 +42,92 @@ overflow-wrap:anywhere}}</style>
 def audit_and_report(
     data: str, group_pattern: str | None, out: Path | None, fail_on: str, *, force: bool
 ) -> bool:
-    """What ``horsehuman audit`` does; returns whether nothing was found that is to fail it."""
+    """Audit an image set, print the findings and write the report.
+
+    Args:
+        data: Value of ``--data``: ``box``, a run's folder, or a folder of images.
+        group_pattern: Regular expression that extracts the group from a file name, for a folder of
+            images only; ``None`` if no groups are defined.
+        out: Folder of the report; ``outputs/audit`` if ``None``.
+        fail_on: Value of ``--fail-on``, a key of :data:`FAIL_ON`.
+        force: Overwrite a report that the folder already contains.
+
+    Returns:
+        Whether the set passes: no finding has a severity that ``fail_on`` selects.
+
+    Raises:
+        HorseHumanError: If an option is invalid, the set does not exist or has no images, or the
+            report cannot be written.
+    """
     check_choice("--fail-on", fail_on, list(FAIL_ON))
-    pictures = find_image_set(data, group_pattern)
-    folder = create_report_dir(out, Path("outputs/audit"), force=force, report=REPORT)
-    found = audit(pictures)
-    title = f"{printable(pictures.root)}: {len(pictures.records):,} pictures"
+    image_set = find_image_set(data, group_pattern)
+    folder = create_report_dir(out, Path("outputs/audit"), force=force, report=REPORT_FILES)
+    findings = audit(image_set)
+    title = f"{printable(image_set.root)}: {len(image_set.records):,} pictures"
     content = [
         {
-            "severity": each.severity,
-            "what": each.message,
-            "remedy": each.remedy,
-            "pictures": [[pictures.name(record) for record in row] for row in each.pictures],
+            "severity": finding.severity,
+            "what": finding.message,
+            "remedy": finding.remedy,
+            "pictures": [[image_set.name(record) for record in row] for row in finding.rows],
         }
-        for each in found
+        for finding in findings
     ]
-    write_json(folder / "audit.json", {"data": str(pictures.root), "findings": content})
-    drawn = page(title, found, pictures)
-    write_bytes(folder / "audit.html", drawn.encode(errors="replace"))
+    write_json(folder / "audit.json", {"data": str(image_set.root), "findings": content})
+    page = render_page(title, findings, image_set)
+    write_bytes(folder / "audit.html", page.encode(errors="replace"))
     out_console = console(stderr=False)
-    out_console.print(lines_of(found))
+    out_console.print(findings_table(findings))
     out_console.print(f"page        {printable(folder / 'audit.html')}")
-    return not any(each.severity in FAIL_ON[fail_on] for each in found)
+    return not any(finding.severity in FAIL_ON[fail_on] for finding in findings)
 
 
-def lines_of(found: Sequence[Finding]) -> Table:
-    """A line for each finding."""
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Return a table with severity, message and remedy of each finding."""
     lines = table("", "finding", "remedy", left=3)
-    for each in found:
-        lines.add_row(each.severity, printable(each.message), printable(each.remedy))
+    for finding in findings:
+        lines.add_row(finding.severity, printable(finding.message), printable(finding.remedy))
     return lines
 
 
-def page(title: str, found: Sequence[Finding], pictures: ImageSet) -> str:
-    """The page, with all pictures in it."""
+def render_page(title: str, findings: Sequence[Finding], image_set: ImageSet) -> str:
+    """Return an HTML page of the findings with their images embedded.
+
+    Args:
+        title: Heading of the page, plain text.
+        findings: The findings, in the order of the page.
+        image_set: The set that was audited.
+    """
     sections = []
-    for each in found:
-        remedy = f"<p>{html.escape(printable(each.remedy))}</p>" if each.remedy else ""
+    for finding in findings:
+        remedy = f"<p>{html.escape(printable(finding.remedy))}</p>" if finding.remedy else ""
+        message = html.escape(printable(finding.message))
         sections.append(
-            f'<section class="{each.severity}"><h2>{each.severity}: '
-            f"{html.escape(printable(each.message))}</h2>{remedy}{_rows(each, pictures)}</section>"
+            f'<section class="{finding.severity}"><h2>{finding.severity}: {message}</h2>'
+            f"{remedy}{_render_rows(finding, image_set)}</section>"
         )
     return _PAGE.format(title=html.escape(title), sections="".join(sections))
 
 
-def _rows(finding: Finding, pictures: ImageSet) -> str:
+def _render_rows(finding: Finding, image_set: ImageSet) -> str:
+    """Return the HTML of a finding's first :data:`MAX_ROWS` rows of images."""
     rows = [
-        "<div>" + "".join(_figure(record, pictures) for record in row[:COLUMNS]) + "</div>"
-        for row in finding.pictures[:ROWS]
+        "<div>" + "".join(_render_image(r, image_set) for r in row[:MAX_COLUMNS]) + "</div>"
+        for row in finding.rows[:MAX_ROWS]
     ]
-    left = len(finding.pictures) - ROWS
-    return "".join(rows) + (f"<p>and {left} more rows, in audit.json</p>" if left > 0 else "")
+    left = len(finding.rows) - MAX_ROWS
+    return "".join(rows) + (f"<p>and {left} more rows; see audit.json</p>" if left > 0 else "")
 
 
-def _figure(record: Record, pictures: ImageSet) -> str:
-    name = html.escape(printable(pictures.name(record)))
+def _render_image(record: Record, image_set: ImageSet) -> str:
+    """Return an HTML figure with a thumbnail and the file name, or the name alone on an error."""
+    name = html.escape(printable(image_set.name(record)))
     try:
-        image = Image.fromarray(read_picture(record.path)).resize((SIDE, SIDE))
+        thumbnail = Image.fromarray(read_picture(record.path)).resize((THUMBNAIL_SIZE,) * 2)
     except PictureError:
         return f"<figure>{name}</figure>"
     content = io.BytesIO()
-    image.save(content, "JPEG", quality=80)
+    thumbnail.save(content, "JPEG", quality=80)
     data = base64.b64encode(content.getvalue()).decode()
     source = f"data:image/jpeg;base64,{data}"
     return f'<figure><img alt="{name}" src="{source}"><figcaption>{name}</figcaption></figure>'

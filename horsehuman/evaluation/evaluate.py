@@ -1,4 +1,4 @@
-"""How good a classifier is on labelled pictures: figures with intervals, tables, a report."""
+"""``horsehuman evaluate``: metrics of a classifier with intervals, printed and as a report."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ from horsehuman.runtime import console, format_interval, format_number, table, t
 
 log = logging.getLogger(__name__)
 
-#: Below this number of groups the intervals are said to be too narrow.
+#: Number of groups below which the report warns that intervals by group are too narrow.
 FEW_GROUPS = 20
 
 
 @dataclass(frozen=True)
 class LabelledPredictions:
-    """What a classifier said of labelled pictures; unreadable ones are left out.
+    """A classifier's predictions for an image set, without the images that cannot be read.
 
     Attributes:
-        pictures: The set that was asked about.
-        records: Of it, the pictures that could be read, N of them.
-        logits: Calibrated, float64 ``(N,)``.
-        probabilities: Of class 1, float64 ``(N,)``: the sigmoid of the logits, in float32 as the
-            network computes it.
-        doubts: ``ok``, ``unsure`` or ``neither``, ``(N,)``; all figures take the classes that these
-            answers would be, however unsure.
-        threshold: From this probability on a picture is of class 1.
-        errors: Why the others could not be read.
+        image_set: The set that was classified.
+        records: The N images of the set that could be read.
+        logits: Calibrated logits, float64 ``(N,)``.
+        probabilities: Probabilities of class 1, float64 ``(N,)``: the sigmoid of the logits,
+            computed in float32 like in the network.
+        statuses: ``ok``, ``unsure`` or ``neither``, ``(N,)``. Metrics ignore them: each image
+            counts as the class that its probability and the threshold give.
+        threshold: An image is predicted as class 1 if its probability is at least this.
+        errors: One line for each image of the set that could not be read.
     """
 
-    pictures: ImageSet
+    image_set: ImageSet
     records: list[Record]
     logits: Floats
     probabilities: Floats
@@ -67,289 +67,41 @@ class LabelledPredictions:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """0 or 1, ``(N,)``."""
+        """True classes, 0 or 1, ``(N,)``."""
         return np.array([record.label for record in self.records])
 
     @cached_property
     def predicted(self) -> NDArray[np.bool_]:
-        """Whether each answer is class 1, ``(N,)``."""
-        said: NDArray[np.bool_] = self.probabilities >= self.threshold
-        return said
+        """Whether each image is predicted as class 1, ``(N,)``."""
+        predicted: NDArray[np.bool_] = self.probabilities >= self.threshold
+        return predicted
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
-        """Whether each answer is right, ``(N,)``."""
-        right: NDArray[np.bool_] = self.predicted == (self.labels == 1)
-        return right
+        """Whether each prediction is correct, ``(N,)``."""
+        correct: NDArray[np.bool_] = self.predicted == (self.labels == 1)
+        return correct
 
     @cached_property
     def groups(self) -> list[str]:
-        """The group of each picture."""
+        """Group of each image, N names."""
         return [record.group for record in self.records]
 
     @cached_property
     def true_class_probabilities(self) -> Floats:
-        """Probability of the right class, ``(N,)``."""
+        """Probability of each image's true class, ``(N,)``, 0 to 1."""
         return np.where(self.labels == 1, self.probabilities, 1 - self.probabilities)
 
     def subset(self, paths: Set[Path]) -> LabelledPredictions:
-        """The answers about some of the pictures."""
-        keep = np.array([record.path in paths for record in self.records])
+        """Return the predictions for the images with these paths, in the same order."""
+        mask = np.array([record.path in paths for record in self.records])
         return replace(
             self,
             records=[record for record in self.records if record.path in paths],
-            logits=self.logits[keep],
-            probabilities=self.probabilities[keep],
-            statuses=self.statuses[keep],
+            logits=self.logits[mask],
+            probabilities=self.probabilities[mask],
+            statuses=self.statuses[mask],
         )
-
-
-def check_classes(classifier: Network, pictures: ImageSet) -> None:
-    """Raise :class:`HorseHumanError` where pictures are of other classes than a classifier's."""
-    if pictures.class_names != classifier.class_names:
-        raise HorseHumanError(
-            f"{printable(pictures.root)} holds {printable(' and '.join(pictures.class_names))}, the "
-            f"classifier tells {printable(' from '.join(classifier.class_names))}: name the folders so"
-        )
-
-
-def predict_labelled(classifier: Network, pictures: ImageSet) -> LabelledPredictions:
-    """Ask about all pictures of a set.
-
-    Raises:
-        HorseHumanError: The classes are others than the classifier's, or no picture can be read.
-    """
-    check_classes(classifier, pictures)
-    records, logits, statuses, errors = [], [], [], []
-    found = predict(classifier, (record.path for record in pictures.records))
-    for record, said in zip(
-        pictures.records, track(found, "answering", len(pictures.records)), strict=True
-    ):
-        if said.error:
-            errors.append(said.error)
-            continue
-        records.append(record)
-        logits.append(said.logit)
-        statuses.append(said.status)
-    for error in errors[:3]:
-        log.warning("left out: %s", error)
-    if not records:
-        raise HorseHumanError(f"no picture in {printable(pictures.root)} can be read ({errors[0]})")
-    probabilities = torch.tensor(logits, dtype=torch.float32).sigmoid().double().numpy()
-    return LabelledPredictions(
-        pictures,
-        records,
-        np.array(logits),
-        probabilities,
-        np.array(statuses),
-        classifier.threshold,
-        errors,
-    )
-
-
-def group_rows(answers: LabelledPredictions) -> list[dict[str, Any]]:
-    """Class, pictures, right ones and mean probability of the class of each group, worst first."""
-    rows = []
-    names, index = np.unique(answers.groups, return_inverse=True)
-    by_index = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
-    for group, of in zip(names.tolist(), by_index, strict=True):
-        labels = sorted({answers.pictures.class_names[label] for label in answers.labels[of]})
-        rows.append(
-            {
-                "group": group,
-                "class": " and ".join(labels),
-                "pictures": len(of),
-                "right": int(answers.correct[of].sum()),
-                "mean probability": float(answers.true_class_probabilities[of].mean()),
-            }
-        )
-    return sorted(rows, key=lambda row: (row["right"] / row["pictures"], row["mean probability"]))
-
-
-def most_wrong(answers: LabelledPredictions, count: int) -> list[int]:
-    """Indices of pictures: the wrong ones, the worst first, then the least certain ones."""
-    distance = np.abs(answers.probabilities - answers.threshold)
-    order = np.lexsort(
-        (np.where(answers.correct, distance, answers.true_class_probabilities), answers.correct)
-    )
-    return [int(index) for index in order[:count]]
-
-
-def summarize(answers: LabelledPredictions, draws: int = 10_000, seed: int = 0) -> dict[str, Any]:
-    """All that ``metrics.json`` says; what is not defined is ``None``."""
-    estimates = bootstrap_metrics(
-        answers.probabilities, answers.labels, answers.groups, answers.threshold, draws, seed
-    )
-    names = answers.pictures.class_names
-    groups = group_rows(answers)
-    whole = sum(row["right"] == row["pictures"] for row in groups)
-    low, high = clopper_pearson_interval(whole, len(groups))
-    beyond = answers.logits - math.log(answers.threshold / (1 - answers.threshold))
-    margins = np.where(answers.labels == 1, beyond, -beyond)
-    return {
-        "pictures": len(answers.records),
-        "right": int(answers.correct.sum()),
-        "unreadable": answers.errors,
-        "unsure": int((answers.statuses == "unsure").sum()),
-        "neither": int((answers.statuses == "neither").sum()),
-        "right of the others": int(answers.correct[answers.statuses == "ok"].sum()),
-        "groups": len(groups),
-        "groups without an error": whole,
-        "groups without an error, 95 % interval": [low, high],
-        "smallest margin": float(margins.min()),
-        "confusion": confusion_matrix(answers),
-        "metrics": {
-            _named(name, names): estimate_to_json(value) for name, value in estimates.items()
-        },
-        "by group": groups,
-    }
-
-
-def confusion_matrix(answers: LabelledPredictions) -> dict[str, dict[str, int]]:
-    """Counts: what the pictures show, and what was said."""
-    names = answers.pictures.class_names
-    return {
-        names[truth]: {
-            names[answer]: int(((answers.labels == truth) & (answers.predicted == answer)).sum())
-            for answer in (0, 1)
-        }
-        for truth in (0, 1)
-    }
-
-
-def _named(metric: str, names: tuple[str, str]) -> str:
-    """``recall 0`` as ``recall of horses``."""
-    stem, _, label = metric.rpartition(" ")
-    return f"{stem} of {names[int(label)]}" if label in ("0", "1") else metric
-
-
-def estimate_to_json(found: Estimate) -> dict[str, Any]:
-    """An estimate as ``metrics.json`` writes it; what is not defined is ``None``."""
-
-    def format_number(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    return {
-        "value": format_number(found.value),
-        "by group": [format_number(bound) for bound in found.by_group],
-        "by picture": [format_number(bound) for bound in found.by_picture],
-    }
-
-
-def write_predictions(folder: Path, answers: LabelledPredictions) -> None:
-    """Write ``predictions.csv``; ``probability`` and ``logit`` are of class 1."""
-    names = answers.pictures.class_names
-    header = ("picture", "label", "group", "answer", "status", "probability", "logit", "right")
-    columns = (
-        [answers.pictures.name(record) for record in answers.records],
-        [names[record.label] for record in answers.records],
-        answers.groups,
-        [names[int(said)] for said in answers.predicted],
-        answers.statuses,
-        answers.probabilities,
-        answers.logits,
-        answers.correct.astype(int),
-    )
-    write_csv(folder / "predictions.csv", header, zip(*columns, strict=True))
-
-
-def report_tables(summary: dict[str, Any], title: str) -> list[Table]:
-    """The tables that a person reads: figures with intervals, and the groups by trouble."""
-    figures = table("", "value", "95 % by group", "95 % by picture", title=title)
-    for name, found in summary["metrics"].items():
-        figures.add_row(
-            name,
-            format_number(found["value"]),
-            *map(format_interval, (found["by group"], found["by picture"])),
-        )
-    groups = table("group", "class", "right", "mean probability of its class", left=2)
-    for row in summary["by group"][:20]:
-        groups.add_row(
-            printable(row["group"]),
-            printable(row["class"]),
-            f"{row['right']} of {row['pictures']}",
-            f"{row['mean probability']:.3f}",
-        )
-    return [figures, groups]
-
-
-def caveats(summary: dict[str, Any], *, grouped: bool) -> list[str]:
-    """What a reader of the figures must know, a line each."""
-    lines = []
-    count, whole = summary["groups"], summary["groups without an error"]
-    low, high = summary["groups without an error, 95 % interval"]
-    if not grouped:
-        lines.append(
-            "no groups are known: if several pictures show the same thing, all intervals are too "
-            "narrow (name groups with --group-pattern)"
-        )
-    noun = "groups" if grouped else "pictures"
-    lines.append(
-        f"{whole} of {count} {noun} have no error; by that alone, the share of {noun} without "
-        f"one lies between {low:.0%} and {high:.0%} (exact 95 % interval)"
-    )
-    if grouped and count < FEW_GROUPS:
-        lines.append(
-            f"few groups ({count}): the intervals by group are still too narrow, where there are "
-            "any, and those by picture are not to be trusted"
-        )
-    if summary["unsure"] or summary["neither"]:
-        others = summary["pictures"] - summary["unsure"] - summary["neither"]
-        lines.append(
-            f"{summary['unsure']} answers are unsure and {summary['neither']} pictures taken for "
-            f"neither; of the other {others}, {summary['right of the others']} are right"
-        )
-    if heat := summary["heat on the figure"]:
-        lines.append(
-            f"{heat['share of heat']:.0%} of what spoke for the answers lies on the figure, which "
-            f"takes {heat['share of area']:.0%} of the picture (mean of {heat['pictures']} cut-outs"
-            " on white; horsehuman explain draws it)"
-        )
-    undefined = [name for name, found in summary["metrics"].items() if found["value"] is None]
-    if undefined:
-        lines.append(f"not defined, for want of a class or an answer: {', '.join(undefined)}")
-    return lines
-
-
-def draw_report(folder: Path, answers: LabelledPredictions, title: str) -> None:
-    """Write ``report.png``, six panels, and ``pictures.png``, the worst and least certain ones."""
-    from horsehuman import plots  # matplotlib, for pictures alone
-
-    names = answers.pictures.class_names
-    figure = plots.report(
-        answers.probabilities, answers.labels, answers.groups, answers.threshold, names, title
-    )
-    plots.save(figure, folder / "report.png")
-    chosen = most_wrong(answers, 24)
-    figure = plots.contact_sheet(
-        [read_for_drawing(answers.records[index].path) for index in chosen],
-        [
-            f"{printable(answers.records[index].path.stem)[-22:]}\n{names[answers.labels[index]]} "
-            f"{answers.true_class_probabilities[index]:.0%}"
-            for index in chosen
-        ],
-        [not answers.correct[index] for index in chosen],
-        "Wrong (vermilion) and least certain answers: what is shown, and its probability",
-    )
-    plots.save(figure, folder / "pictures.png")
-
-
-def read_for_drawing(path: Path) -> NDArray[np.uint8]:
-    """A picture to be drawn; a grey one where it vanished since it was answered."""
-    try:
-        return read_picture(path)
-    except PictureError as error:
-        log.warning("not drawn: %s", error)
-        return np.full((64, 64, 3), 128, np.uint8)
-
-
-def warn_if_trained_on(model: str, pictures: ImageSet) -> None:
-    """Say how many of the pictures trained a classifier, or that nobody knows."""
-    seen = count_training_images(model, pictures.records)
-    if seen is None:
-        log.warning("it is not known which pictures trained %s", printable(model))
-    elif seen:
-        log.warning("%d of these pictures trained %s: it is flattered", seen, printable(model))
 
 
 def evaluate_and_report(
@@ -362,40 +114,344 @@ def evaluate_and_report(
     force: bool,
     plot: bool,
 ) -> bool:
-    """What ``horsehuman evaluate`` does; returns whether all pictures could be read."""
+    """Evaluate a classifier, print the tables and write the report.
+
+    Args:
+        model: Value of ``--model``: a run, a checkpoint, or the name of a bundled classifier.
+        data: Value of ``--data``; if ``None``, the images of the run, or the bundled ones.
+        split: Value of ``--split``; if ``None``, ``test``, or ``all`` if there is no such split.
+        group_pattern: Regular expression that extracts the group from a file name, for a folder of
+            images only; ``None`` if no groups are defined.
+        out: Folder of the report; if ``None``, a new one in the run or in ``outputs/evaluate``.
+        force: Overwrite a report that the folder already contains.
+        plot: Also draw ``report.png`` and ``pictures.png``.
+
+    Returns:
+        Whether all images could be read.
+
+    Raises:
+        HorseHumanError: If an option is invalid, the classes differ, no image can be read, or the
+            report cannot be written.
+    """
     classifier = load_classifier(model)
-    pictures, split = select_images(model, data, split, group_pattern)
-    check_classes(classifier, pictures)
+    image_set, split = select_images(model, data, split, group_pattern)
+    check_classes(classifier, image_set)
     default = evaluation_dir(model, split, data)
     folder = create_report_dir(out, default, force=force, report=EVALUATION_FILES)
-    warn_if_trained_on(model, pictures)
+    warn_if_trained_on(model, image_set)
     try:
-        answers = predict_labelled(classifier, pictures)
+        preds = predict_labelled(classifier, image_set)
     except HorseHumanError:
-        with contextlib.suppress(OSError):  # it is empty, unless it was there before
+        with contextlib.suppress(OSError):  # rmdir fails if the folder held other files before
             folder.rmdir()
         raise
-    summary = {"model": model, "data": str(pictures.root), "split": split, **summarize(answers)}
-    summary["heat on the figure"] = heat_on_subject(classifier, answers.records)
-    write_predictions(folder, answers)
+    summary = {"model": model, "data": str(image_set.root), "split": split, **summarize(preds)}
+    summary["heat on the figure"] = heat_on_subject(classifier, preds.records)
+    write_predictions(folder, preds)
     write_metrics(folder, summary)
     title = f"{model}: {summary['right']} of {summary['pictures']} right"
-    title += f", {summary['groups']} groups" if pictures.grouped else ""
-    print_report(summary, title, grouped=pictures.grouped)
+    title += f", {summary['groups']} groups" if image_set.grouped else ""
+    print_report(summary, title, grouped=image_set.grouped)
     if plot:
-        draw_report(folder, answers, title)
+        draw_report(folder, preds, title)
     else:
-        for drawing in ("report.png", "pictures.png"):  # of an earlier report
-            (folder / drawing).unlink(missing_ok=True)
+        for name in ("report.png", "pictures.png"):  # remove the plots of an earlier report
+            (folder / name).unlink(missing_ok=True)
     print(f"report      {printable(folder)}")
-    return not answers.errors
+    return not preds.errors
+
+
+def check_classes(classifier: Network, image_set: ImageSet) -> None:
+    """Raise :class:`HorseHumanError` if the set's class names differ from the classifier's."""
+    if image_set.class_names != classifier.class_names:
+        given, known = (printable(" and ".join(x.class_names)) for x in (image_set, classifier))
+        raise HorseHumanError(
+            f"{printable(image_set.root)} contains the classes {given}, but the classifier's are "
+            f"{known}: rename the folders"
+        )
+
+
+def warn_if_trained_on(model: str, image_set: ImageSet) -> None:
+    """Log how many of the images the classifier was trained on, or that this is unknown."""
+    count = count_training_images(model, image_set.records)
+    name = printable(model)
+    if count is None:
+        log.warning("the training pictures of %s are unknown: they may be among these", name)
+    elif count:
+        log.warning(
+            "%s was trained on %d of these pictures: its metrics are too optimistic", name, count
+        )
+
+
+def predict_labelled(classifier: Network, image_set: ImageSet) -> LabelledPredictions:
+    """Classify all images of a set.
+
+    Args:
+        classifier: The network; its class names must equal those of the set.
+        image_set: The images; one that cannot be read is logged and left out.
+
+    Raises:
+        HorseHumanError: If the class names differ, or no image can be read.
+    """
+    check_classes(classifier, image_set)
+    records, logits, statuses, errors = [], [], [], []
+    predictions = predict(classifier, (record.path for record in image_set.records))
+    bar = track(predictions, "predicting", len(image_set.records))
+    for record, prediction in zip(image_set.records, bar, strict=True):
+        if prediction.error:
+            errors.append(prediction.error)
+            continue
+        records.append(record)
+        logits.append(prediction.logit)
+        statuses.append(prediction.status)
+    for error in errors[:3]:
+        log.warning("skipped: %s", error)
+    if not records:
+        raise HorseHumanError(
+            f"no picture in {printable(image_set.root)} can be read ({errors[0]})"
+        )
+    return LabelledPredictions(
+        image_set,
+        records,
+        np.array(logits),
+        torch.tensor(logits, dtype=torch.float32).sigmoid().double().numpy(),
+        np.array(statuses),
+        classifier.threshold,
+        errors,
+    )
+
+
+def summarize(preds: LabelledPredictions, draws: int = 10_000, seed: int = 0) -> dict[str, Any]:
+    """Compute the content of ``metrics.json``, as values that JSON can represent.
+
+    Args:
+        preds: The predictions.
+        draws: Number of bootstrap resamplings.
+        seed: Seed of the resampling.
+
+    Returns:
+        The content without the model, the data, the split and the heat map metric; an undefined
+        value is ``None``.
+    """
+    estimates = bootstrap_metrics(
+        preds.probabilities, preds.labels, preds.groups, preds.threshold, draws, seed
+    )
+    names = preds.image_set.class_names
+    groups = group_rows(preds)
+    error_free = sum(row["right"] == row["pictures"] for row in groups)
+    low, high = clopper_pearson_interval(error_free, len(groups))
+    distances = preds.logits - math.log(preds.threshold / (1 - preds.threshold))
+    margins = np.where(preds.labels == 1, distances, -distances)
+    return {
+        "pictures": len(preds.records),
+        "right": int(preds.correct.sum()),
+        "unreadable": preds.errors,
+        "unsure": int((preds.statuses == "unsure").sum()),
+        "neither": int((preds.statuses == "neither").sum()),
+        "right of the others": int(preds.correct[preds.statuses == "ok"].sum()),
+        "groups": len(groups),
+        "groups without an error": error_free,
+        "groups without an error, 95 % interval": [low, high],
+        "smallest margin": float(margins.min()),
+        "confusion": confusion_matrix(preds),
+        "metrics": {
+            _metric_name(name, names): estimate_to_json(value) for name, value in estimates.items()
+        },
+        "by group": groups,
+    }
+
+
+def confusion_matrix(preds: LabelledPredictions) -> dict[str, dict[str, int]]:
+    """Count the images of each true class, the outer key, by predicted class, the inner key."""
+    names = preds.image_set.class_names
+    return {
+        names[label]: {
+            names[answer]: int(((preds.labels == label) & (preds.predicted == answer)).sum())
+            for answer in (0, 1)
+        }
+        for label in (0, 1)
+    }
+
+
+def group_rows(preds: LabelledPredictions) -> list[dict[str, Any]]:
+    """Summarize the predictions of each group, the group with the lowest accuracy first.
+
+    Returns:
+        For each group its name, its class or classes, the number of its images, the number of
+        correct ones, and the mean probability of the true class.
+    """
+    rows = []
+    names, index = np.unique(preds.groups, return_inverse=True)
+    by_group = np.split(np.argsort(index, kind="stable"), np.cumsum(np.bincount(index))[:-1])
+    for group, members in zip(names.tolist(), by_group, strict=True):
+        labels = sorted({preds.image_set.class_names[label] for label in preds.labels[members]})
+        rows.append(
+            {
+                "group": group,
+                "class": " and ".join(labels),
+                "pictures": len(members),
+                "right": int(preds.correct[members].sum()),
+                "mean probability": float(preds.true_class_probabilities[members].mean()),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["right"] / row["pictures"], row["mean probability"]))
+
+
+def _metric_name(metric: str, class_names: tuple[str, str]) -> str:
+    """Replace a class at the end of a name by its name: ``recall 0`` by ``recall of horses``."""
+    stem, _, label = metric.rpartition(" ")
+    return f"{stem} of {class_names[int(label)]}" if label in ("0", "1") else metric
+
+
+def estimate_to_json(estimate: Estimate) -> dict[str, Any]:
+    """Convert an estimate to the content of ``metrics.json``; NaN becomes ``None``."""
+
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return {
+        "value": finite(estimate.value),
+        "by group": [finite(bound) for bound in estimate.by_group],
+        "by picture": [finite(bound) for bound in estimate.by_image],
+    }
+
+
+def write_predictions(folder: Path, preds: LabelledPredictions) -> None:
+    """Write ``predictions.csv``; the columns ``probability`` and ``logit`` are of class 1."""
+    names = preds.image_set.class_names
+    header = ("picture", "label", "group", "answer", "status", "probability", "logit", "right")
+    columns = (
+        [preds.image_set.name(record) for record in preds.records],
+        [names[record.label] for record in preds.records],
+        preds.groups,
+        [names[int(answer)] for answer in preds.predicted],
+        preds.statuses,
+        preds.probabilities,
+        preds.logits,
+        preds.correct.astype(int),
+    )
+    write_csv(folder / "predictions.csv", header, zip(*columns, strict=True))
 
 
 def print_report(summary: dict[str, Any], title: str, *, grouped: bool) -> None:
-    """Print the tables and what a reader must know."""
+    """Print the tables and the caveats.
+
+    Args:
+        summary: Content of ``metrics.json``.
+        title: Title of the first table.
+        grouped: Whether groups are defined; otherwise each image is a group.
+    """
     out = console(stderr=False)
-    for each in report_tables(summary, title):
-        out.print(each)
+    for lines in report_tables(summary, title):
+        out.print(lines)
         out.print()
     for line in caveats(summary, grouped=grouped):
         out.print(line)
+
+
+def report_tables(summary: dict[str, Any], title: str) -> list[Table]:
+    """Return a table of the metrics with intervals, and one of the 20 groups with most errors.
+
+    Args:
+        summary: Content of ``metrics.json``.
+        title: Title of the first table.
+    """
+    metrics = table("", "value", "95 % by group", "95 % by picture", title=title)
+    for name, estimate in summary["metrics"].items():
+        intervals = map(format_interval, (estimate["by group"], estimate["by picture"]))
+        metrics.add_row(name, format_number(estimate["value"]), *intervals)
+    groups = table("group", "class", "right", "mean probability of its class", left=2)
+    for row in summary["by group"][:20]:
+        groups.add_row(
+            printable(row["group"]),
+            printable(row["class"]),
+            f"{row['right']} of {row['pictures']}",
+            f"{row['mean probability']:.3f}",
+        )
+    return [metrics, groups]
+
+
+def caveats(summary: dict[str, Any], *, grouped: bool) -> list[str]:
+    """Return the lines below the tables: the limits of the metrics, and what they leave out.
+
+    Args:
+        summary: Content of ``metrics.json``.
+        grouped: Whether groups are defined; otherwise each image is a group.
+    """
+    lines = []
+    count, error_free = summary["groups"], summary["groups without an error"]
+    low, high = summary["groups without an error, 95 % interval"]
+    if not grouped:
+        lines.append(
+            "no groups are defined: if several pictures show the same subject, all intervals are "
+            "too narrow (define groups with --group-pattern)"
+        )
+    noun = "groups" if grouped else "pictures"
+    lines.append(
+        f"{error_free} of {count} {noun} have no error; from these counts alone, the share of "
+        f"{noun} without an error is {low:.0%} to {high:.0%} (exact 95 % interval)"
+    )
+    if grouped and count < FEW_GROUPS:
+        lines.append(
+            f"few groups ({count}): intervals by group, where there are any, are still too narrow; "
+            "do not rely on those by picture"
+        )
+    if summary["unsure"] or summary["neither"]:
+        others = summary["pictures"] - summary["unsure"] - summary["neither"]
+        lines.append(
+            f"{summary['unsure']} answers are unsure and {summary['neither']} are neither class; "
+            f"of the other {others}, {summary['right of the others']} are right"
+        )
+    if heat := summary["heat on the figure"]:
+        lines.append(
+            f"{heat['share of heat']:.0%} of the evidence for the answers lies on the subject, "
+            f"which covers {heat['share of area']:.0%} of the picture (mean of {heat['pictures']} "
+            "cut-outs on white; horsehuman explain draws the evidence)"
+        )
+    undefined = [name for name, value in summary["metrics"].items() if value["value"] is None]
+    if undefined:
+        lines.append(f"undefined because a class or an answer is missing: {', '.join(undefined)}")
+    return lines
+
+
+def draw_report(folder: Path, preds: LabelledPredictions, title: str) -> None:
+    """Draw ``report.png`` with six panels, and ``pictures.png`` with the worst predictions."""
+    from horsehuman import plots  # imports matplotlib, which only plots need
+
+    names = preds.image_set.class_names
+    figure = plots.report(
+        preds.probabilities, preds.labels, preds.groups, preds.threshold, names, title
+    )
+    plots.save(figure, folder / "report.png")
+    worst = most_wrong(preds, 24)
+    figure = plots.contact_sheet(
+        [read_for_drawing(preds.records[index].path) for index in worst],
+        [
+            f"{printable(preds.records[index].path.stem)[-22:]}\n{names[preds.labels[index]]} "
+            f"{preds.true_class_probabilities[index]:.0%}"
+            for index in worst
+        ],
+        [not preds.correct[index] for index in worst],
+        "Wrong (red) and least certain answers: true class and its probability",
+    )
+    plots.save(figure, folder / "pictures.png")
+
+
+def most_wrong(preds: LabelledPredictions, count: int) -> list[int]:
+    """Return the indices of the worst predictions, at most ``count``.
+
+    Wrong predictions come first, those with the lowest probability of the true class at the front;
+    then correct ones, those nearest to the threshold at the front.
+    """
+    distances = np.abs(preds.probabilities - preds.threshold)
+    keys = np.where(preds.correct, distances, preds.true_class_probabilities)
+    return [int(index) for index in np.lexsort((keys, preds.correct))[:count]]
+
+
+def read_for_drawing(path: Path) -> NDArray[np.uint8]:
+    """Read an image, uint8 ``(H, W, 3)``; grey if the file has vanished since its prediction."""
+    try:
+        return read_picture(path)
+    except PictureError as error:
+        log.warning("not drawn: %s", error)
+        return np.full((64, 64, 3), 128, np.uint8)

@@ -1,4 +1,4 @@
-"""How good answers are on the pictures as they are."""
+"""Metrics of binary predictions, with bootstrap intervals by group and exact tests; no torch."""
 
 from __future__ import annotations
 
@@ -13,58 +13,164 @@ from scipy.special import bdtr, betaincinv
 from horsehuman.data.records import classes_of_groups
 from horsehuman.decision import CALIBRATION_BINS, Floats, calibration_bins
 
-#: Probabilities are kept this far from 0 and 1 before a logarithm is taken (float32's resolution).
+# Smallest probability of which a logarithm is taken (about float32's resolution).
 _TINY = 1e-7
 
-#: Resamplings that are worked on at a time; bounds memory.
+# Most weights (resamplings times images) that are held at a time; bounds memory.
 _CHUNK = 1_000_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric with its uncertainty.
+
+    Attributes:
+        value: The metric on the given images; NaN if it is undefined.
+        by_group: 95 % interval from resampling groups; NaN if it is undefined.
+        by_image: 95 % interval from resampling images as if they were independent; NaN if it is
+            undefined.
+    """
+
+    value: float
+    by_group: tuple[float, float]
+    by_image: tuple[float, float]
 
 
 def point_metrics(
     probabilities: Floats, labels: NDArray[np.int64], threshold: float
 ) -> dict[str, float]:
-    """All figures on the pictures as they are; NaN where a class that one needs is missing.
+    """Compute all metrics on the given images; NaN if a metric needs a class that is missing.
 
-    They equal those of torchmetrics, whose import alone takes longer than all this, and are made of
-    sums that can be resampled.
+    The values equal those of torchmetrics. This module does not use it because its import alone
+    takes longer than the whole computation, and because the bootstrap needs sums over images that
+    it can resample.
 
-    Accuracies, precision, recall and F1 are of answers at the threshold; ``0`` and ``1`` at the end
-    of a name are the class. The Brier score is the mean squared error of the probability (Brier
-    1950); the calibration error has 15 bins of equal width over the probability of class 1 (Guo et
-    al. 2017); log loss is in nats.
+    Accuracies, precision, recall and F1 compare thresholded predictions with the labels; ``0`` or
+    ``1`` at the end of a name is the class. The Brier score is the mean squared error of the
+    probability (Brier 1950). The calibration error uses 15 bins of equal width over the probability
+    of class 1 (Guo et al. 2017). Log loss is in nats.
 
     Args:
-        probabilities: Of class 1, ``(N,)``, 0 to 1.
+        probabilities: Probabilities of class 1, ``(N,)``, 0 to 1.
         labels: 0 or 1, ``(N,)``.
-        threshold: From this probability on a picture is of class 1.
+        threshold: An image is predicted as class 1 if its probability is at least this.
+
+    Returns:
+        The value of each metric by name.
     """
     sums = metric_sums(probabilities, labels, threshold).sum(0, keepdims=True)
-    found = metrics_from_sums(sums)
-    found |= ranking_metrics(
-        *rank_order(probabilities), labels.astype(float), np.ones((1, len(labels)))
-    )
-    return {name: float(values[0]) for name, values in found.items()}
+    metrics = metrics_from_sums(sums)
+    weights = np.ones((1, len(labels)))
+    metrics |= ranking_metrics(*rank_order(probabilities), labels.astype(float), weights)
+    return {name: float(values[0]) for name, values in metrics.items()}
 
 
-def log_losses(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
-    """Log loss of each picture in nats, ``(N,)``."""
-    right = np.where(labels == 1, probabilities, 1 - probabilities)
-    losses: Floats = -np.log(right.clip(_TINY))
-    return losses
+def bootstrap_metrics(
+    probabilities: Floats,
+    labels: NDArray[np.int64],
+    groups: Sequence[str],
+    threshold: float,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Compute all metrics with 95 % intervals by group and by image.
+
+    The interval by group is the percentile interval of a cluster bootstrap: whole groups are drawn
+    with replacement, separately among groups of class 0, groups of class 1, and groups with both
+    (Field and Welsh 2007; Davison and Hinkley 1997, section 3.8). If a class has only one group,
+    there is no interval, since one group contains no information about others. With few groups, say
+    fewer than 20, such intervals are too narrow, and if every image is right, they have no width at
+    all; :func:`clopper_pearson_interval` gives a bound that holds then.
+
+    Args:
+        probabilities: Probabilities of class 1, ``(N,)``, 0 to 1.
+        labels: 0 or 1, ``(N,)``.
+        groups: Group of each image, N names.
+        threshold: An image is predicted as class 1 if its probability is at least this.
+        draws: Number of resamplings.
+        seed: Seed of the resampling.
+
+    Returns:
+        The estimate of each metric of :func:`point_metrics` by name.
+    """
+    metrics = point_metrics(probabilities, labels, threshold)
+    intervals = [
+        _intervals(probabilities, labels, index, threshold, draws, seed)
+        for index in (np.unique(groups, return_inverse=True)[1], np.arange(len(labels)))
+    ]
+    undefined = (math.nan, math.nan)
+    return {
+        name: Estimate(value, intervals[0][name], intervals[1][name])
+        if math.isfinite(value)
+        else Estimate(value, undefined, undefined)
+        for name, value in metrics.items()
+    }
+
+
+def bootstrap_mean(
+    values: Floats,
+    labels: NDArray[np.int64],
+    groups: Sequence[str],
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Estimate:
+    """Compute a mean over images with 95 % intervals by group and by image.
+
+    For differences between two classifiers on the same images, the intervals are paired. They are
+    those of :func:`bootstrap_metrics` and have the same limits.
+
+    Args:
+        values: One value for each image, ``(N,)``.
+        labels: 0 or 1, ``(N,)``; groups are drawn separately by class.
+        groups: Group of each image, N names.
+        draws: Number of resamplings.
+        seed: Seed of the resampling.
+
+    Returns:
+        The mean; all NaN if there are no images.
+    """
+    if not len(values):
+        return Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
+    intervals = []
+    for index in (np.unique(groups, return_inverse=True)[1], np.arange(len(labels))):
+        sums, sizes = np.bincount(index, values), np.bincount(index)
+        resampled = _resamplings(labels, index, draws, seed)
+        means = [(counts @ sums) / (counts @ sizes) for counts in resampled]
+        intervals.append(_percentiles(np.concatenate(means)))
+    return Estimate(float(values.mean()), intervals[0], intervals[1])
+
+
+def clopper_pearson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a proportion (Clopper and Pearson 1934).
+
+    For the share of groups without an error it is exact if groups are independent, however few
+    they are: with 11 of 11, a share of 72 % is still possible.
+
+    Args:
+        successes: Number of successes, 0 to ``trials``.
+        trials: Number of independent trials, at least 1.
+
+    Returns:
+        Lower and upper bound, 0 to 1.
+    """
+    low = betaincinv(successes, trials - successes + 1, 0.025) if successes else 0.0
+    high = betaincinv(successes + 1, trials - successes, 0.975) if successes < trials else 1.0
+    return float(low), float(high)
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, int, float]:
-    """McNemar's exact test of two classifiers on the same pictures (McNemar 1947).
+    """Compute McNemar's exact test of two classifiers on the same images (McNemar 1947).
 
-    It takes pictures for independent; frames of one figure are not, and its p is then too small.
+    The test assumes independent images. Frames of one subject are not independent, and for them its
+    p-value is too small.
 
     Args:
-        first: Where the first is right, ``(N,)``.
-        second: Where the second is.
+        first: Whether the first classifier is right, ``(N,)``.
+        second: Whether the second classifier is right, ``(N,)``.
 
     Returns:
-        Pictures that only the first has right, those that only the second has right, and the
-        two-sided p that this would be by chance alone.
+        The number of images that only the first classifies correctly, the number that only the
+        second does, and the two-sided p-value of the hypothesis that both are equally accurate.
     """
     only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
     total = only_first + only_second
@@ -72,24 +178,48 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, i
     return only_first, only_second, min(1.0, float(p))
 
 
-def rank_order(probabilities: Floats) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Order from the highest probability to the lowest, and which is the last of its ties."""
-    order = np.argsort(-probabilities, kind="stable")
-    return order, np.append(np.diff(probabilities[order]) != 0, True)
+def log_losses(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
+    """Return the log loss of each image in nats, ``(N,)``.
+
+    Args:
+        probabilities: Probabilities of class 1, ``(N,)``, 0 to 1.
+        labels: 0 or 1, ``(N,)``.
+    """
+    of_label = np.where(labels == 1, probabilities, 1 - probabilities)
+    losses: Floats = -np.log(of_label.clip(_TINY))
+    return losses
 
 
 def metric_sums(probabilities: Floats, labels: NDArray[np.int64], threshold: float) -> Floats:
-    """What each picture adds to the sums that most figures are made of: ``(N, 6 + BINS)``."""
-    said, truth = probabilities >= threshold, labels == 1
-    parts = [said & truth, said & ~truth, ~said & truth, ~said & ~truth]
-    parts += [(probabilities - labels) ** 2, log_losses(probabilities, labels)]
+    """Return each image's terms of the sums from which :func:`metrics_from_sums` computes metrics.
+
+    Args:
+        probabilities: Probabilities of class 1, ``(N,)``, 0 to 1.
+        labels: 0 or 1, ``(N,)``.
+        threshold: An image is predicted as class 1 if its probability is at least this.
+
+    Returns:
+        ``(N, 6 + BINS)`` with ``BINS`` = :data:`~horsehuman.decision.CALIBRATION_BINS`: true
+        positive, false positive, false negative, true negative (0 or 1), squared error, log loss,
+        and probability less label in the column of the image's calibration bin.
+    """
+    predicted, actual = probabilities >= threshold, labels == 1
+    terms = [predicted & actual, predicted & ~actual, ~predicted & actual, ~predicted & ~actual]
+    terms += [(probabilities - labels) ** 2, log_losses(probabilities, labels)]
     excess = np.zeros((len(labels), CALIBRATION_BINS))
     excess[np.arange(len(labels)), calibration_bins(probabilities)] = probabilities - labels
-    return np.concatenate([np.stack(parts, 1).astype(float), excess], axis=1)
+    return np.concatenate([np.stack(terms, 1).astype(float), excess], axis=1)
 
 
 def metrics_from_sums(sums: Floats) -> dict[str, Floats]:
-    """Figures ``(...)`` from sums ``(..., 6 + BINS)``."""
+    """Compute the metrics that depend on sums over images alone.
+
+    Args:
+        sums: Sums of the columns of :func:`metric_sums`, ``(..., 6 + BINS)``.
+
+    Returns:
+        The values of each metric by name, ``(...)``; NaN if a denominator is 0.
+    """
     tp, fp, fn, tn, brier, log_loss = np.moveaxis(sums[..., :6], -1, 0)
     total = tp + fp + fn + tn
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -109,120 +239,44 @@ def metrics_from_sums(sums: Floats) -> dict[str, Floats]:
         }
 
 
+def rank_order(probabilities: Floats) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Sort images from the highest probability to the lowest.
+
+    Args:
+        probabilities: ``(N,)``.
+
+    Returns:
+        The images' indices in this order, ``(N,)``, and whether each image, in this order, is the
+        last with its probability, ``(N,)``.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    return order, np.append(np.diff(probabilities[order]) != 0, True)
+
+
 def ranking_metrics(
     order: NDArray[np.int64], last: NDArray[np.bool_], labels: Floats, weights: Floats
 ) -> dict[str, Floats]:
-    """ROC-AUC and average precision of weighted pictures; weights ``(D, N)``, results ``(D,)``.
+    """Compute ROC-AUC and average precision of weighted images.
 
     Args:
-        order: Pictures from the highest probability to the lowest.
-        last: Whether a picture, in that order, is the last with its probability.
-        labels: 0 or 1.
-        weights: How often each picture was drawn.
+        order: Indices of the images from the highest probability to the lowest, ``(N,)``.
+        last: Whether each image, in that order, is the last with its probability, ``(N,)``.
+        labels: 0 or 1, ``(N,)``.
+        weights: How often each of D resamplings contains each image, ``(D, N)``.
+
+    Returns:
+        The values of both metrics by name, ``(D,)``; NaN if a class is missing.
     """
     weights, labels = weights[:, order], labels[order]
     tp = np.cumsum(weights * labels, axis=1)[:, last]
     fp = np.cumsum(weights * (1 - labels), axis=1)[:, last]
     start = np.zeros((len(weights), 1))
-    gained, lost = np.diff(tp, prepend=start, axis=1), np.diff(fp, prepend=start, axis=1)
+    tp_steps, fp_steps = np.diff(tp, prepend=start, axis=1), np.diff(fp, prepend=start, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.where(tp + fp > 0, tp / (tp + fp), 0)
-        area = (lost * (tp - gained / 2)).sum(1) / (tp[:, -1] * fp[:, -1])
-        found = (gained * precision).sum(1) / tp[:, -1]
-        return {"ROC-AUC": area, "average precision": np.where(fp[:, -1] > 0, found, np.nan)}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its uncertainty.
-
-    Attributes:
-        value: The figure on the pictures as they are; NaN where it is not defined.
-        by_group: 95 % interval where groups are resampled; NaN where it is not defined.
-        by_picture: The naive one, as if all pictures were independent.
-    """
-
-    value: float
-    by_group: tuple[float, float]
-    by_picture: tuple[float, float]
-
-
-def bootstrap_metrics(
-    probabilities: Floats,
-    labels: NDArray[np.int64],
-    groups: Sequence[str],
-    threshold: float,
-    draws: int = 10_000,
-    seed: int = 0,
-) -> dict[str, Estimate]:
-    """All figures with 95 % intervals by group and by picture.
-
-    The interval by group is the percentile interval of a cluster bootstrap: whole groups are drawn
-    with replacement, those of one class apart from those of the other and from those with both
-    (Field and Welsh 2007; Davison and Hinkley 1997, section 3.8). Where a class has one group alone
-    nothing is known of others, and there is no interval. With few groups, say fewer than 20, such
-    intervals are too narrow, and they have no width at all where every picture is right; see
-    :func:`clopper_pearson_interval` for a bound that holds then.
-
-    Args:
-        probabilities: Of class 1, ``(N,)``, 0 to 1.
-        labels: 0 or 1, ``(N,)``.
-        groups: Which pictures belong together, N names.
-        threshold: From this probability on a picture is of class 1.
-        draws: Resamplings.
-        seed: Of the resampling.
-    """
-    found = point_metrics(probabilities, labels, threshold)
-    intervals = [
-        _intervals(probabilities, labels, index, threshold, draws, seed)
-        for index in (np.unique(groups, return_inverse=True)[1], np.arange(len(labels)))
-    ]
-    nothing = (math.nan, math.nan)
-    return {
-        name: Estimate(value, intervals[0][name], intervals[1][name])
-        if math.isfinite(value)
-        else Estimate(value, nothing, nothing)
-        for name, value in found.items()
-    }
-
-
-def bootstrap_mean(
-    values: Floats,
-    labels: NDArray[np.int64],
-    groups: Sequence[str],
-    draws: int = 10_000,
-    seed: int = 0,
-) -> Estimate:
-    """A mean over pictures with 95 % intervals; of differences of two classifiers, paired ones.
-
-    Args:
-        values: Of each picture, ``(N,)``.
-        labels: 0 or 1, ``(N,)``; resampled as in :func:`bootstrap_metrics`, which is also about limits.
-        groups: Which pictures belong together, N names.
-        draws: Resamplings.
-        seed: Of the resampling.
-    """
-    if not len(values):
-        return Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
-    intervals = []
-    for index in (np.unique(groups, return_inverse=True)[1], np.arange(len(labels))):
-        sums, sizes = np.bincount(index, values), np.bincount(index)
-        means = [
-            (counts @ sums) / (counts @ sizes)
-            for counts in _resamplings(labels, index, draws, seed)
-        ]
-        intervals.append(_percentiles(np.concatenate(means)))
-    return Estimate(float(values.mean()), intervals[0], intervals[1])
-
-
-def clopper_pearson_interval(right: int, groups: int) -> tuple[float, float]:
-    """95 % interval for the share of groups that are right throughout (Clopper and Pearson 1934).
-
-    It is exact where groups are independent, however few they are: 11 of 11 leave 72 % possible.
-    """
-    low = betaincinv(right, groups - right + 1, 0.025) if right else 0.0
-    high = betaincinv(right + 1, groups - right, 0.975) if right < groups else 1.0
-    return float(low), float(high)
+        area = (fp_steps * (tp - tp_steps / 2)).sum(1) / (tp[:, -1] * fp[:, -1])
+        average = (tp_steps * precision).sum(1) / tp[:, -1]
+        return {"ROC-AUC": area, "average precision": np.where(fp[:, -1] > 0, average, np.nan)}
 
 
 def _intervals(
@@ -233,62 +287,65 @@ def _intervals(
     draws: int,
     seed: int,
 ) -> dict[str, tuple[float, float]]:
+    """Return the 95 % interval of each metric; ``groups`` are indices ``(N,)`` from 0 on."""
     sums = metric_sums(probabilities, labels, threshold)
-    of_groups = np.zeros((groups.max() + 1, sums.shape[1]))
-    np.add.at(of_groups, groups, sums)
+    group_sums = np.zeros((groups.max() + 1, sums.shape[1]))
+    np.add.at(group_sums, groups, sums)
     order, last = rank_order(probabilities)
-    found: dict[str, list[Floats]] = {}
+    resampled: dict[str, list[Floats]] = {}
     for counts in _resamplings(labels, groups, draws, seed):
-        parts = metrics_from_sums(counts @ of_groups)
-        parts |= ranking_metrics(order, last, labels.astype(float), counts[:, groups])
-        for name, values in parts.items():
-            found.setdefault(name, []).append(values)
-    return {name: _percentiles(np.concatenate(values)) for name, values in found.items()}
-
-
-def _percentiles(values: Floats) -> tuple[float, float]:
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return math.nan, math.nan
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _strata(labels: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which groups are drawn among each other: those of a kind, ``(G,)``.
-
-    A kind that has one group joins another, unless there is no other group of its class.
-    """
-    kinds = classes_of_groups(labels, groups)
-    for kind in (1, 2):
-        if (kinds == kind).sum() == 1 and (kinds == 3).any():
-            kinds[kinds == kind] = 3
-    pure = [int((kinds == kind).sum()) for kind in (1, 2)]
-    if (kinds == 3).sum() == 1 and all(pure):
-        kinds[kinds == 3] = 1 + int(np.argmax(pure))
-    return kinds
+        metrics = metrics_from_sums(counts @ group_sums)
+        metrics |= ranking_metrics(order, last, labels.astype(float), counts[:, groups])
+        for name, values in metrics.items():
+            resampled.setdefault(name, []).append(values)
+    return {name: _percentiles(np.concatenate(values)) for name, values in resampled.items()}
 
 
 def _resamplings(
     labels: NDArray[np.int64], groups: NDArray[np.int64], draws: int, seed: int
 ) -> Iterator[Floats]:
-    """How often each group is drawn, ``(some draws, G)``; one class apart from the other.
+    """Yield how often each resampling contains each group, ``(some draws, G)``.
 
-    It is NaN for a group that is the only one of its class.
+    Groups are drawn with replacement within their stratum; see :func:`_strata`. The count is NaN
+    for a group that is alone in its stratum.
     """
-    kinds = _strata(labels, groups)
-    count = len(kinds)
+    strata = _strata(labels, groups)
+    count = len(strata)
     generator = np.random.default_rng(seed)
     step = max(1, _CHUNK // len(labels))
     for start in range(0, draws, step):
         size = min(step, draws - start)
         counts = np.zeros((size, count))
-        for kind in np.unique(kinds):
-            members = np.flatnonzero(kinds == kind)
+        for stratum in np.unique(strata):
+            members = np.flatnonzero(strata == stratum)
             if len(members) == 1:
-                counts[:, members] = np.nan  # and so is whatever is made of it
+                counts[:, members] = np.nan  # makes every metric that depends on it NaN
                 continue
             drawn = members[generator.integers(0, len(members), (size, len(members)))]
             flat = drawn + count * np.arange(size)[:, None]
             counts += np.bincount(flat.ravel(), minlength=size * count).reshape(size, count)
         yield counts
+
+
+def _strata(labels: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the stratum of each group, ``(G,)``: 1 for class 0, 2 for class 1, 3 for both.
+
+    A stratum of one group is merged with another, unless no other group contains its class.
+    """
+    strata = classes_of_groups(labels, groups)
+    for stratum in (1, 2):
+        if (strata == stratum).sum() == 1 and (strata == 3).any():
+            strata[strata == stratum] = 3
+    sizes = [int((strata == stratum).sum()) for stratum in (1, 2)]
+    if (strata == 3).sum() == 1 and all(sizes):
+        strata[strata == 3] = 1 + int(np.argmax(sizes))
+    return strata
+
+
+def _percentiles(values: Floats) -> tuple[float, float]:
+    """Return the 2.5 % and 97.5 % percentiles of the finite values; NaN if there are none."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -32,42 +32,19 @@ from horsehuman.run_dir import (
     write_skipped,
 )
 from horsehuman.runtime import PeakMemory, lacks_bf16
-from horsehuman.training.build import (
-    build_model_and_data,
-    build_trainer,
-    cluster_environment,
-    silence_lightning,
-)
-from horsehuman.training.callbacks import (
-    CheckpointMetrics,
-    TerminalProgress,
-    epoch_metrics,
-    print_summary,
-)
+from horsehuman.training import build, callbacks, resume, tensorboard
 from horsehuman.training.config import check_options, load_config
-from horsehuman.training.resume import (
-    compare_run_record,
-    completed_steps,
-    make_run_record,
-    write_run_record,
-)
-from horsehuman.training.tensorboard import (
-    log_hyperparameters,
-    log_run_inputs,
-    log_validation_report,
-    write_samples,
-)
 
 log = logging.getLogger(__name__)
 
 
 def resume_run(run_dir: Path, *, allow_changes: bool = False) -> dict[str, Any]:
     """Resume an interrupted run in its own folder with its own config; see :func:`train`."""
-    return train(load_config(run_dir), run_dir, resume=True, allow_changes=allow_changes)
+    return train(load_config(run_dir), run_dir, resuming=True, allow_changes=allow_changes)
 
 
 def train(
-    config: DictConfig, run_dir: Path, *, resume: bool = False, allow_changes: bool = False
+    config: DictConfig, run_dir: Path, *, resuming: bool = False, allow_changes: bool = False
 ) -> dict[str, Any]:
     """Train into a run folder, test the final checkpoint and print the results.
 
@@ -77,7 +54,7 @@ def train(
     Args:
         config: The composed config of ``configs/``.
         run_dir: The run folder.
-        resume: The folder holds an interrupted run: continue after its last complete epoch.
+        resuming: The folder holds an interrupted run: continue after its last complete epoch.
         allow_changes: Continue even if the images have changed.
 
     Returns:
@@ -91,26 +68,30 @@ def train(
     check_flag("allow_changes", allow_changes)
     share_cores()
     with process_group():
-        return _train(config, Path(broadcast(str(run_dir))), resume, allow_changes)
+        return _train(config, Path(broadcast(str(run_dir))), resuming, allow_changes)
 
 
-def _train(config: DictConfig, run_dir: Path, resume: bool, allow_changes: bool) -> dict[str, Any]:
+def _train(
+    config: DictConfig, run_dir: Path, resuming: bool, allow_changes: bool
+) -> dict[str, Any]:
     started = time.monotonic()
-    if resume and (run_dir / "metrics.json").exists():
+    if resuming and (run_dir / "metrics.json").exists():
         raise HorseHumanError(f"resume={run_dir}: this run has ended, there is nothing to resume")
-    silence_lightning()
+    build.silence_lightning()
     memory = PeakMemory()
-    model, data = build_model_and_data(config)
+    model, data = build.build_model_and_data(config)
     last = run_dir / "checkpoints" / "last.ckpt"
-    trainer = build_trainer(config, run_dir, data, completed_steps(last) if resume else None)
+    trainer = build.build_trainer(
+        config, run_dir, data, resume.completed_steps(last) if resuming else None
+    )
     if rank() == 0:
-        prepare_run_dir(config, run_dir, data, resume, allow_changes)
+        prepare_run_dir(config, run_dir, data, resuming, allow_changes)
     with lock_run(run_dir) if rank() == 0 else nullcontext():
         fit(trainer, model, data, config, run_dir)
     logger: Any = trainer.logger
     metrics, seconds_before = training_metrics(trainer, config.seed, memory, started)
     sync_buffers(model)
-    log_validation_report(logger, model, data, trainer.global_step)
+    tensorboard.log_validation_report(logger, model, data, trainer.global_step)
     steps, model_class = trainer.global_step, type(model)
     del model, trainer
     data.trainer = None
@@ -121,7 +102,9 @@ def _train(config: DictConfig, run_dir: Path, resume: bool, allow_changes: bool)
         metrics |= test(tested, data, config.trainer)
     metrics["seconds"] = round(seconds_before + time.monotonic() - started, 1)
     if rank() == 0:
-        log_hyperparameters(logger, OmegaConf.to_container(config, resolve=True), metrics, steps)
+        tensorboard.log_hyperparameters(
+            logger, OmegaConf.to_container(config, resolve=True), metrics, steps
+        )
         write_metrics(run_dir, metrics)
         link_latest(run_dir)
         print_results(run_dir, metrics, data)
@@ -142,20 +125,20 @@ def prepare_run_dir(
     config: DictConfig,
     run_dir: Path,
     data: HorseHumanDataModule,
-    resume: bool,
+    resuming: bool,
     allow_changes: bool,
 ) -> None:
     """Write the files that are known before training; for a resumed run, check them."""
     text = OmegaConf.to_yaml(config, resolve=True)
-    record = make_run_record(text, data)
-    if resume:
-        compare_run_record(run_dir, record, allow_changes=allow_changes)
+    record = resume.make_run_record(text, data)
+    if resuming:
+        resume.compare_run_record(run_dir, record, allow_changes=allow_changes)
         remove_partial_files(run_dir / "checkpoints")
         return
     assert data.root is not None
     create_run_dir(run_dir)
     write_splits(run_dir, data.root, data.records, data.class_names)
-    write_run_record(run_dir, record)
+    resume.write_run_record(run_dir, record)
     if data.skipped:
         write_skipped(run_dir, data.skipped)
     write_bytes(run_dir / "config.yaml", text.encode())  # last: a folder with it is complete
@@ -184,9 +167,9 @@ def fit(
     checkpoint = broadcast(str(last) if last.is_file() else None)
     if rank() == 0 and checkpoint is None:
         logger: Any = trainer.logger
-        sheet = write_samples(run_dir, data.samples())
-        log_run_inputs(logger, OmegaConf.to_yaml(config, resolve=True), sheet)
-    print_summary(model)
+        sheet = tensorboard.write_samples(run_dir, data.samples())
+        tensorboard.log_run_inputs(logger, OmegaConf.to_yaml(config, resolve=True), sheet)
+    callbacks.print_summary(model)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
@@ -219,11 +202,11 @@ def training_metrics(
     A run that was killed after its last epoch takes the metrics from its checkpoint. Memory is the
     sum over all processes, in GB.
     """
-    saved = next(c for c in trainer.callbacks if isinstance(c, CheckpointMetrics))  # type: ignore[attr-defined]
+    saved = next(c for c in trainer.callbacks if isinstance(c, callbacks.CheckpointMetrics))  # type: ignore[attr-defined]
     peaks = [peak for peak in all_gather(memory.gigabytes()) if peak]
     metrics = {
         "epochs": trainer.current_epoch,
-        **(epoch_metrics(trainer) or saved.metrics),
+        **(callbacks.epoch_metrics(trainer) or saved.metrics),
         "seed": seed,
         "seconds_training": round(saved.seconds_before + time.monotonic() - started, 1),
         "peak_memory_gb": round(sum(peaks), 3) or None,
@@ -245,8 +228,8 @@ def test(model: L.LightningModule, data: HorseHumanDataModule, options: Any) -> 
     names = ("accelerator", "strategy", "devices", "num_nodes")
     trainer = L.Trainer(
         **{name: options[name] for name in names if name in options},
-        plugins=cluster_environment(),
-        callbacks=TerminalProgress(),
+        plugins=build.cluster_environment(),
+        callbacks=callbacks.TerminalProgress(),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

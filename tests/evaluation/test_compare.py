@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra_config import compose
 from scipy.stats import binom
 
 from horsehuman.data.image_sets import find_image_set
@@ -21,13 +20,14 @@ from horsehuman.evaluation.compare import (
     short_names,
 )
 from horsehuman.models.checkpoint import load_classifier
+from horsehuman.training.config import compose
 from horsehuman.training.run import train
 from tests import commands
 
 
 @pytest.fixture(scope="module")
 def runs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two runs on the small tree, of unequal epochs."""
+    """Two runs on the small tree, with different numbers of epochs."""
     folders = []
     for epochs in (1, 3):
         folder = tmp_path_factory.mktemp("runs") / f"epochs{epochs}"
@@ -46,9 +46,9 @@ def test_two_runs(runs: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     code, printed = compare(*map(str, runs), "--out", str(out))
     assert code == 0, printed
-    found = json.loads((out / "compare.json").read_text())
+    content = json.loads((out / "compare.json").read_text())
     assert read_picture(out / "compare.png").shape[1] > 1000
-    for run, model in zip(runs, found["models"], strict=True):
+    for run, model in zip(runs, content["models"], strict=True):
         reported = json.loads((run / "metrics.json").read_text())
         assert model["right"] == reported["test/right"]
         assert model["cost"]["epochs"] == reported["epochs"]
@@ -56,20 +56,20 @@ def test_two_runs(runs: list[Path], tmp_path: Path) -> None:
         curve = model["accuracy over the epochs"]["val/acc"]
         assert len(curve) == reported["epochs"]
         assert curve[-1] == pytest.approx(reported["val/acc"])
-    (pair,) = found["differences"]
-    accuracies = [model["metrics"]["accuracy"]["value"] for model in found["models"]]
+    (pair,) = content["differences"]
+    accuracies = [model["metrics"]["accuracy"]["value"] for model in content["models"]]
     difference = pair["second less first"]["accuracy"]["value"]
     assert difference == pytest.approx(accuracies[1] - accuracies[0])
-    losses = [model["metrics"]["log loss"]["value"] for model in found["models"]]
+    losses = [model["metrics"]["log loss"]["value"] for model in content["models"]]
     assert pair["second less first"]["log loss"]["value"] == pytest.approx(losses[1] - losses[0])
-    apart = pair["right in the first only"] + pair["right in the second only"]
-    assert len(pair["pictures with two answers"]) == apart
+    different = pair["right in the first only"] + pair["right in the second only"]
+    assert len(pair["pictures with two answers"]) == different
     code, printed = compare(*map(str, runs), "--out", str(out))
     assert code == 1
     assert "holds a report already" in printed
 
 
-def test_three_models_of_the_box_without_logs(tree: Path, tmp_path: Path) -> None:
+def test_three_bundled_models_without_logs(tree: Path, tmp_path: Path) -> None:
     arguments = ["cnn", "cnn", "inception", "--data", str(tree), "--split", "test"]
     code, printed = compare(
         *arguments, "--group-pattern", SUBJECT_PATTERN, "--out", str(tmp_path / "o")
@@ -77,23 +77,23 @@ def test_three_models_of_the_box_without_logs(tree: Path, tmp_path: Path) -> Non
     assert code == 0, printed
     assert "cnn (2) less cnn (1)" in printed
     assert "not recorded" in printed
-    found = json.loads((tmp_path / "o" / "compare.json").read_text())
-    same, _ = found["differences"]
+    content = json.loads((tmp_path / "o" / "compare.json").read_text())
+    same, _ = content["differences"]
     assert same["second less first"]["accuracy"] == {
         "value": 0.0,
-        "by group": [None, None],  # one group of horses alone
+        "by group": [None, None],  # only one group of horses
         "by picture": [0.0, 0.0],
     }
     assert same["p of McNemar's exact test, frames taken for independent"] == 1.0
-    sizes = [model["cost"]["weights, MB"] for model in found["models"]]
+    sizes = [model["cost"]["weights, MB"] for model in content["models"]]
     assert sizes[0] < 2
-    assert sizes[2] > 15  # with the trunk
+    assert sizes[2] > 15  # with the backbone
 
 
-def test_different_pictures_are_refused(runs: list[Path], tree: Path, tmp_path: Path) -> None:
+def test_different_images_are_refused(runs: list[Path], tree: Path, tmp_path: Path) -> None:
     other = shutil.copytree(tree, tmp_path / "other")
-    picture = other / "test" / "horses" / "horse1-000.webp"
-    shutil.copy(other / "test" / "horses" / "horse1-105.webp", picture)
+    image = other / "test" / "horses" / "horse1-000.webp"
+    shutil.copy(other / "test" / "horses" / "horse1-105.webp", image)
     run = shutil.copytree(runs[0], tmp_path / "run")
     config = run / "config.yaml"
     config.write_text(config.read_text().replace(str(tree), str(other)))
@@ -106,20 +106,22 @@ def test_different_pictures_are_refused(runs: list[Path], tree: Path, tmp_path: 
     )
 
 
-def test_a_picture_that_one_could_not_read_counts_for_none(tree: Path, tmp_path: Path) -> None:
+def test_an_image_that_is_unreadable_for_one_model_is_left_out_for_all(
+    tree: Path, tmp_path: Path
+) -> None:
     root = shutil.copytree(tree, tmp_path / "set")
-    pictures = find_image_set(str(root), SUBJECT_PATTERN).split("test")
+    image_set = find_image_set(str(root), SUBJECT_PATTERN).split("test")
     classifier = load_classifier("cnn")
-    before = evaluate_candidate("cnn", classifier, pictures)
-    (root / "test" / "horses" / "horse1-000.webp").unlink()  # it vanished in between
-    after = evaluate_candidate("cnn", classifier, pictures)
+    before = evaluate_candidate("cnn", classifier, image_set)
+    (root / "test" / "horses" / "horse1-000.webp").unlink()  # vanishes between the two
+    after = evaluate_candidate("cnn", classifier, image_set)
     first, second = keep_common_images([before, after])
-    assert len(before.answers.records) == 4
-    assert len(first.answers.records) == len(second.answers.records) == 3
-    np.testing.assert_allclose(first.answers.logits, second.answers.logits, rtol=1e-5)
+    assert len(before.preds.records) == 4
+    assert len(first.preds.records) == len(second.preds.records) == 3
+    np.testing.assert_allclose(first.preds.logits, second.preds.logits, rtol=1e-5)
 
 
-def test_names_without_what_all_of_them_share() -> None:
+def test_short_names_lack_the_shared_folders() -> None:
     assert short_names(["out/cnn/latest", "out/inception/latest"]) == [
         "cnn/latest",
         "inception/latest",
@@ -127,19 +129,17 @@ def test_names_without_what_all_of_them_share() -> None:
     assert short_names(["cnn", "a/b", "cnn"]) == ["cnn (1)", "a/b", "cnn (2)"]
 
 
-def test_logs_that_broke_off(
-    runs: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_truncated_logs(runs: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = shutil.copytree(runs[1], tmp_path / "run")
     log, *others = sorted(run.glob("events*"))
-    for other in others:  # what was written after training
+    for other in others:  # written after training
         other.unlink()
-    whole = log.read_bytes()
+    content = log.read_bytes()
     assert len(read_curves(run)["train/acc"]) == 3
     lengths = []
-    first = whole.index(b"train/acc")
+    first = content.index(b"train/acc")
     for share in (0.2, 0.5, 0.9, 0.97):
-        log.write_bytes(whole[: first + int((len(whole) - first) * share)])
+        log.write_bytes(content[: first + int((len(content) - first) * share)])
         lengths.append(len(read_curves(run).get("train/acc", [])))
     assert lengths == sorted(lengths)
     assert lengths[0] < lengths[-1] <= 3
@@ -148,15 +148,15 @@ def test_logs_that_broke_off(
     assert "ends after 0 of 3 epochs" in caplog.text
     log.unlink()
     assert read_curves(run, 3) == {}
-    assert "has no log" in caplog.text
+    assert "has no TensorBoard log" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["cnn"], "with what"),
+        (["cnn"], "needs two models or more: only cnn given"),
         (["cnn", "nowhere"], "no such run or file"),
-        (["cnn", "inception", "--data", "nowhere"], "nowhere is no folder"),
+        (["cnn", "inception", "--data", "nowhere"], "nowhere is not a folder"),
     ],
 )
 def test_wrong_input_is_one_line(arguments: list[str], text: str, tmp_path: Path) -> None:
@@ -172,14 +172,14 @@ def test_mcnemar_is_a_sign_test() -> None:
     assert metrics.mcnemar(first, second)[2] == pytest.approx(2 * binom.cdf(3, 12, 0.5))
 
 
-def test_paired_intervals_are_narrower_than_those_of_two_alone() -> None:
+def test_paired_intervals_are_narrower() -> None:
     generator = np.random.default_rng(0)
     groups = [f"g{index // 20}" for index in range(400)]
     labels = np.arange(400) // 20 % 2
-    hard = generator.random(20)[np.arange(400) // 20]
-    first = (hard + generator.normal(0, 0.1, 400) > 0.4).astype(float)
-    second = (hard + generator.normal(0, 0.1, 400) > 0.5).astype(float)
+    difficulty = generator.random(20)[np.arange(400) // 20]
+    first = (difficulty + generator.normal(0, 0.1, 400) > 0.4).astype(float)
+    second = (difficulty + generator.normal(0, 0.1, 400) > 0.5).astype(float)
     paired = metrics.bootstrap_mean(second - first, labels, groups, draws=2000)
-    alone = metrics.bootstrap_mean(first, labels, groups, draws=2000)
-    assert np.ptp(paired.by_group) < np.ptp(alone.by_group)
+    single = metrics.bootstrap_mean(first, labels, groups, draws=2000)
+    assert np.ptp(paired.by_group) < np.ptp(single.by_group)
     assert paired.by_group[0] <= paired.value <= paired.by_group[1]

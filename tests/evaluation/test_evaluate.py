@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra_config import compose
 
 from horsehuman import HorseHumanError
 from horsehuman.data.image_sets import count_training_images, find_image_set
@@ -23,6 +22,7 @@ from horsehuman.evaluation.evaluate import (
     summarize,
 )
 from horsehuman.models.checkpoint import load_classifier
+from horsehuman.training.config import compose
 from horsehuman.training.run import train
 from tests import commands
 
@@ -42,24 +42,24 @@ def run(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 evaluate = partial(commands.run, "evaluate")
 
 
-def test_counts_are_those_of_training(run: Path) -> None:
+def test_metrics_equal_those_of_training(run: Path) -> None:
     code, printed = evaluate("--model", str(run), "--no-plot")
     assert code == 0, printed
     reported = json.loads((run / "metrics.json").read_text())
-    found = json.loads((run / "evaluate-test" / "metrics.json").read_text())
-    assert found["right"] == reported["test/right"]
-    assert found["pictures"] == reported["test/pictures"] == 4
-    assert found["smallest margin"] == pytest.approx(reported["test/margin"], abs=1e-6)
-    assert found["metrics"]["log loss"]["value"] == pytest.approx(reported["test/loss"], rel=1e-5)
+    metrics = json.loads((run / "evaluate-test" / "metrics.json").read_text())
+    assert metrics["right"] == reported["test/right"]
+    assert metrics["pictures"] == reported["test/pictures"] == 4
+    assert metrics["smallest margin"] == pytest.approx(reported["test/margin"], abs=1e-6)
+    assert metrics["metrics"]["log loss"]["value"] == pytest.approx(reported["test/loss"], rel=1e-5)
     with (run / "evaluate-test" / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert sum(int(row["right"]) for row in rows) == found["right"]
+    assert sum(int(row["right"]) for row in rows) == metrics["right"]
     assert sorted(row["picture"] for row in rows)[0] == "test/horses/horse1-000.webp"
     code, printed = evaluate("--model", str(run), "--no-plot")
     assert (run / "evaluate-test-2" / "metrics.json").is_file()
 
 
-def test_training_pictures_are_known_again(run: Path, tree: Path, tmp_path: Path) -> None:
+def test_training_images_are_recognized(run: Path, tree: Path, tmp_path: Path) -> None:
     assert count_training_images(str(run), find_image_set(str(run)).split("test").records) == 0
     assert count_training_images(str(run), find_image_set(str(run)).split("train").records) == 18
     assert count_training_images("cnn", find_image_set(str(tree)).split("train").records) == 24
@@ -87,51 +87,53 @@ def test_report_of_a_folder(tree: Path, tmp_path: Path) -> None:
     }
     assert read_picture(out / "report.png").shape[1] > 1000
     assert "few groups (3)" in printed
-    assert "what spoke for the answers lies on the figure" in printed
+    assert "% of the evidence for the answers lies on the subject, which covers" in printed
     code, printed = evaluate(*arguments, "--out", str(out))
     assert code == 1
     assert "holds a report already" in printed
     assert evaluate(*arguments, "--out", str(out), "--force", "--no-plot")[0] == 0
 
 
-def test_groups_and_worst_pictures(tree: Path) -> None:
-    answers = predict_labelled(
+def test_groups_and_worst_predictions(tree: Path) -> None:
+    preds = predict_labelled(
         load_classifier("cnn"), find_image_set(str(tree), SUBJECT_PATTERN).split("train")
     )
-    rows = group_rows(answers)
+    rows = group_rows(preds)
     assert len(rows) == 8
-    assert sum(row["right"] for row in rows) == answers.correct.sum()
+    assert sum(row["right"] for row in rows) == preds.correct.sum()
     assert [row["right"] / row["pictures"] for row in rows] == sorted(
         row["right"] / row["pictures"] for row in rows
     )
-    order = most_wrong(answers, 24)
-    wrong = int((~answers.correct).sum())
-    assert not answers.correct[order[:wrong]].any()
-    assert np.all(np.diff(np.abs(answers.probabilities[order[wrong:]] - 0.5)) >= 0)
+    order = most_wrong(preds, 24)
+    wrong = int((~preds.correct).sum())
+    assert not preds.correct[order[:wrong]].any()
+    assert np.all(np.diff(np.abs(preds.probabilities[order[wrong:]] - 0.5)) >= 0)
 
 
-def test_a_missing_class_leaves_figures_undefined(tree: Path) -> None:
-    pictures = find_image_set(str(tree)).split("test")
-    pictures.records[:] = [record for record in pictures.records if record.label == 1]
-    summary = summarize(predict_labelled(load_classifier("cnn"), pictures), draws=20)
+def test_metrics_of_a_missing_class_are_undefined(tree: Path) -> None:
+    image_set = find_image_set(str(tree)).split("test")
+    image_set.records[:] = [record for record in image_set.records if record.label == 1]
+    summary = summarize(predict_labelled(load_classifier("cnn"), image_set), draws=20)
     summary["heat on the figure"] = None
     assert summary["metrics"]["ROC-AUC"]["value"] is None
     json.dumps(summary, allow_nan=False)
     lines = caveats(summary, grouped=False)
-    assert "no groups are known" in lines[0]
+    assert "no groups are defined" in lines[0]
     assert "ROC-AUC" in lines[-1]
 
 
-def test_pictures_that_vanish_are_told_and_the_rest_is_answered(tree: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_reported_and_the_others_classified(
+    tree: Path, tmp_path: Path
+) -> None:
     root = shutil.copytree(tree / "test", tmp_path / "set")
     (root / "humans" / "broken.png").write_bytes(b"no picture")
     code, _ = evaluate(
         "--model", "cnn", "--data", str(root), "--no-plot", "--out", str(tmp_path / "o")
     )
     assert code == 1
-    found = json.loads((tmp_path / "o" / "metrics.json").read_text())
-    assert found["pictures"] == 4
-    assert len(found["unreadable"]) == 1
+    metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    assert metrics["pictures"] == 4
+    assert len(metrics["unreadable"]) == 1
 
 
 NAMES = ["cost$1_$x", "x[/red]", "photo[copy]", os.fsdecode(b"b\xffad"), "two\nlines", "馬"]
@@ -139,7 +141,7 @@ NAMES = ["cost$1_$x", "x[/red]", "photo[copy]", os.fsdecode(b"b\xffad"), "two\nl
 
 @pytest.fixture(scope="module")
 def odd(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, classes and groups with names that are formulas, markup, or no text."""
+    """Images, classes and groups whose names contain formulas, markup or undecodable bytes."""
     root = tmp_path_factory.mktemp("odd") / "a$_$b[red]"
     for label in ("horses", "humans"):
         source = next((tree / "test" / label).iterdir())
@@ -150,7 +152,7 @@ def odd(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_names_are_shown_as_they_are(odd: Path, tmp_path: Path) -> None:
+def test_special_names_are_shown_literally(odd: Path, tmp_path: Path) -> None:
     code, printed = evaluate("--model", "cnn", "--data", str(odd), "--out", str(tmp_path / "out"))
     assert code == 0, printed
     assert (tmp_path / "out" / "pictures.png").is_file()
@@ -165,7 +167,7 @@ def test_names_are_shown_as_they_are(odd: Path, tmp_path: Path) -> None:
     assert code == 0, printed
 
 
-def test_training_on_such_names(odd: Path, tmp_path: Path) -> None:
+def test_training_with_special_names(odd: Path, tmp_path: Path) -> None:
     overrides = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=1"]
     overrides += ["data=folder", f'data.root="{odd}"', "data.batch_size=4"]
     config = compose(*overrides)
@@ -176,14 +178,17 @@ def test_training_on_such_names(odd: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--data", "nowhere"], "nowhere is no folder"),
+        (["--data", "nowhere"], "nowhere is not a folder"),
         (["--split", "tset"], "did you mean test"),
         (["--data", "TREE", "--split", "validation"], "no such pictures"),
-        (["--data", "CATS"], "holds cats and humans, the classifier tells horses from humans"),
+        (
+            ["--data", "CATS"],
+            "contains the classes cats and humans, but the classifier's are horses and humans",
+        ),
         (["--data", "EMPTY"], "must hold two class folders"),
         (["--model", "CUT"], "config.yaml"),
         (["--group-pattern", "(.)"], "has groups of its own"),
-        (["--out", "RUN"], "is a run: name another folder"),
+        (["--out", "RUN"], "is a run's folder: name another folder"),
         (["--out", "CUT/config.yaml/x"], "cannot write into"),
     ],
 )

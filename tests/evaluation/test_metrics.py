@@ -8,6 +8,7 @@ import pytest
 import torch
 from torchmetrics.functional import classification as reference
 
+from horsehuman.decision import CALIBRATION_BINS
 from horsehuman.evaluation import metrics
 
 NAMES = {
@@ -18,106 +19,107 @@ NAMES = {
     "F1 1": reference.binary_f1_score,
     "ROC-AUC": reference.binary_auroc,
     "average precision": reference.binary_average_precision,
-    "calibration error": partial(
-        reference.binary_calibration_error, n_bins=metrics.CALIBRATION_BINS
-    ),
+    "calibration error": partial(reference.binary_calibration_error, n_bins=CALIBRATION_BINS),
 }
 
 
-def some(count: int = 240, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Probabilities with ties, labels, groups of 20 whose pictures are much alike."""
+def sample(count: int = 240, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Probabilities with ties, labels, and groups of 20 similar images."""
     generator = np.random.default_rng(seed)
     groups = np.arange(count) // 20
     labels = (groups % 2).astype(np.int64)
-    of_group = generator.normal(0, 0.25, groups.max() + 1)[groups]
-    p = 0.35 + 0.3 * labels + of_group + generator.normal(0, 0.05, count)
+    effect = generator.normal(0, 0.25, groups.max() + 1)[groups]
+    p = 0.35 + 0.3 * labels + effect + generator.normal(0, 0.05, count)
     return p.clip(0, 1).round(2) * 0.99 + 0.003, labels, [f"g{group}" for group in groups]
 
 
-def test_figures_are_those_of_torchmetrics() -> None:
-    p, labels, _ = some()
-    found = metrics.point_metrics(p, labels, 0.5)
+def test_metrics_equal_those_of_torchmetrics() -> None:
+    p, labels, _ = sample()
+    values = metrics.point_metrics(p, labels, 0.5)
     for name, function in NAMES.items():
         expected = float(function(torch.tensor(p), torch.tensor(labels)))
-        assert found[name] == pytest.approx(expected, abs=1e-6), name
-    assert found["Brier score"] == pytest.approx(((p - labels) ** 2).mean())
+        assert values[name] == pytest.approx(expected, abs=1e-6), name
+    assert values["Brier score"] == pytest.approx(((p - labels) ** 2).mean())
     loss = torch.nn.functional.binary_cross_entropy(torch.tensor(p), torch.tensor(labels).double())
-    assert found["log loss"] == pytest.approx(float(loss))
-    assert found["balanced accuracy"] == pytest.approx((found["recall 0"] + found["recall 1"]) / 2)
+    assert values["log loss"] == pytest.approx(float(loss))
+    mean_recall = (values["recall 0"] + values["recall 1"]) / 2
+    assert values["balanced accuracy"] == pytest.approx(mean_recall)
 
 
-def test_alike_pictures_make_the_interval_by_group_wider() -> None:
-    p, labels, groups = some()
-    found = metrics.estimate(p, labels, groups, 0.5, draws=1000)
-    for name, estimate in found.items():
-        for low, high in (estimate.by_group, estimate.by_picture):
+def test_similar_images_widen_the_interval_by_group() -> None:
+    p, labels, groups = sample()
+    estimates = metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=1000)
+    for name, estimate in estimates.items():
+        for low, high in (estimate.by_group, estimate.by_image):
             assert low <= high
         assert name == "calibration error" or (
-            estimate.by_picture[0] <= estimate.value <= estimate.by_picture[1]
+            estimate.by_image[0] <= estimate.value <= estimate.by_image[1]
         )
-    width = [np.ptp(found["accuracy"].by_group), np.ptp(found["accuracy"].by_picture)]
+    width = [np.ptp(estimates["accuracy"].by_group), np.ptp(estimates["accuracy"].by_image)]
     assert width[0] > 1.5 * width[1]
-    again = metrics.estimate(p, labels, groups, 0.5, draws=1000)
-    assert again == found
-    assert metrics.estimate(p, labels, groups, 0.5, draws=1000, seed=1) != found
+    again = metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=1000)
+    assert again == estimates
+    assert metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=1000, seed=1) != estimates
 
 
-def test_intervals_by_group_hold_the_truth_about_as_often_as_they_say() -> None:
-    hits, of_half_the_width = [], []
-    truth = np.mean([metrics.point_metrics(*some(4000, s)[:2], 0.5)["accuracy"] for s in range(50)])
+def test_intervals_by_group_have_about_their_nominal_coverage() -> None:
+    hits, hits_of_half_width = [], []
+    samples = [sample(4000, seed)[:2] for seed in range(50)]
+    truth = np.mean([metrics.point_metrics(*s, 0.5)["accuracy"] for s in samples])
     for seed in range(100, 180):
-        p, labels, groups = some(1200, seed)  # 60 groups
-        low, high = metrics.estimate(p, labels, groups, 0.5, draws=400)["accuracy"].by_group
+        p, labels, groups = sample(1200, seed)  # 60 groups
+        estimates = metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=400)
+        low, high = estimates["accuracy"].by_group
         hits.append(low <= truth <= high)
-        of_half_the_width.append(abs(truth - (low + high) / 2) <= (high - low) / 4)
+        hits_of_half_width.append(abs(truth - (low + high) / 2) <= (high - low) / 4)
     assert np.mean(hits) >= 0.86
-    assert np.mean(of_half_the_width) < 0.86
+    assert np.mean(hits_of_half_width) < 0.86
 
 
-def test_what_is_not_defined_is_said_to_be_so() -> None:
+def test_undefined_metrics_are_nan() -> None:
     p = np.array([0.2, 0.9, 0.7])
-    found = metrics.estimate(p, np.array([1, 1, 1]), ["a", "a", "b"], 0.5, draws=50)
+    estimates = metrics.bootstrap_metrics(p, np.array([1, 1, 1]), ["a", "a", "b"], 0.5, draws=50)
     for name in ("ROC-AUC", "average precision", "recall 0", "balanced accuracy"):
-        assert math.isnan(found[name].value), name
-        assert all(math.isnan(bound) for bound in found[name].by_group), name
-    assert found["accuracy"].value == pytest.approx(2 / 3)
+        assert math.isnan(estimates[name].value), name
+        assert all(math.isnan(bound) for bound in estimates[name].by_group), name
+    assert estimates["accuracy"].value == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("one_a_class", [False, True])
-def test_one_group_alone_has_no_interval(one_a_class: bool) -> None:
-    p, labels, _ = some()
-    groups = [f"g{label}" if one_a_class else "one" for label in labels]
-    for found in (
-        metrics.estimate(p, labels, groups, 0.5, draws=50)["accuracy"],
+@pytest.mark.parametrize("one_per_class", [False, True])
+def test_a_single_group_has_no_interval(one_per_class: bool) -> None:
+    p, labels, _ = sample()
+    groups = [f"g{label}" if one_per_class else "one" for label in labels]
+    for estimate in (
+        metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=50)["accuracy"],
         metrics.bootstrap_mean(p, labels, groups, draws=50),
     ):
-        assert all(math.isnan(bound) for bound in found.by_group)
-        assert all(math.isfinite(bound) for bound in found.by_picture)
+        assert all(math.isnan(bound) for bound in estimate.by_group)
+        assert all(math.isfinite(bound) for bound in estimate.by_image)
 
 
 @pytest.mark.parametrize("mixed", [1, 2])
 def test_groups_with_both_classes_have_intervals(mixed: int) -> None:
-    p, labels, groups = some(1200)
-    plain = metrics.estimate(p, labels, groups, 0.5, draws=500)["accuracy"].by_group
+    p, labels, groups = sample(1200)
+    unmixed = metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=500)["accuracy"].by_group
     for number in range(mixed):
-        of = np.array(groups) == groups[20 * number]
-        labels[np.flatnonzero(of)[0]] ^= 1
-    found = metrics.estimate(p, labels, groups, 0.5, draws=500)
-    low, high = found["accuracy"].by_group
-    assert (low, high) == pytest.approx(plain, abs=0.05)
-    assert np.isfinite(found["recall 0"].by_group).all()
+        members = np.array(groups) == groups[20 * number]
+        labels[np.flatnonzero(members)[0]] ^= 1
+    estimates = metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=500)
+    low, high = estimates["accuracy"].by_group
+    assert (low, high) == pytest.approx(unmixed, abs=0.05)
+    assert np.isfinite(estimates["recall 0"].by_group).all()
 
 
-def test_the_only_group_of_a_class_has_no_interval_though_it_shows_the_other_too() -> None:
-    p, labels, groups = some()
+def test_the_only_group_of_a_class_has_no_interval_even_if_it_contains_both() -> None:
+    p, labels, groups = sample()
     labels[:] = 1
     labels[0] = 0
-    found = metrics.estimate(p, labels, groups, 0.5, draws=50)
-    assert not np.isfinite(found["accuracy"].by_group).any()
+    estimates = metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=50)
+    assert not np.isfinite(estimates["accuracy"].by_group).any()
 
 
-def test_share_of_groups() -> None:
-    """Clopper and Pearson: the lower bound of n of n is (0.025) ** (1 / n)."""
+def test_clopper_pearson_interval() -> None:
+    """For n of n, the lower bound is 0.025 ** (1 / n)."""
     low, high = metrics.clopper_pearson_interval(11, 11)
     assert low == pytest.approx(0.025 ** (1 / 11))
     assert high == 1

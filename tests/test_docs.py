@@ -1,0 +1,132 @@
+"""Every command in README.md and docs/ runs, with options that make its training short."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import results
+import train as script
+
+from horsehuman.data.records import SUBJECT_PATTERN
+from horsehuman.training.config import compose
+from horsehuman.training.run import train
+from tests import commands
+
+ROOT = Path(__file__).parents[1]
+
+PROGRAMS = ("python", "horsehuman", "torchrun", "tensorboard", "pip", "pytest", "find", "ruff", "bash")
+
+#: Commands that another test runs, or the gate.
+ELSEWHERE = (
+    (r"pip install|pytest|ruff|bash \.ci/run", ".ci/run"),
+    (r"horsehuman demo", "tests/inference/test_demo.py"),
+    (r"torchrun", "tests/training/test_ddp.py"),
+    (r"python scripts/train\.py.* trainer=ddp", "tests/training/test_ddp.py"),
+    (r"python scripts/benchmark\.py", "tests/scripts/test_benchmark.py"),
+    (r"python scripts/build_assets\.py", "tests/test_assets.py"),
+    (r"python scripts/build_classifiers\.py", "tests/scripts/test_build_classifiers.py"),
+    (r"python scripts/floors\.py", "tests/test_architecture.py"),
+    (r"python scripts/studies/", "tests/scripts"),
+    (r".* data=archives", "tests/data/test_archives.py"),
+    (r"python answer\.py", "tests/inference/test_export.py"),
+    (r".*https://", "tests/data/test_sources.py"),
+)
+
+TINY = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.log_every_n_steps=1"]
+TINY_CNN = ["model.image_size=80", "model.channels=[2,2,2,2]"]
+TINY_INCEPTION = ["model.image_size=32", "model.scales=[75]", "model.weights=random"]
+
+
+def documented_commands() -> list[str]:
+    """Return the commands of all fenced blocks, without comments, each once."""
+    lines: dict[str, None] = {}
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+        for block in [text for language, text in blocks if not language]:
+            for line in block.replace("\\\n", " ").splitlines():
+                command = re.sub(r"\s+#.*", "", line).strip()
+                if command.startswith(PROGRAMS):
+                    lines |= dict.fromkeys(command.split(" && "))
+    return list(lines)
+
+
+def is_run_here(command: str) -> bool:
+    return not any(re.match(pattern, command) for pattern, _ in ELSEWHERE)
+
+
+def test_commands_run_elsewhere_name_a_test() -> None:
+    for _, place in ELSEWHERE:
+        assert (ROOT / place).exists(), place
+    assert len(documented_commands()) > 30
+
+
+@pytest.fixture(scope="module")
+def workspace(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the commands name: pictures, folders, runs."""
+    folder = tmp_path_factory.mktemp("docs")
+    picture = next((tree / "test" / "horses").iterdir())
+    (folder / "photos").mkdir()
+    for name in ("picture.jpg", "photo.jpg", "photos/one.jpg"):
+        shutil.copy(picture, folder / name)
+    shutil.copytree(tree, folder / "DIR")
+    for path in (folder / "DIR").rglob("*.webp"):  # names that the documented pattern matches
+        stem, _, number = path.stem.rpartition("-")
+        path.rename(path.with_name(f"{stem}_{number}.webp"))
+    for model, tiny in (("cnn", TINY_CNN), ("inception", TINY_INCEPTION)):
+        for name in ("RUN", "latest"):
+            config = compose(f"model={model}", *TINY, *tiny)
+            run_dir = folder / "outputs" / model / name
+            train(config, run_dir)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", filter(is_run_here, documented_commands()))
+def test_documented_command(
+    command: str, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "work"
+    shutil.copytree(workspace, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    program, *arguments = shlex.split(command)
+    if "|" in arguments:
+        subprocess.run(["bash", "-c", command], check=True, timeout=120)
+    elif program == "horsehuman":
+        code, output = commands.run(*arguments)
+        assert code == 0, output
+    elif program == "tensorboard":
+        subprocess.run([sys.executable, "-m", "tensorboard.main", "--inspect", *arguments], check=True)
+    elif arguments[0].endswith("results.py"):
+        assert results.main(arguments[1:]) == 0
+    else:
+        assert arguments[0] == "scripts/train.py"
+        run_train(arguments[1:], folder, monkeypatch)
+
+
+def run_train(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ``scripts/train.py`` in this process, with options that make its training short."""
+    text = " ".join(arguments)
+    if "resume=" in text:
+        (folder / "outputs" / "cnn" / "RUN" / "metrics.json").unlink()
+    elif "--help" not in arguments:
+        cnn = "cnn" in text and "inception" not in text
+        arguments = [*arguments, *TINY, *(TINY_CNN if cnn else TINY_INCEPTION)]
+        if "cnn,inception" in text:
+            arguments = [*arguments[: -len(TINY_INCEPTION)], "model.image_size=80"]
+        if "data=folder" not in text:
+            pattern = SUBJECT_PATTERN.replace("-", "_")
+            arguments += ["data=folder", "data.root=DIR", f'data.group_pattern="{pattern}"']
+    monkeypatch.setattr(sys, "argv", ["scripts/train.py", *arguments])
+    script.exit_codes.clear()
+    if "--help" in arguments:
+        with pytest.raises(SystemExit) as ended:
+            script.run()
+        assert ended.value.code in (0, None)
+    else:
+        assert script.run() == 0
