@@ -191,7 +191,7 @@ def print_json(value: Any) -> None:
 
 
 def unused_path(path: Path, is_taken: Callable[[Path], bool]) -> Path:
-    """Return ``path``, or the first of ``NAME-2.SUFFIX``, ``NAME-3.SUFFIX``, ... that is not taken."""
+    """Return ``path``, or the first of ``NAME-2.SUFFIX``, ``NAME-3.SUFFIX``, ... not taken."""
     candidate, number = path, 2
     while is_taken(candidate):
         candidate = path.with_stem(f"{path.stem}-{number}")

@@ -5,6 +5,7 @@ Nothing here imports torch, so that commands start quickly.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -33,7 +34,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from horsehuman.errors import HorseHumanError, printable
+from horsehuman.errors import printable
 
 T = TypeVar("T")
 
@@ -83,20 +84,15 @@ def show_cache(*, clear: bool = False) -> None:
         clear: Also remove this content.
 
     Raises:
-        HorseHumanError: If a file cannot be read or removed.
+        OSError: If a file cannot be read or removed.
     """
     print(printable(cache_dir()))
-    try:
-        for name, (description, patterns) in CACHED.items():
-            paths = [path for pattern in patterns for path in (cache_dir() / name).glob(pattern)]
-            size = sum(_size(path) for path in paths)
-            print(f"{name:<9} {size / 2**20:8.1f} MiB  {description}")
-            for path in paths if clear else ():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    except OSError as error:
-        place = printable(error.filename or cache_dir())
-        action = "empty" if clear else "read"
-        raise HorseHumanError(f"cannot {action} {place}: {error.strerror}") from error
+    for name, (description, patterns) in CACHED.items():
+        paths = [path for pattern in patterns for path in (cache_dir() / name).glob(pattern)]
+        size = sum(_size(path) for path in paths)
+        print(f"{name:<9} {size / 2**20:8.1f} MiB  {description}")
+        for path in paths if clear else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if clear:
         print("removed")
 
@@ -154,23 +150,22 @@ class PeakMemory:
 
 def cpu_flags() -> frozenset[str]:
     """Return the CPU's instruction sets as Linux names them; empty if they are unknown."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    lines = (line.partition(":") for line in text.splitlines())
-    flags = (value for name, _, value in lines if name.strip().lower() in ("flags", "features"))
-    return frozenset(next(flags, "").split())
+    return frozenset(_cpuinfo("flags", "features").split())
 
 
 def cpu_name() -> str:
     """Return the CPU's model name, or its architecture if the name is unknown."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(*fields: str) -> str:
+    """Return the first value of one of these fields in ``/proc/cpuinfo``; empty if unknown."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip().lower() in fields:
+                return value.strip()
+    return ""
 
 
 def lacks_bf16() -> bool:

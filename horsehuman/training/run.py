@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 def resume_run(run_dir: Path, *, allow_changes: bool = False) -> dict[str, Any]:
     """Resume an interrupted run in its own folder with its own config; see :func:`train`."""
+    check_flag("allow_changes", allow_changes)
     return train(load_config(run_dir), run_dir, resuming=True, allow_changes=allow_changes)
 
 
@@ -65,7 +66,6 @@ def train(
         PeerGoneError: Another process of the run has ended unexpectedly.
     """
     check_options(config)
-    check_flag("allow_changes", allow_changes)
     share_cores()
     with process_group():
         return _train(config, Path(broadcast(str(run_dir))), resuming, allow_changes)
