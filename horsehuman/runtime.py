@@ -248,7 +248,7 @@ def silence() -> None:
     """Hide this rank's warnings, log messages, tables and progress bars, which rank 0 shows."""
     global _silent
     _silent = True
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     warnings.simplefilter("ignore")
 
 

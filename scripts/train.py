@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shlex
 import sys
@@ -14,20 +16,14 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # before the import; run() explains Hydra'
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from hydra_config import explain
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from horsehuman import runtime
 from horsehuman.errors import HorseHumanError, PeerGoneError, one_line
-from horsehuman.runtime import (
-    Interrupted,
-    configs_dir,
-    keep_freed_memory,
-    log_to_stderr,
-    raise_on_signals,
-    silence,
-)
+
+log = logging.getLogger("horsehuman.train")  # silent on ranks above 0
 
 RANK = int(os.environ.get("RANK", 0))  # torchrun sets it
 
@@ -44,15 +40,13 @@ exit_codes: list[int] = []
 thread_errors: list[str] = []
 
 
-@hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="train")
+@hydra.main(version_base="1.3", config_path=str(runtime.configs_dir()), config_name="train")
 def main(config: DictConfig) -> None:
     """Train, test and report one run. A failed run of a sweep does not end the sweep."""
     sys.argv = COMMAND  # error messages quote it
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    run_dir = Path(config.resume or HydraConfig.get().runtime.output_dir).expanduser()
     if run_dir.is_relative_to(Path.cwd()):
         run_dir = run_dir.relative_to(Path.cwd())
-    if config.resume is not None:
-        run_dir = Path(str(config.resume)).expanduser()
     try:
         check_command(config)
         from horsehuman.training.run import resume_run, train  # imports Lightning
@@ -66,33 +60,26 @@ def main(config: DictConfig) -> None:
         if RANK > 0:
             time.sleep(5)  # rank 0 prints; torchrun ends all ranks when the first one fails
         hint = resume_hint(run_dir) if isinstance(error, PeerGoneError) else ""
-        print_error(f"error: {one_line(error)}{hint}")
-    except Interrupted:
-        print_error(f"interrupted{resume_hint(run_dir)}")
+        log.error("error: %s%s", one_line(error), hint)
+    except runtime.Interrupted:
+        log.error("interrupted%s", resume_hint(run_dir))
         raise
     finally:
-        remove_empty(run_dir)
+        with contextlib.suppress(OSError):  # unless it is empty: the run has not begun
+            os.removedirs(run_dir)
 
 
 def check_command(config: DictConfig) -> None:
     """Refuse combinations of ``-m``, ``resume`` and ``trainer=ddp`` that have no meaning."""
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    sweep = HydraConfig.get().mode.name == "MULTIRUN"
     if sweep and config.trainer.get("strategy") == "ddp":
-        print_error("error: -m does not go with trainer=ddp: start one run after another")
+        log.error("error: -m does not go with trainer=ddp: start one run after another")
         sys.exit(2)
     overrides = HydraConfig.get().overrides.task
     others = [o for o in overrides if o.split("=")[0] not in ("resume", "allow_changes")]
     if config.resume is not None and (others or sweep):
-        raise HorseHumanError(
-            f"resume={config.resume} goes on with the options that the run began with: drop "
-            f"{', '.join(others) or '-m'}"
-        )
-
-
-def print_error(message: str) -> None:
-    """Print an error on rank 0."""
-    if RANK == 0:
-        print(message, file=sys.stderr)
+        names = ", ".join(others) or "-m"
+        raise HorseHumanError(f"resume={config.resume} uses the run's own options: drop {names}")
 
 
 def resume_hint(run_dir: Path) -> str:
@@ -106,32 +93,25 @@ def resume_hint(run_dir: Path) -> str:
     return f"; {done}; go on with {python} scripts/train.py resume={shlex.quote(str(run_dir))}"
 
 
-def remove_empty(run_dir: Path) -> None:
-    """Remove the empty folders that Hydra made for a run that did not begin, and for its sweep."""
-    for folder in (run_dir, run_dir.parent):
-        if STARTED in str(folder) and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
 def run() -> int:
     """Run the script; every error that a user can cause is one line and an exit code."""
-    log_to_stderr()
+    runtime.log_to_stderr()
     if RANK > 0:
-        silence()
+        runtime.silence()
     if RANK > 0 or any(argument.startswith("resume=") for argument in sys.argv):
         sys.argv = [*sys.argv, "hydra.run.dir=."]  # Hydra must not make a folder
-    keep_freed_memory()
-    raise_on_signals()
+    runtime.keep_freed_memory()
+    runtime.raise_on_signals()
     threading.excepthook = lambda failure: thread_errors.append(str(failure.exc_value))
     try:
         main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        print_error(f"error: {explain(error)}")
+        log.error("error: %s", explain(error))
         return 2
-    except Interrupted as interrupted:
+    except runtime.Interrupted as interrupted:
         return interrupted.exit_code
     if thread_errors and not exit_codes:  # otherwise the run has failed with the same cause
-        print_error(f"error: {thread_errors[0]}")
+        log.error("error: %s", thread_errors[0])
         return 1
     return max(exit_codes, default=0)
 
