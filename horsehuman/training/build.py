@@ -47,6 +47,8 @@ def build_model_and_data(config: DictConfig) -> tuple[Any, HorseHumanDataModule]
     model = build("model", config)
     data: HorseHumanDataModule
     data = build("data", config, image_size=model.image_size, seed=config.seed)
+    if model.hparams.get("cache_features"):
+        data.check_cacheable()
     for first in (True, False):  # one rank of each machine prepares, the others wait for it
         if first == (env_local_rank() == 0):
             data.prepare_data()

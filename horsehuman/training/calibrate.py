@@ -22,20 +22,9 @@ from horsehuman.decision import Floats
 from horsehuman.errors import HorseHumanError, printable
 from horsehuman.evaluation.evaluate import predict_labelled
 from horsehuman.evaluation.metrics import clopper_pearson_interval, point_metrics
+from horsehuman.models import calibration, checkpoint
 from horsehuman.models.base import Network
-from horsehuman.models.calibration import (
-    ERROR_RATE,
-    fit_confidence_threshold,
-    fit_neither_threshold,
-    fit_temperature,
-    scale_logits,
-)
-from horsehuman.models.checkpoint import (
-    find_checkpoint,
-    load_classifier,
-    read_checkpoint,
-    write_checkpoint,
-)
+from horsehuman.models.checkpoint import find_checkpoint, load_classifier
 from horsehuman.models.inception import Inception
 from horsehuman.runtime import track
 from horsehuman.training.config import load_config
@@ -88,24 +77,24 @@ def calibrate(run_dir: Path, config: DictConfig | None = None) -> dict[str, Any]
         predicted, logits = cross_validated_logits(config)
     labels = np.array([record.label for record in predicted])
     groups = [record.group for record in predicted]
-    temperature = fit_temperature(logits, labels, groups, network.threshold)
-    scaled = scale_logits(logits, temperature, network.threshold)
-    confidence = fit_confidence_threshold(scaled, labels, groups, network.threshold)
+    temperature = calibration.fit_temperature(logits, labels, groups, network.threshold)
+    scaled = calibration.scale_logits(logits, temperature, network.threshold)
+    confidence = calibration.fit_confidence_threshold(scaled, labels, groups, network.threshold)
     settings: dict[str, Any] = {"temperature": temperature, "certain_from": confidence}
     report = summarize(logits, scaled, settings, labels, groups, network.threshold)
-    checkpoint = read_checkpoint(path)
+    saved = checkpoint.read_checkpoint(path)
     if isinstance(network, Inception) and network.settings["pool"] != "flatten":
-        means, distance = fit_neither_threshold(
+        means, distance = calibration.fit_neither_threshold(
             embed_records(network, records),
             torch.tensor([record.label for record in records]),
             [record.group for record in records],
             FOLDS,
         )
-        checkpoint["state_dict"]["network.class_means"] = means
+        saved["state_dict"]["network.class_means"] = means
         settings["far_from"] = report["distance from which a picture is neither"] = distance
-    checkpoint["hyper_parameters"].update(settings)
-    checkpoint["horsehuman"]["calibration"] = report
-    write_checkpoint(path, checkpoint)
+    saved["hyper_parameters"].update(settings)
+    saved["horsehuman"]["calibration"] = report
+    checkpoint.write_checkpoint(path, saved)
     return report
 
 
@@ -191,7 +180,7 @@ def summarize(
     certain = np.where(predicted, probabilities, 1 - probabilities) >= settings["certain_from"]
     report["share of pictures that are not unsure"] = float(certain.mean())
     report["share of errors among them"] = float(wrong[certain].mean()) if certain.any() else 0.0
-    report["share of errors that is aimed at"] = ERROR_RATE
+    report["share of errors that is aimed at"] = calibration.ERROR_RATE
     count = len({group for group, error in zip(groups, wrong, strict=True) if error})
     report["groups with an error"] = count
     bound = clopper_pearson_interval(count, report["groups"])[1]

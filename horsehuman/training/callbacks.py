@@ -33,7 +33,7 @@ class EpochSeed(L.Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, *unused: Any) -> None:
         """Seed torch's generators, which augmentation and dropout draw from."""
         epoch = 1_000_003 * self.seed + trainer.current_epoch
         torch.manual_seed(epoch + 500_009 * rank())
@@ -105,9 +105,7 @@ class CheckpointMetrics(L.Callback):
         self.seconds_before = 0.0
         self._started = time.monotonic()
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, *unused: Any) -> None:
         """Take the epoch's metrics, and flush the log before the checkpoint is written."""
         self.metrics = epoch_metrics(trainer)
         logger: Any = trainer.logger
@@ -148,17 +146,16 @@ class TerminalProgress(L.Callback):
         self._task = TaskID(0)
         self._start = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, *unused: Any) -> None:
         """Show the bar."""
-        self._show("training", trainer.estimated_stepping_batches)
+        steps = trainer.estimated_stepping_batches
+        self._show("training", None if steps == float("inf") else steps)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_start(self, *unused: Any) -> None:
         """Start the clock of the epoch."""
         self._start = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *unused: object
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *unused: Any) -> None:
         """Move the bar."""
         self._move(trainer.global_step)
 
@@ -176,49 +173,31 @@ class TerminalProgress(L.Callback):
         line += f"  {time.monotonic() - self._start:.1f} s"
         (self._bar.console if self._bar else console()).print(line)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remove the bar."""
-        self._hide()
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_start(self, trainer: L.Trainer, *unused: Any) -> None:
         """Show the bar."""
         self._show("testing", sum(trainer.num_test_batches))
 
     def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        *unused: object,
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, index: int, *unused: Any
     ) -> None:
         """Move the bar."""
-        self._move(batch_idx + 1)
+        self._move(index + 1)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remove the bar."""
-        self._hide()
+    def hide(self, *unused: Any, **named: Any) -> None:
+        """Remove the bar: training or the test has ended, or was interrupted."""
+        if self._bar:
+            self._bar.stop()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Remove the bar."""
-        self._hide()
+    on_train_end = on_test_end = on_exception = hide
 
-    def _show(self, description: str, total: float) -> None:
+    def _show(self, description: str, total: float | None) -> None:
         self._bar = progress_bar()
-        steps = None if total == float("inf") else total
-        self._task = self._bar.add_task(description, total=steps)
+        self._task = self._bar.add_task(description, total=total)
         self._bar.start()
 
     def _move(self, done: int) -> None:
         if self._bar:
             self._bar.update(self._task, completed=done)
-
-    def _hide(self) -> None:
-        if self._bar:
-            self._bar.stop()
 
 
 def print_summary(model: L.LightningModule, depth: int = 3) -> None:
