@@ -44,7 +44,7 @@ def calibrate_and_report(run_dir: Path) -> None:
         print(f"{name:<55}{value if isinstance(value, int) else f'{value:.4f}'}")
 
 
-def calibrate(run_dir: Path, config: DictConfig | None = None) -> dict[str, Any]:
+def calibrate(run_dir: Path) -> dict[str, Any]:
     """Fit temperature and thresholds on held-out predictions, into a run's final checkpoint.
 
     The run's recipe is trained again on all but one fold of the training groups, for each fold. A
@@ -53,7 +53,6 @@ def calibrate(run_dir: Path, config: DictConfig | None = None) -> dict[str, Any]
 
     Args:
         run_dir: The run folder.
-        config: The run's config; by default it is read from the folder.
 
     Returns:
         The values that the checkpoint keeps under ``calibration``, plain numbers.
@@ -61,7 +60,7 @@ def calibrate(run_dir: Path, config: DictConfig | None = None) -> dict[str, Any]
     Raises:
         HorseHumanError: A class has fewer than :data:`FOLDS` groups, or a fold cannot be trained.
     """
-    config = config or load_config(run_dir)
+    config = load_config(run_dir)
     path = find_checkpoint(run_dir)
     network = load_classifier(path)
     images = read_run_images(run_dir)
@@ -119,8 +118,6 @@ def check_groups(run_dir: Path, records: Sequence[Record], network: Network) -> 
 
 def cross_validated_logits(config: DictConfig) -> tuple[list[Record], Floats]:
     """Return the training records and their uncalibrated logits, each from a held-out fold."""
-    config = config.copy()
-    OmegaConf.set_struct(config, False)
     records: list[Record] = []
     logits: list[Floats] = []
     for fold in range(FOLDS):
