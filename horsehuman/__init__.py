@@ -4,8 +4,6 @@ Importing the package does not import torch: a public name is imported when it i
 562).
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

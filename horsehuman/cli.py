@@ -4,85 +4,76 @@ Each command is one call of a function, which is imported when the command runs:
 takes seconds, and ``--help`` must not wait for it.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
-import horsehuman
+from horsehuman import __version__, runtime
 from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.run_dir import ReportOptions
-from horsehuman.runtime import (
-    Interrupted,
-    keep_freed_memory,
-    log_to_stderr,
-    raise_on_signals,
-    show_cache,
-)
 
-app = typer.Typer(
+
+def _exit_unless_complete(complete: bool | None, **unused: object) -> None:
+    """Exit with code 1 if a command left something out, such as an image that cannot be read."""
+    if complete is False:
+        raise Exit(1)
+
+
+app = Typer(
     name="horsehuman",
     help="Horse or human? Two image classifiers with their data and weights bundled.",
     epilog="Training: python scripts/train.py model=inception (in a clone of the project)",
+    result_callback=_exit_unless_complete,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 
-#: The classifier to use.
-Model = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME|RUN|FILE",
-        help="inception or cnn (bundled), a run or a checkpoint; for predict also an .onnx file.",
-    ),
+#: The images to classify or to explain.
+Sources = Annotated[
+    list[str],
+    Argument(metavar="SOURCE...", help="Files, folders, patterns, URLs; - for names on stdin."),
 ]
+
+#: The classifier to use.
+Model = Annotated[str, Option(metavar="NAME|RUN|FILE", help="inception, cnn, run or checkpoint.")]
 
 #: The labelled images to use.
 Data = Annotated[
-    str | None,
-    typer.Option(metavar="box|RUN|FOLDER", help="Labelled images [default: model's run, or box]."),
+    str | None, Option(metavar="box|RUN|FOLDER", help="Images [default: the model's run, or box].")
 ]
 
 #: The images of a command that needs no classifier.
-Images = Annotated[str, typer.Option(metavar="box|RUN|FOLDER", help="Labelled images.")]
+Images = Annotated[str, Option(metavar="box|RUN|FOLDER", help="Labelled images.")]
 
 #: The split of these images.
-Split = Annotated[
-    str | None, typer.Option(help="train, validation, test or all [default: test, if any].")
-]
+Split = Annotated[str | None, Option(help="train, validation, test, all [default: test if any].")]
 
 #: The groups of the images in a folder.
-GroupPattern = Annotated[
-    str | None,
-    typer.Option(help="For a folder: regular expression whose one (...) matches the group."),
-]
+GroupPattern = Annotated[str | None, Option(help="For folders: regex whose (...) is the group.")]
 
 #: The folder of a report.
-ReportFolder = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Report folder [default: outputs or the run].")
-]
+Folder = Annotated[Path | None, Option(metavar="DIR", help="Folder [default: outputs or the run].")]
 
 #: Whether an earlier output is overwritten.
-Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
+Force = Annotated[bool, Option("--force", help="Overwrite existing output.")]
 
 #: Whether a report has figures.
-Plot = Annotated[bool, typer.Option(help="Draw the figures of the report.")]
+Plot = Annotated[bool, Option(help="Draw the figures of the report.")]
 
 #: Whether a program reads the report from stdout.
-Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+Json = Annotated[bool, Option("--json", help="Print the report as JSON.")]
 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    raise_on_signals()
-    log_to_stderr()
-    keep_freed_memory()  # before the first tensor
+    runtime.raise_on_signals()
+    runtime.log_to_stderr()
+    runtime.keep_freed_memory()  # before the first tensor
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -94,60 +85,37 @@ def main() -> None:
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
-    except Interrupted as interrupted:
+    except runtime.Interrupted as interrupted:
         print("interrupted", file=sys.stderr)
         sys.exit(interrupted.exit_code)
 
 
 @app.callback(invoke_without_command=True)
-def _top(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
-) -> None:
+def _top(version: Annotated[bool, Option("--version", help="Show the version.")] = False) -> None:
     if version:
-        print(horsehuman.__version__)
+        print(__version__)
 
 
 @app.command(epilog="Example: horsehuman predict photos --format csv --out answers.csv")
 def predict(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="SOURCE...",
-            help="Images: files, folders, patterns, http(s) URLs; - reads such names from stdin.",
-        ),
-    ],
+    sources: Sources,
     model: Model = "inception",
-    recursive: Annotated[
-        bool, typer.Option("--recursive", "-r", help="Search folders recursively.")
-    ] = False,
-    form: Annotated[
-        str, typer.Option("--format", metavar="table|csv|json|jsonl", help="Output format.")
-    ] = "table",
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Output file instead of stdout.")
-    ] = None,
-    sort_into: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Copy each image to DIR/CLASS.")
-    ] = None,
-    always_answer: Annotated[
-        bool, typer.Option("--always-answer", help="Never answer unsure or neither.")
-    ] = False,
+    recursive: Annotated[bool, Option("--recursive", "-r", help="Search subfolders too.")] = False,
+    form: Annotated[str, Option("--format", help="Output: table, csv, json or jsonl.")] = "table",
+    out: Annotated[Path | None, Option(metavar="FILE", help="Output [default: stdout].")] = None,
+    sort_into: Annotated[Path | None, Option(metavar="DIR", help="Copy to DIR/CLASS.")] = None,
+    always: Annotated[bool, Option("--always-answer", help="Never say unsure or neither.")] = False,
     force: Force = False,
-) -> None:
-    """Predict the class of each image, with its probability."""
+) -> bool:
+    """Predict the class of each image, with its probability.
+
+    The model may also be an ONNX file that `horsehuman export` wrote. `--sort-into` copies each
+    image into the subfolder of its class.
+    """
     from horsehuman.inference.predict import predict_and_report
 
-    _exit_unless(
-        predict_and_report(
-            sources,
-            model,
-            form,
-            out,
-            sort_into,
-            recursive=recursive,
-            always_answer=always_answer,
-            force=force,
-        )
+    return predict_and_report(
+        sources, model, form, out, sort_into, recursive=recursive, always_answer=always, force=force
     )
 
 
@@ -157,114 +125,103 @@ def evaluate(
     data: Data = None,
     split: Split = None,
     group_pattern: GroupPattern = None,
-    out: ReportFolder = None,
+    out: Folder = None,
     force: Force = False,
     plot: Plot = True,
     json: Json = False,
-) -> None:
+) -> bool:
     """Evaluate a classifier: metrics with confidence intervals by group, and its errors."""
     from horsehuman.data.image_sets import ImageQuery
     from horsehuman.evaluation.evaluate import evaluate_and_report
 
     query = ImageQuery(data, split, group_pattern)
-    _exit_unless(evaluate_and_report(model, query, ReportOptions(out, force, plot, json)))
+    return evaluate_and_report(model, query, ReportOptions(out, force, plot, json))
 
 
 @app.command(epilog="Example: horsehuman compare outputs/cnn/latest outputs/inception/latest")
 def compare(
     models: Annotated[
-        list[str],
-        typer.Argument(metavar="MODEL MODEL...", help="Runs, checkpoints, inception, cnn."),
+        list[str], Argument(metavar="MODEL MODEL...", help="Runs, checkpoints, inception, cnn.")
     ],
     data: Data = None,
     split: Split = None,
     group_pattern: GroupPattern = None,
-    out: ReportFolder = None,
+    out: Folder = None,
     force: Force = False,
     plot: Plot = True,
     json: Json = False,
-) -> None:
+) -> bool:
     """Compare classifiers on the same images: accuracy, intervals, disagreements, cost."""
     from horsehuman.data.image_sets import ImageQuery
     from horsehuman.evaluation.compare import compare_and_report
 
     query = ImageQuery(data, split, group_pattern)
-    _exit_unless(compare_and_report(models, query, ReportOptions(out, force, plot, json)))
+    return compare_and_report(models, query, ReportOptions(out, force, plot, json))
 
 
 @app.command(epilog="Example: horsehuman explain photo.jpg --out heat.png")
 def explain(
-    pictures: Annotated[
-        list[str],
-        typer.Argument(metavar="PICTURE...", help="Images, as for predict -r: files, folders, ..."),
-    ],
+    sources: Sources,
     model: Model = "inception",
-    layer: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Layer to explain, such as Mixed_5d [default: last]."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="PNG file to write [default: explain.png]."),
-    ] = None,
+    layer: Annotated[str | None, Option(help="Layer, such as Mixed_5d [default: last].")] = None,
+    out: Annotated[Path | None, Option(metavar="FILE", help="PNG [default: explain.png].")] = None,
     force: Force = False,
     plot: Plot = True,
     json: Json = False,
-) -> None:
+) -> bool:
     """Draw heat maps: the regions of each image that support the classifier's answer.
 
-    One image is drawn with feature maps of each layer, several as a contact sheet.
+    One image is drawn with feature maps of each layer, several as a contact sheet. Folders are
+    searched recursively.
     """
     from horsehuman.inference.explain import explain_and_report
 
-    options = ReportOptions(out, force, plot, json)
-    _exit_unless(explain_and_report(model, pictures, layer, options))
+    return explain_and_report(model, sources, layer, ReportOptions(out, force, plot, json))
 
 
 @app.command(epilog="Example: horsehuman data --data DIR --group-pattern '(.+)_[0-9]+'")
 def data(
     data: Images = "box",
     group_pattern: GroupPattern = None,
-    augmented: Annotated[
-        bool, typer.Option("--augmented", help="Draw augmented images, as the run or model=cnn.")
-    ] = False,
-    out: ReportFolder = None,
+    augmented: Annotated[bool, Option("--augmented", help="Augment as in training.")] = False,
+    out: Folder = None,
     force: Force = False,
     plot: Plot = True,
     json: Json = False,
-) -> None:
-    """Count labelled images and draw a contact sheet per class and split, a row per group."""
+) -> bool:
+    """Count labelled images and draw a contact sheet per class and split, a row per group.
+
+    With `--augmented`, they are augmented as in the training of the run, or of `model=cnn`.
+    """
     from horsehuman.data.contact_sheets import show_images
     from horsehuman.data.image_sets import ImageQuery
 
-    query = ImageQuery(data, None, group_pattern)
-    _exit_unless(show_images(query, ReportOptions(out, force, plot, json), augmented=augmented))
+    query = ImageQuery(data, group_pattern=group_pattern)
+    return show_images(query, ReportOptions(out, force, plot, json), augmented=augmented)
 
 
 @app.command(epilog="Example: horsehuman audit --data DIR --fail-on error")
 def audit(
     data: Images = "box",
     group_pattern: GroupPattern = None,
-    out: ReportFolder = None,
+    out: Folder = None,
     fail_on: Annotated[
-        str, typer.Option(metavar="never|error|warning", help="Least severity that exits with 1.")
+        str, Option(metavar="never|error|warning", help="Least severity that exits with 1.")
     ] = "never",
     force: Force = False,
     plot: Plot = True,
     json: Json = False,
-) -> None:
+) -> bool:
     """Check labelled images for errors, duplicates and split problems before training."""
     from horsehuman.data.image_sets import ImageQuery
     from horsehuman.evaluation.audit import audit_and_report
 
-    query = ImageQuery(data, None, group_pattern)
-    _exit_unless(audit_and_report(query, ReportOptions(out, force, plot, json), fail_on))
+    query = ImageQuery(data, group_pattern=group_pattern)
+    return audit_and_report(query, ReportOptions(out, force, plot, json), fail_on)
 
 
 @app.command(epilog="Example: horsehuman calibrate outputs/cnn/latest")
-def calibrate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-) -> None:
+def calibrate(run: Annotated[Path, Argument(metavar="RUN", help="Folder of a run.")]) -> None:
     """Calibrate a run's classifier on held-out folds: temperature, unsure, neither.
 
     Trains the run's recipe again for each of five folds of its training groups, and writes what
@@ -277,7 +234,7 @@ def calibrate(
 
 @app.command(epilog="Example: horsehuman export --model outputs/cnn/latest --out cnn.onnx")
 def export(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="ONNX file to write.")],
+    out: Annotated[Path, Option(metavar="FILE", help="ONNX file to write.")],
     model: Model = "inception",
     force: Force = False,
 ) -> None:
@@ -290,16 +247,15 @@ def export(
 @app.command(epilog="Example: horsehuman card --model outputs/cnn/latest --folder upload")
 def card(
     model: Model = "inception",
-    report: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Report of evaluate [default: the latest].")
-    ] = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Write card, weights and config there, for a model hub."),
-    ] = None,
+    report: Annotated[Path | None, Option(metavar="DIR", help="Report [default: latest].")] = None,
+    folder: Annotated[Path | None, Option(metavar="DIR", help="Folder for a model hub.")] = None,
     force: Force = False,
 ) -> None:
-    """Print a model card, whose numbers are read from the classifier's files."""
+    """Print a model card, whose numbers are read from the classifier's files.
+
+    The report is one of `horsehuman evaluate`. With `--folder`, the card, the weights and the
+    config are written there instead, to be uploaded to a model hub.
+    """
     from horsehuman.inference.hub import write_model_card
 
     write_model_card(model, report, folder, force=force)
@@ -308,8 +264,8 @@ def card(
 @app.command(epilog="Example: horsehuman demo --port 8000")
 def demo(
     model: Model = "inception",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 7860,
-    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    port: Annotated[int, Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 7860,
+    browser: Annotated[bool, Option(help="Open the page in a browser.")] = True,
 ) -> None:
     """Serve a web page on this machine that shows the prediction and heat map of an image."""
     from horsehuman.inference.demo import serve
@@ -318,14 +274,6 @@ def demo(
 
 
 @app.command(epilog="Example: horsehuman cache --clear")
-def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove the cached files.")] = False,
-) -> None:
+def cache(clear: Annotated[bool, Option("--clear", help="Remove the files.")] = False) -> None:
     """Show the size of the user's cache, or clear it; its files are recreated when needed."""
-    show_cache(clear=clear)
-
-
-def _exit_unless(success: bool) -> None:
-    """Exit with code 1 if something was left out, such as an image that cannot be read."""
-    if not success:
-        raise typer.Exit(1)
+    runtime.show_cache(clear=clear)

@@ -1,7 +1,5 @@
 """The decision of a classifier: from a logit to a class, ``unsure`` or ``neither``; no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -15,6 +13,7 @@ from horsehuman.errors import printable
 CALIBRATION_BINS = 15
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 class Scores(NamedTuple):
@@ -106,7 +105,7 @@ def format_prediction(prediction: Prediction) -> str:
     return answer if prediction.status == "ok" else f"unsure ({' '.join(answer.split())})"
 
 
-def calibration_bins(probabilities: Floats) -> NDArray[np.int64]:
+def calibration_bins(probabilities: Floats) -> Ints:
     """Return the bin of each probability, 0 to :data:`CALIBRATION_BINS` - 1.
 
     Args:

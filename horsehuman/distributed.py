@@ -4,8 +4,6 @@ All ranks must call a collective. Without a process group the rank is 0, the wor
 collective returns what it is given.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,20 +114,9 @@ def sync_buffers(module: nn.Module) -> None:
 
 def env_world_size() -> int:
     """Return the world size in torchrun's environment variables, or 1 without them."""
-    return _read_env("WORLD_SIZE", 1) if "RANK" in os.environ else 1
-
-
-def env_rank() -> int:
-    """Return this process's rank in torchrun's environment variables, or 0 without them."""
-    return _read_env("RANK", 0) if env_world_size() > 1 else 0
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
 
 
 def env_local_rank() -> int:
     """Return this process's rank among those on this machine, or 0 without torchrun."""
-    return _read_env("LOCAL_RANK", 0) if env_world_size() > 1 else 0
-
-
-def _read_env(name: str, default: int) -> int:
-    """Return a variable's whole number, or the default if it is unset or no such number."""
-    value = os.environ.get(name, "")
-    return int(value) if value.isdigit() else default
+    return int(os.environ.get("LOCAL_RANK", 0)) if env_world_size() > 1 else 0

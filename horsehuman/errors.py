@@ -1,15 +1,17 @@
 """Exceptions for errors that a user can cause, their one-line texts, and checks of values."""
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import ge, gt, le, lt
 from typing import Any
 
 #: Largest number of layers that a config or a checkpoint may ask for, and the largest width of one.
 MAX_LAYERS, MAX_WIDTH = 64, 16_384
+
+# The bounds of check_number. Error messages use their names.
+_BOUNDS = {"at_least": ge, "above": gt, "below": lt, "at_most": le}
 
 
 class HorseHumanError(Exception):
@@ -88,14 +90,7 @@ def closest(value: str, options: Iterable[str]) -> str:
 
 
 def check_number(
-    name: str,
-    value: Any,
-    kind: type[int] | type[float],
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    at_most: float | None = None,
+    name: str, value: Any, kind: type[int] | type[float], **bounds: float | None
 ) -> None:
     """Check the type and the range of a number.
 
@@ -103,24 +98,20 @@ def check_number(
         name: The option's name as the user writes it, such as ``data.val_fraction``.
         value: The value to check. A bool or NaN is refused; an int is accepted as a float.
         kind: ``int`` or ``float``.
-        at_least: Inclusive lower bound.
-        above: Exclusive lower bound.
-        below: Exclusive upper bound.
-        at_most: Inclusive upper bound.
+        bounds: The inclusive ``at_least`` and ``at_most``, the exclusive ``above`` and ``below``;
+            ``None`` is no bound.
 
     Raises:
         HorseHumanError: If the value is of another type or out of bounds.
     """
+    limits = {bound: limit for bound, limit in bounds.items() if limit is not None}
     kinds = (int,) if kind is int else (int, float)
     valid = isinstance(value, kinds) and not isinstance(value, bool) and value == value
-    valid = valid and (at_least is None or value >= at_least) and (above is None or value > above)
-    valid = valid and (below is None or value < below) and (at_most is None or value <= at_most)
-    if valid:
+    if valid and all(_BOUNDS[bound](value, limit) for bound, limit in limits.items()):
         return
-    limits = ("of at least", at_least), ("above", above), ("below", below), ("of at most", at_most)
-    bounds = " and ".join(f"{words} {bound:g}" for words, bound in limits if bound is not None)
     noun = "a whole number" if kind is int else "a number"
-    raise HorseHumanError(f"{name}={value!r} does not work: give {noun} {bounds}".rstrip())
+    words = " and ".join(f"{bound.replace('_', ' ')} {limit:g}" for bound, limit in limits.items())
+    raise HorseHumanError(f"{name}={value!r} does not work: give {noun}, {words}".rstrip(", "))
 
 
 def check_widths(name: str, value: Any, *, at_least: int = 0) -> None:
@@ -134,11 +125,10 @@ def check_widths(name: str, value: Any, *, at_least: int = 0) -> None:
     Raises:
         HorseHumanError: If the value is no list, or its length or a width is out of bounds.
     """
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) < at_least:
-        few = f" of at least {at_least}" if at_least else ""
-        raise HorseHumanError(f"{name}={value!r} does not work: give a list{few}, such as [32, 64]")
-    if len(value) > MAX_LAYERS:
-        raise HorseHumanError(f"{name} has {len(value)} entries: give at most {MAX_LAYERS}")
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_list or not at_least <= len(value) <= MAX_LAYERS:
+        fix = f"give a list of {at_least} to {MAX_LAYERS} whole numbers, such as [32, 64]"
+        raise HorseHumanError(f"{name}={value!r} does not work: {fix}")
     for width in value:
         check_number(name, width, int, at_least=1, at_most=MAX_WIDTH)
 

@@ -3,8 +3,6 @@
 Functions take arrays and return matplotlib figures.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
-from horsehuman.decision import CALIBRATION_BINS, Floats, calibration_bins
+from horsehuman.decision import CALIBRATION_BINS, Floats, Ints, calibration_bins
 from horsehuman.errors import printable
 from horsehuman.run_dir import write_atomic
 
@@ -35,7 +33,6 @@ STYLE: Any = {
     "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.grid": False,
     "legend.frameon": False,
 }
 
@@ -43,12 +40,15 @@ STYLE: Any = {
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")
 
 
+Image = NDArray[np.uint8]
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file atomically."""
     write_atomic(path, lambda file: figure.savefig(file, format="png"))
 
 
-def pixels(figure: Figure) -> NDArray[np.uint8]:
+def pixels(figure: Figure) -> Image:
     """Render a figure as an RGB image, uint8 ``(H, W, 3)``."""
     canvas = FigureCanvasAgg(figure)
     with mpl.rc_context(STYLE):
@@ -59,7 +59,7 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
 @mpl.rc_context(STYLE)
 def report(
     probabilities: Floats,
-    labels: NDArray[np.int64],
+    labels: Ints,
     groups: Sequence[str],
     threshold: float,
     class_names: Sequence[str],
@@ -80,61 +80,53 @@ def report(
     """
     names = [_literal(name) for name in class_names]
     figure = Figure(figsize=(12, 7.4), layout="constrained")
-    axes = figure.subplots(2, 3)
     figure.suptitle(_literal(title))
+    confusion, roc, pr, reliability, histogram, by_group = figure.subplots(2, 3).flat
     predicted = (probabilities >= threshold).astype(int)
-    _confusion(axes[0, 0], labels, predicted, names)
-    _curves(axes[0, 1], axes[0, 2], probabilities, labels, names)
-    _reliability(axes[1, 0], probabilities, labels, names)
-    _histogram(axes[1, 1], probabilities, labels, threshold, names)
-    _groups(axes[1, 2], labels, predicted, groups)
+    _confusion(confusion, labels, predicted, names)
+    _curves(roc, pr, probabilities, labels, names)
+    _reliability(reliability, probabilities, labels, names)
+    _histogram(histogram, probabilities, labels, threshold, names)
+    _groups(by_group, labels, predicted, groups)
     return figure
 
 
-def _confusion(
-    axes: Axes, labels: NDArray[np.int64], predicted: NDArray[np.int64], names: Sequence[str]
-) -> None:
+def _confusion(axes: Axes, labels: Ints, predicted: Ints, names: Sequence[str]) -> None:
     """Draw the confusion matrix: counts, and shares of each true class."""
-    counts = np.array([[((labels == t) & (predicted == p)).sum() for p in (0, 1)] for t in (0, 1)])
+    counts = np.bincount(2 * labels + predicted, minlength=4).reshape(2, 2)
     shares = counts / counts.sum(1, keepdims=True).clip(1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row in (0, 1):
-        for column in (0, 1):
-            text = f"{counts[row, column]}\n{shares[row, column]:.1%}"
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=12)
+    for (row, column), share in np.ndenumerate(shares):
+        text = f"{counts[row, column]}\n{share:.1%}"
+        colour = "white" if share > 0.5 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=12)
     axes.set_xticks([0, 1], names)
     axes.set_yticks([0, 1], names, rotation=90, va="center")
     axes.set(title=f"Confusion matrix, n = {len(labels)}", xlabel="answer", ylabel="picture shows")
     axes.spines[:].set_visible(False)
 
 
-def _curves(
-    roc: Axes, pr: Axes, probabilities: Floats, labels: NDArray[np.int64], names: Sequence[str]
-) -> None:
+def _curves(roc: Axes, pr: Axes, probabilities: Floats, labels: Ints, names: Sequence[str]) -> None:
     """Draw the ROC curve and the precision-recall curve; both need images of both classes."""
-    positives, negatives = int((labels == 1).sum()), int((labels == 0).sum())
     roc.set(title="ROC", xlabel=f"{names[0]} called {names[1]}", ylabel=f"{names[1]} found")
     pr.set(title="Precision and recall", xlabel=f"recall of {names[1]}", ylabel="precision")
     for axes in (roc, pr):
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-        if not positives or not negatives:
+    if len(np.unique(labels)) < 2:
+        for axes in (roc, pr):
             axes.text(0.5, 0.5, "not defined:\none class only", ha="center", va="center")
-    if not positives or not negatives:
         return
     thresholds = np.unique(probabilities)[::-1]
     ascending = (np.sort(probabilities[labels == label]) for label in (1, 0))
     tp, fp = (len(scores) - np.searchsorted(scores, thresholds) for scores in ascending)
-    roc.plot(np.append(0, fp / negatives), np.append(0, tp / positives), color=COLOURS[0], lw=2)
+    recall = np.append(0, tp / tp[-1])
+    roc.plot(np.append(0, fp / fp[-1]), recall, color=COLOURS[0], lw=2)
     roc.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
-    pr.step(np.append(0, tp / positives), np.append(1, tp / (tp + fp)), where="pre",
-            color=COLOURS[0], lw=2)  # fmt: skip
-    pr.axhline(positives / len(labels), color=GREY, lw=1, ls=":")
+    pr.step(recall, np.append(1, tp / (tp + fp)), where="pre", color=COLOURS[0], lw=2)
+    pr.axhline(labels.mean(), color=GREY, lw=1, ls=":")
 
 
-def _reliability(
-    axes: Axes, probabilities: Floats, labels: NDArray[np.int64], names: Sequence[str]
-) -> None:
+def _reliability(axes: Axes, probabilities: Floats, labels: Ints, names: Sequence[str]) -> None:
     """Draw the share of class 1 over the mean probability of each bin that is not empty."""
     bins = calibration_bins(probabilities)
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
@@ -142,29 +134,22 @@ def _reliability(
         inside = bins == index
         x, y, count = probabilities[inside].mean(), labels[inside].mean(), int(inside.sum())
         axes.scatter(x, y, s=20 + 180 * count / len(labels), color=COLOURS[0], alpha=0.8, zorder=2)
-        axes.annotate(str(count), (x, y), (0, 9), textcoords="offset points", ha="center",
-                      fontsize=7, color=GREY)  # fmt: skip
-    axes.set(
-        title=f"Reliability, {CALIBRATION_BINS} bins, pictures in each",
-        xlabel=f"probability of {names[1]}",
-        ylabel=f"share of {names[1]}",
-        xlim=(-0.04, 1.04),
-        ylim=(-0.08, 1.12),
-    )
+        style: Any = {"ha": "center", "fontsize": 7, "color": GREY}
+        axes.annotate(str(count), (x, y), (0, 9), textcoords="offset points", **style)
+    axes.set(xlabel=f"probability of {names[1]}", ylabel=f"share of {names[1]}")
+    axes.set(xlim=(-0.04, 1.04), ylim=(-0.08, 1.12))
+    axes.set_title(f"Reliability, {CALIBRATION_BINS} bins, pictures in each")
 
 
 def _histogram(
-    axes: Axes,
-    probabilities: Floats,
-    labels: NDArray[np.int64],
-    threshold: float,
-    names: Sequence[str],
+    axes: Axes, probabilities: Floats, labels: Ints, threshold: float, names: Sequence[str]
 ) -> None:
     """Draw the distribution of the probability of class 1 for the images of each class."""
-    for label in (0, 1):
+    edges = np.linspace(0, 1, 21).tolist()
+    for label, name in enumerate(names):
         values = probabilities[labels == label]
-        axes.hist(values, np.linspace(0, 1, 21).tolist(), color=COLOURS[label], alpha=0.65,
-                  label=f"{names[label]} (n = {len(values)})")  # fmt: skip
+        text = f"{name} (n = {len(values)})"
+        axes.hist(values, edges, color=COLOURS[label], alpha=0.65, label=text)
     axes.axvline(threshold, 0, 0.72, color=GREY, lw=1, ls="--", label=f"threshold {threshold:g}")
     axes.set_yscale("symlog", linthresh=10)
     axes.yaxis.set_major_formatter(ScalarFormatter())
@@ -173,19 +158,16 @@ def _histogram(
     axes.legend(loc="upper center")
 
 
-def _groups(
-    axes: Axes, labels: NDArray[np.int64], predicted: NDArray[np.int64], groups: Sequence[str]
-) -> None:
+def _groups(axes: Axes, labels: Ints, predicted: Ints, groups: Sequence[str]) -> None:
     """Draw the accuracy of each group, or of the worst 20 if there are more."""
     names, index = np.unique(groups, return_inverse=True)
     counts = np.bincount(index)
     accuracy = np.bincount(index, predicted == labels) / counts
     order = np.argsort(accuracy, kind="stable")[:20][::-1]
-    label = np.zeros(len(names), int)
-    label[index] = labels
-    axes.barh(range(len(order)), accuracy[order], color=[COLOURS[label[g]] for g in order])
-    axes.set_yticks(range(len(order)), [_literal(f"{names[g][-24:]} ({counts[g]})") for g in order],
-                    fontsize=8)  # fmt: skip
+    colour = {group: COLOURS[label] for group, label in zip(groups, labels, strict=True)}
+    axes.barh(range(len(order)), accuracy[order], color=[colour[names[g]] for g in order])
+    ticks = [_literal(f"{names[g][-24:]} ({counts[g]})") for g in order]
+    axes.set_yticks(range(len(order)), ticks, fontsize=8)
     which = f"all {len(names)}" if len(order) == len(names) else f"worst 20 of {len(names)}"
     axes.set(title=f"Right by group, {which}", xlabel="share of its pictures", xlim=(0, 1))
 
@@ -228,18 +210,15 @@ def comparison(
             if None not in bounds:
                 last.plot(bounds, [index + y] * 2, color=colour, lw=width)
         last.plot(row["value"], index, "o", color=colour, markeredgecolor="white", ms=9)
-    last.set(title=title, ylim=(len(names) - 0.5, -0.5))
+    last.set(title=title, xlabel="thick: 95 % by group, thin: by picture")
     last.set_yticks(range(len(names)), labels)
-    last.set_xlabel("thick: 95 % by group, thin: by picture")
+    last.set_ylim(len(names) - 0.5, -0.5)
     return figure
 
 
 @mpl.rc_context(STYLE)
 def contact_sheet(
-    images: Sequence[NDArray[np.uint8]],
-    captions: Sequence[str],
-    wrong: Sequence[bool],
-    title: str,
+    images: Sequence[Image], captions: Sequence[str], wrong: Sequence[bool], title: str
 ) -> Figure:
     """Draw images with captions in rows of eight.
 
@@ -263,8 +242,8 @@ def contact_sheet(
 
 @mpl.rc_context(STYLE)
 def layers(
-    image: NDArray[np.uint8],
-    heat: NDArray[np.uint8],
+    image: Image,
+    heat: Image,
     caption: str,
     rows: Sequence[tuple[str, NDArray[np.float32]]],
     title: str,
@@ -283,14 +262,12 @@ def layers(
     figure.suptitle(_literal(title))
     parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[3, 1.15 * len(rows)])
     top, below = parts[:, 0]
-    for axes, shown, text in zip(
-        top.subplots(1, 2), (image, heat), ("as the model gets it", caption), strict=True
-    ):
-        axes.imshow(shown)
-        axes.set_title(_literal(text))
+    shown = (image, "as the model gets it"), (heat, _literal(caption))
+    for axes, (pixels, text) in zip(top.subplots(1, 2), shown, strict=True):
+        axes.imshow(pixels)
+        axes.set_title(text)
         axes.axis("off")
-    below.suptitle("What layers see: the maps that differ most from place to place",
-                   fontsize=10)  # fmt: skip
+    below.suptitle("What layers see: the maps that differ most from place to place", fontsize=10)
     grid = below.subplots(len(rows), 10, squeeze=False)
     for line, (name, maps) in zip(grid, rows, strict=True):
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
@@ -303,7 +280,7 @@ def layers(
 
 
 @mpl.rc_context(STYLE)
-def sheet(image: NDArray[np.uint8], labels: Sequence[str], title: str) -> Figure:
+def sheet(image: Image, labels: Sequence[str], title: str) -> Figure:
     """Draw one large image that consists of rows, with a label beside each row.
 
     Args:
@@ -312,15 +289,12 @@ def sheet(image: NDArray[np.uint8], labels: Sequence[str], title: str) -> Figure
         title: Title of the figure.
     """
     height, width = image.shape[:2]
-    wide = 8.0
-    figure = Figure(figsize=(wide + 1.6, wide * height / width + 0.5), layout="constrained")
+    figure = Figure(figsize=(9.6, 8 * height / width + 0.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(image)
-    axes.set_title(_literal(title))
-    step = height / len(labels)
-    axes.set_yticks([step * (row + 0.5) for row in range(len(labels))],
-                    [_literal(label) for label in labels], fontsize=7)  # fmt: skip
-    axes.set_xticks([])
+    axes.set(title=_literal(title), xticks=[])
+    middles = (np.arange(len(labels)) + 0.5) * height / len(labels)
+    axes.set_yticks(middles, [_literal(label) for label in labels], fontsize=7)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

@@ -5,15 +5,14 @@ and the reports on its classifier. Every file is written atomically, under a tem
 changed at the end, so that a reader finds either the complete file or none.
 """
 
-from __future__ import annotations
-
 import csv
 import io
+import itertools
 import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,14 +41,11 @@ def create_run_dir(folder: Path) -> None:
     Raises:
         HorseHumanError: If the folder cannot be written or already holds a run.
     """
-    other = "name another folder with hydra.run.dir=DIR"
-    try:
-        with os_errors("write into", folder, other):
-            (folder / "checkpoints").mkdir(parents=True)
-    except HorseHumanError as error:
-        if not isinstance(error.__cause__, FileExistsError):
-            raise
-        raise HorseHumanError(f"{printable(folder)} holds a run already: {other}") from error
+    checkpoints, fix = folder / "checkpoints", "name another folder with hydra.run.dir=DIR"
+    with os_errors("write into", folder, fix):
+        if checkpoints.exists():
+            raise HorseHumanError(f"{printable(folder)} holds a run already: {fix}")
+        checkpoints.mkdir(parents=True)
 
 
 @contextmanager
@@ -62,21 +58,15 @@ def lock_run(folder: Path) -> Iterator[None]:
     Raises:
         HorseHumanError: If another process holds the lock for more than :data:`LOCK_TIMEOUT`.
     """
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=LOCK_TIMEOUT)
-    except Timeout as error:
-        raise HorseHumanError(
-            f"{printable(folder)} is being trained by another process: wait for it, or stop it"
-        ) from error
-    except NotImplementedError:
-        log.warning(
-            "%s is on a file system without locks: train it in one process", printable(folder)
-        )
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(folder / ".lock").acquire(timeout=LOCK_TIMEOUT))
+        except Timeout as error:
+            state = "is being trained by another process: wait for it, or stop it"
+            raise HorseHumanError(f"{printable(folder)} {state}") from error
+        except NotImplementedError:
+            log.warning("%s: file system without locks; train it in one process", printable(folder))
         yield
-    finally:
-        lock.release()
 
 
 def link_latest(folder: Path) -> None:
@@ -114,8 +104,8 @@ def find_run(model: str) -> Path | None:
     if model in BUNDLED:
         return None
     path = Path(model).expanduser()
-    folders = [path] if path.is_dir() else [path.parent.parent]
-    return next(filter(is_run, folders), None)
+    folder = path if path.is_dir() else path.parent.parent
+    return folder if is_run(folder) else None
 
 
 def check_output_file(path: Path, *, force: bool) -> None:
@@ -129,14 +119,13 @@ def check_output_file(path: Path, *, force: bool) -> None:
         HorseHumanError: If the file exists and must not be overwritten, is no regular file, or its
             folder does not exist.
     """
+    option = f"--out {printable(path)}"
     if path.exists() and not path.is_file():
-        raise HorseHumanError(f"--out {printable(path)} is a folder or a device: name a file")
+        raise HorseHumanError(f"{option} is a folder or a device: name a file")
     if not path.parent.is_dir():
-        raise HorseHumanError(f"--out {printable(path)}: the folder does not exist")
+        raise HorseHumanError(f"{option}: the folder does not exist")
     if path.exists() and not force:
-        raise HorseHumanError(
-            f"--out {printable(path)} exists already: name another file, or add --force"
-        )
+        raise HorseHumanError(f"{option} exists already: name another file, or add --force")
 
 
 @dataclass(frozen=True)
@@ -174,10 +163,8 @@ class ReportOptions:
         if is_run(folder):
             raise HorseHumanError(f"--out {printable(folder)} is a run's folder: name another one")
         if not self.force and any((folder / name).exists() for name in files):
-            raise HorseHumanError(
-                f"{printable(folder)} holds a report already: add --force, or name another folder "
-                "with --out"
-            )
+            fix = "add --force, or name another folder with --out"
+            raise HorseHumanError(f"{printable(folder)} holds a report already: {fix}")
         with os_errors("write into", folder, "name another folder with --out"):
             folder.mkdir(parents=True, exist_ok=True)
             write_bytes(folder / ".writable", b"")
@@ -192,11 +179,8 @@ def print_json(value: Any) -> None:
 
 def unused_path(path: Path, is_taken: Callable[[Path], bool]) -> Path:
     """Return ``path``, or the first of ``NAME-2.SUFFIX``, ``NAME-3.SUFFIX``, ... not taken."""
-    candidate, number = path, 2
-    while is_taken(candidate):
-        candidate = path.with_stem(f"{path.stem}-{number}")
-        number += 1
-    return candidate
+    others = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], others) if not is_taken(name))
 
 
 def evaluation_dir(model: str, split: str | None, data: str | None = None) -> Path:
@@ -270,11 +254,10 @@ def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty if the file is missing or damaged."""
-    try:
+    with suppress(OSError, ValueError):
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -286,9 +269,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         rows: Values of each row, in the order of ``header``.
     """
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(header)
-    writer.writerows(rows)
+    csv.writer(text).writerows([header, *rows])
     write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
 
 
@@ -302,7 +283,6 @@ def write_skipped(folder: Path, skipped: Mapping[str, str]) -> None:
     write_csv(folder / "skipped.csv", ("picture", "reason"), skipped.items())
 
 
-def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> Path:
-    """Write ``metrics.json`` with sorted keys and return its path."""
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Write ``metrics.json`` with sorted keys."""
     write_json(folder / "metrics.json", metrics, sort_keys=True)
-    return folder / "metrics.json"

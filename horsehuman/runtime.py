@@ -3,8 +3,6 @@
 Nothing here imports torch, so that commands start quickly.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import logging
@@ -15,22 +13,13 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
 import platformdirs
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -56,19 +45,22 @@ CACHED = {
 # Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
+# The folder of the package.
+_PACKAGE = Path(__file__).resolve().parent
+
 # Whether this process shows nothing on the terminal; see silence().
 _silent = False
 
 
 def asset(name: str) -> Path:
     """Return the path of a bundled file; ``assets/ASSETS.md`` describes them all."""
-    return Path(str(resources.files("horsehuman") / "assets" / name))
+    return _PACKAGE / "assets" / name
 
 
 def configs_dir() -> Path:
     """Return the folder of the training configs: in an installed package, or in a clone."""
-    packaged = Path(str(resources.files("horsehuman") / "configs"))
-    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[1] / "configs"
+    packaged = _PACKAGE / "configs"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "configs"
 
 
 def cache_dir() -> Path:
@@ -89,18 +81,13 @@ def show_cache(*, clear: bool = False) -> None:
     print(printable(cache_dir()))
     for name, (description, patterns) in CACHED.items():
         paths = [path for pattern in patterns for path in (cache_dir() / name).glob(pattern)]
-        size = sum(_size(path) for path in paths)
+        files = [file for path in paths for file in (path, *path.rglob("*"))]
+        size = sum(file.stat().st_size for file in files if file.is_file())
         print(f"{name:<9} {size / 2**20:8.1f} MiB  {description}")
         for path in paths if clear else ():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     if clear:
         print("removed")
-
-
-def _size(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def keep_freed_memory() -> bool:
@@ -119,49 +106,39 @@ def keep_freed_memory() -> bool:
         libc.gnu_get_libc_version  # noqa: B018  (exists only in glibc)
     except (AttributeError, OSError, TypeError):
         return False
-    return all(
-        libc.mallopt(parameter, value) == 1
-        for parameter, value in (
-            (_M_MMAP_MAX, 0),
-            (_M_TRIM_THRESHOLD, 2**31 - 1),
-            (_M_TOP_PAD, 64 * 2**20),
-        )
-    )
+    settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 64 * 2**20}
+    return all(libc.mallopt(parameter, value) == 1 for parameter, value in settings.items())
 
 
 class PeakMemory:
     """Peak resident memory of the process since this object was created; on Linux only."""
 
     def __init__(self) -> None:
-        try:
+        self._is_reset = False
+        with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
-            self._reset = True
-        except OSError:
-            self._reset = False
+            self._is_reset = True
 
     def gigabytes(self) -> float | None:
         """Return the peak resident memory in GB (10^9 bytes), or ``None`` if it is unknown."""
-        if not self._reset:
-            return None
-        text = Path("/proc/self/status").read_text()
-        line = next(line for line in text.splitlines() if line.startswith("VmHWM:"))
-        return round(int(line.split()[1]) * 1024 / 1e9, 3)
+        peak = _proc_field("self/status", "vmhwm") if self._is_reset else ""
+        return round(int(peak.split()[0]) * 1024 / 1e9, 3) if peak else None
 
 
 def cpu_flags() -> frozenset[str]:
     """Return the CPU's instruction sets as Linux names them; empty if they are unknown."""
-    return frozenset(_cpuinfo("flags", "features").split())
+    return frozenset(_proc_field("cpuinfo", "flags", "features").split())
 
 
 def cpu_name() -> str:
     """Return the CPU's model name, or its architecture if the name is unknown."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    return _proc_field("cpuinfo", "model name") or platform.processor() or platform.machine()
 
 
-def _cpuinfo(*fields: str) -> str:
-    """Return the first value of one of these fields in ``/proc/cpuinfo``; empty if unknown."""
+def _proc_field(file: str, *fields: str) -> str:
+    """Return the first value of one of these fields in a file of ``/proc``; empty if unknown."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc", file).read_text().splitlines():
             name, _, value = line.partition(":")
             if name.strip().lower() in fields:
                 return value.strip()
@@ -236,10 +213,8 @@ def log_to_stderr() -> None:
     """Print the package's log messages as lines on stderr; for commands, not for libraries."""
     # Pillow warns above its own limit; images.py enforces the limit of this package.
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("horsehuman")
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [logging.StreamHandler()]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
@@ -252,24 +227,24 @@ def silence() -> None:
     warnings.simplefilter("ignore")
 
 
-def progress_bar() -> Progress:
+def progress_bar() -> progress.Progress:
     """Return a progress bar with count, rate and time left; shown only on a terminal."""
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
         _Rate(),
-        TimeRemainingColumn(compact=True),
+        progress.TimeRemainingColumn(compact=True),
         console=console(),
         transient=True,
         disable=_silent or not sys.stderr.isatty(),
     )
 
 
-class _Rate(ProgressColumn):
+class _Rate(progress.ProgressColumn):
     """The column that shows steps per second."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: progress.Task) -> Text:
         """Return the rate with three digits; empty before the first step."""
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:.3g}/s")

@@ -1,9 +1,9 @@
-"""Build what is in the box: the pictures as WebP and the Inception-v3 trunk as float16.
+"""Build the bundled files: the images as WebP and the Inception-v3 backbone as float16.
 
     python scripts/build_assets.py                       # official archives, timm's weights
     python scripts/build_assets.py --archives DIR --weights FILE.safetensors --out DIR
 
-Built twice with the same versions of Pillow and safetensors, the files are the same to the byte.
+With the same versions of Pillow and safetensors, the files are the same to the byte each time.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ import torch
 from PIL import Image
 
 from horsehuman.data.archives import download_archives, local_archives
-from horsehuman.errors import HorseHumanError
+from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.models.inception import CUTS, load_pretrained, read_pretrained
-from horsehuman.runtime import log_to_stderr, track
+from horsehuman.runtime import BACKBONE_FILE, log_to_stderr, track
 
+#: Last layer of the backbone that is kept.
 CUT = "Mixed_6e"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build what was asked for and print the digest of each file."""
+    """Build the files and print the SHA-256 of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
     parser.add_argument("--archives", type=Path, metavar="DIR", help="folder with both zips")
     parser.add_argument("--weights", default="tv_in1k", help="timm tag or safetensors file")
     parser.add_argument("--out", type=Path, default=_assets(), metavar="DIR", help="target folder")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     log_to_stderr()
     try:
-        given.out.mkdir(parents=True, exist_ok=True)
-        built = [pack_trunk(given.weights, given.out / "inception_v3_trunk.safetensors")]
-        archives = local_archives(given.archives) if given.archives else download_archives()
-        built += [pack_pictures(path, given.out / path.name) for path in archives.values()]
+        options.out.mkdir(parents=True, exist_ok=True)
+        built = [pack_backbone(options.weights, options.out / BACKBONE_FILE)]
+        archives = local_archives(options.archives) if options.archives else download_archives()
+        built += [pack_images(path, options.out / path.name) for path in archives.values()]
     except (HorseHumanError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     for path in built:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -54,8 +55,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def pack_pictures(source: Path, target: Path) -> Path:
-    """Recode an archive of pictures as WebP; order, names and times do not depend on the day."""
+def pack_images(source: Path, target: Path) -> Path:
+    """Recode the images of an archive as WebP.
+
+    The members are sorted by name and have a fixed time, so that the archive is the same each time.
+
+    Args:
+        source: Zip archive of images.
+        target: Zip archive to write.
+
+    Returns:
+        The target.
+
+    Raises:
+        HorseHumanError: An image has transparent pixels.
+    """
     with zipfile.ZipFile(source) as archive:
         names = sorted(m.filename for m in archive.infolist() if not m.is_dir())
         originals = [archive.read(name) for name in names]
@@ -70,25 +84,33 @@ def pack_pictures(source: Path, target: Path) -> Path:
 
 
 def to_webp(original: bytes) -> bytes:
-    """Recode one picture, whose alpha channel must be opaque, with quality 80 and method 6."""
+    """Recode an opaque image as WebP with quality 80 and method 6."""
     with Image.open(io.BytesIO(original)) as image:
         alpha = image.convert("RGBA").getchannel("A")
         if alpha.getextrema() != (255, 255):
-            raise HorseHumanError("a picture is transparent: only opaque ones are packed")
+            raise HorseHumanError("an image has transparent pixels: only opaque ones are packed")
         packed = io.BytesIO()
         image.convert("RGB").save(packed, "WEBP", quality=80, method=6)
         return packed.getvalue()
 
 
-def pack_trunk(source: str, target: Path) -> Path:
-    """Keep the weights up to the cut; convolutions as float16, the few others as they are."""
-    trunk: Any = timm.create_model(
+def pack_backbone(source: str, target: Path) -> Path:
+    """Write the weights up to :data:`CUT`: convolutions as float16, the few others unchanged.
+
+    Args:
+        source: Tag of timm's weights, or a safetensors file.
+        target: Safetensors file to write.
+
+    Returns:
+        The target.
+    """
+    backbone: Any = timm.create_model(
         "inception_v3", features_only=True, out_indices=(list(CUTS).index(CUT),)
     )
-    load_pretrained(trunk, read_pretrained(source), CUT)
+    load_pretrained(backbone, read_pretrained(source), CUT)
     tensors = {
         name: tensor.to(torch.float16 if tensor.ndim == 4 else tensor.dtype).contiguous()
-        for name, tensor in trunk.state_dict().items()
+        for name, tensor in backbone.state_dict().items()
     }
     safetensors.torch.save_file(tensors, target)
     target.chmod(0o644)

@@ -1,11 +1,10 @@
-"""Aggregate runs: accuracy of each seed on the test set, smallest margin, time; a plot if asked.
+"""Aggregate runs by recipe: test accuracy of each seed, smallest margin, time; optionally a plot.
 
     python scripts/train.py -m model=cnn,inception seed=0,1,2,3,4
     python scripts/results.py outputs                          # all runs, a line for each recipe
     python scripts/results.py outputs/cnn/sweep_* --plot results.png
 
-Runs with the same options but for the seed are one line. Every run looked at the test set once,
-after its last epoch.
+Runs that differ only by their seed are one line. Every run was tested once, after its last epoch.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from rich.table import Table
 from horsehuman.data.image_sets import read_run_config
 from horsehuman.errors import HorseHumanError, first_line, one_line, printable
 
-#: Claims on the official 256 validation pictures, in per cent: the best epoch where its author
-#: gives several. Names are those of public repositories; "notebook" is the original.
+#: Published accuracies on the official 256 validation images, in per cent; of several epochs, the
+#: best one. The names are owners of public repositories; "notebook" is the original.
 PUBLISHED = {
     "from scratch": {
         "mslawsky": 91.8,
@@ -51,12 +50,12 @@ PUBLISHED = {
 
 @dataclass
 class Result:
-    """Runs that differ by their seed alone.
+    """The runs of a recipe: they differ only by their seed.
 
     Attributes:
         model: ``cnn`` or ``inception``.
-        data: Where the pictures came from, and whether all of them trained.
-        folder: The run that ended last.
+        data: Source of the images, and whether all of them were trained on.
+        folder: Folder of the run that ended last.
         metrics: ``metrics.json`` of each run, by seed.
     """
 
@@ -67,23 +66,25 @@ class Result:
 
     @property
     def accuracies(self) -> list[float]:
-        """Per cent of the test pictures that are right, in the order of the seeds."""
+        """Accuracy on the test images in per cent, in the order of the seeds."""
         return [100 * self.metrics[seed]["test/acc"] for seed in sorted(self.metrics)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table, and draw."""
+    """Print the table and write the plot."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="runs, or above them")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="DIR", help="run, or folder of runs"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the accuracies, as PNG")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        results = collect(given.folders)
+        results = collect(options.folders)
         show(results)
-        if given.plot:
-            draw(results, given.plot)
+        if options.plot:
+            draw(results, options.plot)
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
@@ -91,17 +92,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def collect(folders: Sequence[Path]) -> list[Result]:
-    """Find all tested runs below the folders and put those together that differ by seed alone.
+    """Find all tested runs below the folders and group them by recipe.
+
+    Args:
+        folders: Folders of runs, or above them.
+
+    Returns:
+        The recipes, sorted by the folder of the last run. Of two runs with the same recipe and
+        seed, the one that ended later counts.
 
     Raises:
-        HorseHumanError: There is none, or a file of one cannot be read.
+        HorseHumanError: There are no tested runs, or a file of one cannot be read.
     """
-    found: dict[str, Result] = {}
+    results: dict[str, Result] = {}
     paths = {p.resolve() for folder in folders for p in folder.rglob("metrics.json")}
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
         try:
             metrics = json.loads(path.read_text())
-            if "test/acc" not in metrics:  # not tested, or a report of horsehuman evaluate
+            if "test/acc" not in metrics:  # an untested run, or a report of horsehuman evaluate
                 continue
         except (OSError, ValueError) as error:
             raise HorseHumanError(
@@ -118,18 +126,18 @@ def collect(folders: Sequence[Path]) -> list[Result]:
             source += ", validated on the test set"
         elif config.data.get("val_fraction") == 0 and config.data.get("fold") is None:
             source += ", nothing held out"
-        result = found.setdefault(key, Result(model, source, path.parent, {}))
+        result = results.setdefault(key, Result(model, source, path.parent, {}))
         if seed in result.metrics:
             print(
-                f"{printable(path.parent)}: seed {seed} once more; it ended later, and counts",
+                f"{printable(path.parent)}: replaces an earlier run with seed {seed}",
                 file=sys.stderr,
             )
         result.metrics[seed] = metrics
         result.folder = path.parent
-    if not found:
-        places = ", ".join(printable(folder) for folder in folders)
-        raise HorseHumanError(f"no tested run below {places}: train some with scripts/train.py")
-    return sorted(found.values(), key=lambda result: result.folder)
+    if not results:
+        names = ", ".join(printable(folder) for folder in folders)
+        raise HorseHumanError(f"no tested run below {names}: train some with scripts/train.py")
+    return sorted(results.values(), key=lambda result: result.folder)
 
 
 def show(results: Sequence[Result]) -> None:
@@ -157,7 +165,12 @@ def show(results: Sequence[Result]) -> None:
 
 
 def draw(results: Sequence[Result], target: Path) -> None:
-    """Draw each seed's accuracy beside the published ones, for each kind of classifier."""
+    """Draw each seed's accuracy and the published ones, by kind of classifier.
+
+    Args:
+        results: The recipes. Those that were validated on the test set are left out.
+        target: PNG file to write.
+    """
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -165,19 +178,17 @@ def draw(results: Sequence[Result], target: Path) -> None:
 
     figure, axes = plt.subplots(2, 1, figsize=(8, 6.4), sharex=True, layout="constrained")
     for axis, model, kind in zip(axes, ("cnn", "inception"), PUBLISHED, strict=True):
-        claims = dict(sorted(PUBLISHED[kind].items(), key=lambda item: item[1]))
-        own = [r for r in results if r.model == model and "test set" not in r.data]
-        rows = [*claims, *(f"horsehuman, {r.data}" for r in own)]
-        axis.scatter(list(claims.values()), range(len(claims)), marker="D", color="0.55", s=28)
-        for row, result in enumerate(own, start=len(claims)):
+        published = dict(sorted(PUBLISHED[kind].items(), key=lambda item: item[1]))
+        ours = [r for r in results if r.model == model and "test set" not in r.data]
+        rows = [*published, *(f"horsehuman, {r.data}" for r in ours)]
+        axis.scatter([*published.values()], range(len(published)), marker="D", color="0.55", s=28)
+        for row, result in enumerate(ours, start=len(published)):
             values = result.accuracies
             mean = sum(values) / len(values)
             axis.scatter(values, [row] * len(values), color="#0072B2", alpha=0.6, s=36, zorder=3)
             axis.plot([mean, mean], [row - 0.3, row + 0.3], color="#0072B2", linewidth=2)
-            axis.annotate(
-                f"mean {mean:.1f} %", (min(values), row), (-8, 0), "data", "offset points",
-                ha="right", va="center", fontsize=9,
-            )  # fmt: skip
+            place: Any = ((min(values), row), (-8, 0), "data", "offset points")
+            axis.annotate(f"mean {mean:.1f} %", *place, ha="right", va="center", fontsize=9)
         axis.axvline(50, color="0.8", linewidth=1, zorder=0)
         axis.set_yticks(range(len(rows)), rows, fontsize=9)
         axis.set_ylim(-0.6, len(rows) - 0.4)
@@ -187,8 +198,8 @@ def draw(results: Sequence[Result], target: Path) -> None:
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(axis="y", length=0)
     axes[-1].set_xlabel(
-        "accuracy in % on the official 256 validation pictures (11 figures)\n"
-        "blue: each seed, last epoch, looked at once; grey: published, mostly the best epoch"
+        "accuracy in % on the official 256 validation images (11 subjects)\n"
+        "blue: each seed, last epoch, tested once; grey: published, mostly the best epoch"
     )
     axes[-1].set_xlim(48, 101.5)
     figure.savefig(target, dpi=130)

@@ -71,7 +71,7 @@ def main(config: DictConfig) -> None:
 
 def check_command(config: DictConfig) -> None:
     """Refuse combinations of ``-m``, ``resume`` and ``trainer=ddp`` that have no meaning."""
-    sweep = HydraConfig.get().mode.name == "MULTIRUN"
+    sweep = "MULTIRUN" in str(HydraConfig.get().mode)
     if sweep and config.trainer.get("strategy") == "ddp":
         log.error("error: -m does not go with trainer=ddp: start one run after another")
         sys.exit(2)

@@ -7,6 +7,7 @@ from horsehuman.errors import (
     check_choice,
     check_flag,
     check_number,
+    check_widths,
     closest,
     printable,
 )
@@ -35,6 +36,28 @@ def test_numbers_out_of_bounds_are_refused(value: object, kind: type, bounds: di
 def test_numbers_at_inclusive_bounds_are_accepted() -> None:
     check_number("x", 0, float, at_least=0, below=1)
     check_number("x", 4, int, at_least=0, at_most=4)
+    check_number("x", -1.5, float, above=None)
+
+
+def test_a_refused_number_is_told_its_bounds() -> None:
+    with pytest.raises(HorseHumanError, match=r"^x=9 .*: give a whole number, at least 1 and at"):
+        check_number("x", 9, int, at_least=1, at_most=4)
+    with pytest.raises(HorseHumanError, match=r"^x='1' does not work: give a number$"):
+        check_number("x", "1", float)
+
+
+@pytest.mark.parametrize("value", [[], "32", 32, None, [8] * 65])
+def test_lists_of_another_length_or_kind_are_refused(value: object) -> None:
+    with pytest.raises(HorseHumanError, match="give a list of 1 to 64 whole numbers, such as"):
+        check_widths("model.channels", value, at_least=1)
+
+
+@pytest.mark.parametrize("width", [0, 2.5, 16_385, "8", True])
+def test_widths_out_of_bounds_are_refused(width: object) -> None:
+    check_widths("model.hidden", [])
+    check_widths("model.channels", (1, 16_384), at_least=1)
+    with pytest.raises(HorseHumanError, match=r"at least 1 and at most 16384$"):
+        check_widths("model.channels", [8, width])
 
 
 def test_check_flag_and_check_choice() -> None:

@@ -99,11 +99,11 @@ def test_caches_of_features(tmp_path: Path) -> None:
     def embed(images: Tensor) -> Tensor:
         return images.float().mean((2, 3)).repeat(1, 32)
 
-    expected = FeatureCache(embed, 96, path)(pictures)
+    expected = FeatureCache(embed, path)(pictures)
     for place in flipped(path.read_bytes(), path):
         for extra in tmp_path.glob("cache.sqlite-*"):
             extra.unlink()
-        assert torch.equal(FeatureCache(embed, 96, path)(pictures), expected), place
+        assert torch.equal(FeatureCache(embed, path)(pictures), expected), place
 
 
 @pytest.mark.slow

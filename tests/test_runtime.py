@@ -9,7 +9,7 @@ import pytest
 
 from horsehuman.runtime import cache_dir, lacks_bf16
 
-HEAVY = "torch", "lightning", "timm", "matplotlib", "numpy", "hydra"
+HEAVY = "torch", "lightning", "timm", "matplotlib", "numpy", "scipy", "PIL", "yaml", "hydra"
 
 
 @pytest.mark.parametrize(

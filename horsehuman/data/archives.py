@@ -1,20 +1,21 @@
 """Image archives: find the bundled set, download the official zip files, and unpack both safely."""
 
-from __future__ import annotations
-
+import errno
 import hashlib
 import logging
-import shutil
 import stat
 import tempfile
+import time
 import zipfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+import pooch
+
 from horsehuman.data.sources import DownloadError, download_blocks
-from horsehuman.errors import HorseHumanError, printable
+from horsehuman.errors import HorseHumanError, os_errors, printable
 from horsehuman.runtime import asset, cache_dir, progress_bar, track
 
 log = logging.getLogger(__name__)
@@ -41,29 +42,18 @@ _MAX_BYTES = 4 * 2**30
 _MAX_RATIO = 100
 
 
-@dataclass(frozen=True)
-class Archive:
-    """One of the two official archives of Horses or Humans (Laurence Moroney, CC BY 2.0).
+#: What to do when a folder in the cache cannot be written.
+_CACHE_FIX = "free space there, or set the environment variable HORSEHUMAN_CACHE to another folder"
 
-    Attributes:
-        name: File name of the zip.
-        sha256: Hexadecimal SHA-256 digest of the official file; source:
-            ``url_checksums/horses_or_humans.txt`` of TensorFlow Datasets.
-    """
+#: File name of the official zip of each split (Horses or Humans, Laurence Moroney, CC BY 2.0). The
+#: official validation set is used as the test set.
+ARCHIVES = {"train": "horse-or-human.zip", "test": "validation-horse-or-human.zip"}
 
-    name: str
-    sha256: str
-
-
-#: The official archive of each split. The official validation set is used as the test set.
-ARCHIVES = {
-    "train": Archive(
-        "horse-or-human.zip", "e2e6f70d3d549c5dd10a57165e55af253ee66ad750403f95c0fb76bb943633a9"
-    ),
-    "test": Archive(
-        "validation-horse-or-human.zip",
-        "ae5fff2f4f5554791f05358108e2e05d9801b191f1896ea101402f0e7f6c32c0",
-    ),
+#: SHA-256 digest of each official zip; source: ``url_checksums/horses_or_humans.txt`` of TensorFlow
+#: Datasets.
+SHA256 = {
+    "train": "e2e6f70d3d549c5dd10a57165e55af253ee66ad750403f95c0fb76bb943633a9",
+    "test": "ae5fff2f4f5554791f05358108e2e05d9801b191f1896ea101402f0e7f6c32c0",
 }
 
 
@@ -93,7 +83,7 @@ def image_root(
 
 def bundled_archives() -> dict[str, Path]:
     """Return the bundled archive of each split: the full set as WebP (see ``assets/ASSETS.md``)."""
-    return {split: asset(archive.name) for split, archive in ARCHIVES.items()}
+    return {split: asset(name) for split, name in ARCHIVES.items()}
 
 
 def local_archives(folder: Path) -> dict[str, Path]:
@@ -107,14 +97,12 @@ def local_archives(folder: Path) -> dict[str, Path]:
     Raises:
         HorseHumanError: If one of the two files is missing or cannot be read.
     """
-    paths = {split: folder / archive.name for split, archive in ARCHIVES.items()}
+    paths = {split: folder / name for split, name in ARCHIVES.items()}
     for split, path in paths.items():
         if not path.is_file():
-            raise HorseHumanError(
-                f"data.archives_dir={printable(folder)}: there is no {path.name} in it; "
-                "put both official zip files there under their original names"
-            )
-        if _sha256(path) != ARCHIVES[split].sha256:
+            fix = "put both official zip files there under their original names"
+            raise HorseHumanError(f"data.archives_dir: there is no {printable(path)}; {fix}")
+        if _sha256(path) != SHA256[split]:
             log.info("%s is not the official file (its sha256 differs); using it", printable(path))
     return paths
 
@@ -138,7 +126,7 @@ def download_archives(
             be written.
     """
     folder = folder or cache_dir() / "archives"
-    return {split: _download(archive, folder, mirrors) for split, archive in ARCHIVES.items()}
+    return {split: _download(split, folder, mirrors) for split in ARCHIVES}
 
 
 def unpack(archives: dict[str, Path], cache: Path | None = None) -> Path:
@@ -162,71 +150,68 @@ def unpack(archives: dict[str, Path], cache: Path | None = None) -> Path:
     members = {split: _safe_members(path) for split, path in archives.items()}
     if _is_complete(target, members):
         return target
-    try:
+    with os_errors("unpack pictures into", parent, _CACHE_FIX):
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=parent) as temporary:
-            fresh = Path(temporary) / "new"
+            fresh = Path(temporary, "new")
             for split, path in archives.items():
                 _extract(path, members[split], fresh / split)
             if target.exists() and not _is_complete(target, members):
-                target.rename(Path(temporary) / "old")
+                target.rename(Path(temporary, "old"))
             try:
                 fresh.rename(target)
             except OSError:  # another process may have unpacked the same archives meanwhile
                 if not _is_complete(target, members):
                     raise
-    except OSError as error:
-        raise HorseHumanError(
-            f"cannot unpack pictures into {printable(parent)}: {error.strerror or error}; free "
-            "space there, or set the environment variable HORSEHUMAN_CACHE to another folder"
-        ) from error
     return target
 
 
-def _download(archive: Archive, folder: Path, mirrors: Sequence[str]) -> Path:
-    import pooch
-
+def _download(split: str, folder: Path, mirrors: Sequence[str]) -> Path:
     pooch.get_logger().setLevel("WARNING")
-    registry = {archive.name: f"sha256:{archive.sha256}"}
+    name = ARCHIVES[split]
     reasons: list[str] = []
     for mirror in mirrors:
         if reasons:
-            log.info("%s: %s; trying the next mirror", archive.name, reasons[-1])
+            log.info("%s: %s; trying the next mirror", name, reasons[-1])
+        registry = {name: SHA256[split]}
         downloads = pooch.create(folder, mirror, registry=registry, retry_if_failed=RETRIES)
         try:
-            return Path(downloads.fetch(archive.name, downloader=_write_download))
+            with os_errors("write into", folder, _CACHE_FIX):
+                return Path(downloads.fetch(name, downloader=_write_download))
         except ValueError as error:  # a DownloadError, or pooch's error for a wrong digest
-            reason = str(error) if isinstance(error, DownloadError) else "not the official file"
+            reason = error if isinstance(error, DownloadError) else "not the official file"
             reasons.append(f"{mirror}: {reason}")
-        except OSError as error:
-            raise HorseHumanError(
-                f"cannot write into {printable(folder)}: {error.strerror}; free space there, or "
-                "set the environment variable HORSEHUMAN_CACHE to another folder"
-            ) from error
-    raise HorseHumanError(
-        f"data=archives: cannot download {archive.name} ({reasons[0]}): use the bundled copy of "
-        "the set with data=horse_or_human, or zip files on disk with data.archives_dir=DIR"
-    )
+    fix = "use the bundled set with data=horse_or_human, or zip files with data.archives_dir=DIR"
+    raise HorseHumanError(f"data=archives: cannot download {name} ({reasons[0]}): {fix}")
 
 
 def _write_download(url: str, output_file: str, _: object) -> None:
     """Download a URL into a file under a progress bar; has the signature of a pooch downloader."""
-    previous_bytes, previous_seconds = 0, 0.0
-
-    def stop_reason(received: int, seconds: float) -> str:
-        nonlocal previous_bytes, previous_seconds
-        if seconds - previous_seconds < SPEED_WINDOW:
-            return ""
-        slow = received - previous_bytes < MIN_SPEED * (seconds - previous_seconds)
-        previous_bytes, previous_seconds = received, seconds
-        return f"is slower than {MIN_SPEED:,} bytes per second" if slow else ""
-
-    name = url.rpartition("/")[2]
+    start, received = time.monotonic(), 0
     with Path(output_file).open("wb") as file, progress_bar() as bar:
-        task = bar.add_task(f"{name}, kB", total=None)
-        for block, length in download_blocks(url, stop_reason):
+        task = bar.add_task(f"{url.rpartition('/')[2]}, kB", total=None)
+        for block, length in download_blocks(url):
             file.write(block)
             bar.update(task, completed=file.tell() // 1000, total=length // 1000 or None)
+            received += len(block)
+            seconds = time.monotonic() - start
+            if seconds >= SPEED_WINDOW:
+                if received < MIN_SPEED * seconds:
+                    raise DownloadError(f"slower than {MIN_SPEED:,} bytes per second")
+                start, received = time.monotonic(), 0
+
+
+@contextmanager
+def _damage_errors(path: Path) -> Iterator[None]:
+    """Turn the exceptions that zipfile raises for a damaged archive into one that names it."""
+    try:
+        yield
+    except Exception as error:  # many types: zlib and lzma errors, unknown methods, passwords
+        # bz2 raises an OSError without errno, and a seek before the beginning one with EINVAL.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        reason = f"is not an intact zip file ({error})"
+        raise HorseHumanError(f"{printable(path)} {reason}; download it again") from error
 
 
 def _safe_members(path: Path) -> list[zipfile.ZipInfo]:
@@ -236,48 +221,30 @@ def _safe_members(path: Path) -> list[zipfile.ZipInfo]:
         HorseHumanError: If the file is not a complete zip, the archive is too large, or one of its
             members could write outside the target folder.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-    except Exception as error:  # zipfile raises many types of exception for damaged files
-        raise HorseHumanError(
-            f"{printable(path)} is not a complete zip file ({error}); download it again"
-        ) from error
+    with _damage_errors(path), zipfile.ZipFile(path) as archive:
+        members = [m for m in archive.infolist() if not m.filename.startswith("__MACOSX/")]
+    members = [member for member in members if not member.is_dir()]
     size = sum(member.file_size for member in members)
     packed = sum(member.compress_size for member in members)
-    if len(members) > _MAX_FILES or size > _MAX_BYTES or size > _MAX_RATIO * packed + 2**20:
-        raise HorseHumanError(
-            f"{printable(path)} would unpack to {len(members):,} files and {size / 2**20:,.0f} MiB,"
-            " too much for an archive of pictures; it is not unpacked"
-        )
+    if len(members) > _MAX_FILES or size > min(_MAX_BYTES, _MAX_RATIO * packed + 2**20):
+        content = f"{len(members):,} files and {size / 2**20:,.0f} MiB"
+        raise HorseHumanError(f"{printable(path)} would unpack to {content}: too much for pictures")
     for member in members:
         name = PurePosixPath(member.filename)
         outside = name.is_absolute() or ".." in name.parts or {"\\", ":"} & set(member.filename)
-        kind = stat.S_IFMT(member.external_attr >> 16)
-        if outside or kind not in (0, stat.S_IFREG):
+        if outside or stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
             reason = "points outside the archive" if outside else "is a link or device"
-            raise HorseHumanError(
-                f"{printable(path)}: {member.filename!r} {reason}; the archive is not unpacked"
-            )
-    return [member for member in members if not member.filename.startswith("__MACOSX/")]
+            place = f"{printable(path)}: {member.filename!r}"
+            raise HorseHumanError(f"{place} {reason}; the archive is not unpacked")
+    return members
 
 
-def _extract(path: Path, members: list[zipfile.ZipInfo], folder: Path) -> None:
-    """Extract members of an archive into a new folder."""
+def _extract(path: Path, members: Sequence[zipfile.ZipInfo], folder: Path) -> None:
+    """Extract members of an archive into a new folder; their CRC-32 is checked."""
     folder.mkdir(parents=True)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in track(members, f"unpacking {path.name}", len(members)):
-                target = folder / member.filename
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(member) as source, target.open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
-    except OSError:
-        raise
-    except Exception as error:  # zlib and lzma errors, unknown methods, passwords
-        raise HorseHumanError(
-            f"{printable(path)} is damaged ({error}); download it again"
-        ) from error
+    with _damage_errors(path), zipfile.ZipFile(path) as archive:
+        for member in track(members, f"unpacking {path.name}", len(members)):
+            archive.extract(member, folder)
 
 
 def _is_complete(target: Path, members: dict[str, list[zipfile.ZipInfo]]) -> bool:
@@ -293,11 +260,5 @@ def _is_complete(target: Path, members: dict[str, list[zipfile.ZipInfo]]) -> boo
 
 
 def _sha256(path: Path) -> str:
-    try:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-        return digest.hexdigest()
-    except OSError as error:
-        raise HorseHumanError(f"cannot read {printable(path)}: {error.strerror}") from error
+    with os_errors("read", path):
+        return str(pooch.file_hash(path))

@@ -1,7 +1,5 @@
 """The Lightning data module: labelled images of two classes for training, validation and test."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,30 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from horsehuman.data import datasets
 from horsehuman.data.archives import image_root
-from horsehuman.data.datasets import (
-    Batch,
-    BatchDataset,
-    Embed,
-    EpochSampler,
-    InMemoryDataset,
-    OnDemandDataset,
-    ShardSampler,
-    check_views,
-    decode_all,
-    embed_all,
-    embed_views,
-    make_loader,
-    view_key,
-)
-from horsehuman.data.records import (
-    SUBJECT_PATTERN,
-    Record,
-    assign_splits,
-    describe_splits,
-    scan_folder,
-)
-from horsehuman.data.transforms import augment_each, make_augment
+from horsehuman.data.records import SUBJECT_PATTERN, Record, SplitPlan, assign_splits, scan_folder
+from horsehuman.data.transforms import make_augment
 from horsehuman.distributed import world_size
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, printable
 
@@ -67,7 +45,7 @@ class HorseHumanDataModule(L.LightningDataModule):
             ``folds - 1``.
         folds: Number of folds, at least 2.
         split_seed: Seed of the choice of held-out groups.
-        seed: Seed of the order of training batches and of augmented views, 0 to 2^32 - 1.
+        seed: Seed of the order of training batches and of :meth:`samples`, 0 to 2^32 - 1.
         batch_size: Images per batch, over all ranks together.
         augment: Arguments of :class:`~horsehuman.data.transforms.Augment`, for training batches.
         skip_bad: Leave out files that cannot be read instead of raising.
@@ -109,8 +87,8 @@ class HorseHumanDataModule(L.LightningDataModule):
         self.root = Path(str(root)).expanduser() if root else None
         self.group_pattern = group_pattern or (None if source == "folder" else SUBJECT_PATTERN)
         self.validation = validation
-        self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.fold, self.folds, self.split_seed = fold, folds, split_seed
+        self.splits = SplitPlan(validation, val_fraction, test_fraction, fold, folds, split_seed)
+        self._held_out = "test" if validation == "test" else "validation"
         self.seed, self.batch_size, self.num_workers = seed, batch_size, num_workers
         self.augment = make_augment(augment)
         self.skip_bad, self.memory_limit = skip_bad, memory_limit
@@ -119,20 +97,13 @@ class HorseHumanDataModule(L.LightningDataModule):
         self.records: list[Record] = []
         self.skipped: dict[str, str] = {}
         self._images: Tensor | None = None
-        self._features: dict[str, InMemoryDataset] = {}
+        self._features: dict[str, datasets.InMemoryDataset] = {}
         self._labels = torch.empty(0)
         self._first_epoch = 0
 
     def _check_options(self) -> None:
         check_number("model.image_size", self.image_size, int, at_least=8, at_most=4096)
         check_choice("data.source", self.source, ("box", "archives", "folder"))
-        check_choice("data.validation", self.validation, ("held_out", "test"))
-        check_number("data.val_fraction", self.val_fraction, float, at_least=0, below=1)
-        check_number("data.test_fraction", self.test_fraction, float, above=0, below=1)
-        check_number("data.folds", self.folds, int, at_least=2)
-        if self.fold is not None:
-            check_number("data.fold", self.fold, int, at_least=0, below=self.folds)
-        check_number("data.split_seed", self.split_seed, int)
         check_number("seed", self.seed, int, at_least=0, below=2**32)
         check_number("data.batch_size", self.batch_size, int, at_least=1)
         check_number("data.memory_limit", self.memory_limit, float, at_least=0)
@@ -164,103 +135,90 @@ class HorseHumanDataModule(L.LightningDataModule):
         self._features = {}
         if self.records:
             return
-        if self.source != "folder" and self.root is None:
+        if self.root is None:
             self.prepare_data()
         assert self.root is not None
         self.class_names, records = scan_folder(self.root, self.group_pattern)
         size_in_bytes = len(records) * 3 * self.image_size**2
         keep = size_in_bytes <= self.memory_limit * 2**30
-        records, images, self.skipped = decode_all(
+        records, images, self.skipped = datasets.decode_all(
             records, self.image_size, keep=keep, skip_bad=self.skip_bad
         )
-        self.records = assign_splits(
-            records,
-            validation=self.validation,
-            val_fraction=self.val_fraction,
-            test_fraction=self.test_fraction,
-            fold=self.fold,
-            folds=self.folds,
-            seed=self.split_seed,
-        )
-        for split in ("train", self._validation_split, "test"):
-            if 0 < len(self._indices(split)) < world_size():
-                raise HorseHumanError(
-                    f"{split} has {len(self._indices(split))} pictures for {world_size()} "
-                    "processes: use fewer processes"
-                )
+        self.records = assign_splits(records, self.splits)
+        for split in ("train", self._held_out, "test"):
+            count = len(self._indices(split))
+            if 0 < count < world_size():
+                shares = f"{count} pictures for {world_size()} processes"
+                raise HorseHumanError(f"{split} has {shares}: use fewer processes")
         self._images = images
         self._labels = torch.tensor([float(record.label) for record in records])
         self._log_summary()
 
-    def use_features(self, embed: Embed, views: int = 1) -> None:
+    def check_cacheable(self) -> None:
+        """Check that the features of training images are the same in every epoch.
+
+        Raises:
+            HorseHumanError: If training images are augmented.
+        """
+        if self.augment is not None:
+            fix = "set data.augment=null or model.cache_features=false"
+            raise HorseHumanError(f"data.augment has no effect on cached features: {fix}")
+
+    def use_features(self, embed: datasets.Embed) -> None:
         """Train and validate on features instead of images, until the next :meth:`setup`.
 
         The features are computed once and kept in memory. Test batches still contain images.
 
         Args:
             embed: Computes the features of a batch.
-            views: Views of each training image, see
-                :func:`~horsehuman.data.datasets.embed_views`; held-out images have one.
 
         Raises:
-            HorseHumanError: If there are several views without augmentation, or one with it.
+            HorseHumanError: If training images are augmented.
         """
-        check_views(views, self.augment)
-        train = self._sequential_loader("train")
-        held_out = self._sequential_loader(self._validation_split)
-        self._features["train"] = embed_views(train, embed, views, self.augment, self.seed)
-        if len(held_out):
-            description = "features of held-out pictures"
-            self._features["validation"] = embed_all(held_out, embed, description)
+        self.check_cacheable()
+        for stage, split in (("train", "train"), ("validation", self._held_out)):
+            loader = self._loader(self._dataset(split))
+            if len(loader):
+                self._features[stage] = datasets.embed_all(loader, embed)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[datasets.Batch]:
         """Return shuffled batches; a last, smaller batch is left out unless it is the only one."""
-        dataset = self._features.get("train") or self._dataset(self._indices("train"))
-        sampler = EpochSampler(len(dataset), self.batch_size, self.seed, self._epoch)
-        return make_loader(dataset, sampler, self.batch_size // world_size(), self.num_workers)
+        dataset = self._features.get("train") or self._dataset("train")
+        sampler = datasets.EpochSampler(len(dataset), self.batch_size, self.seed, self._epoch)
+        size = self.batch_size // world_size()
+        return datasets.make_loader(dataset, sampler, size, self.num_workers)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+    def val_dataloader(self) -> DataLoader[datasets.Batch] | list[Any]:
         """Return validation batches of this rank, in order; an empty list without validation."""
-        if dataset := self._features.get("validation"):
-            return self._loader(dataset)
-        return (
-            self._sequential_loader(self._validation_split)
-            if self._indices(self._validation_split)
-            else []
-        )
+        dataset = self._features.get("validation") or self._dataset(self._held_out)
+        return self._loader(dataset) if len(dataset) else []
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> DataLoader[datasets.Batch]:
         """Return test batches of this rank, in order."""
-        return self._sequential_loader("test")
+        return self._loader(self._dataset("test"))
 
     def validation_records(self) -> list[Record]:
         """Return the records of the validation images of all ranks, in order."""
-        return [self.records[index] for index in self._indices(self._validation_split)]
+        return [self.records[index] for index in self._indices(self._held_out)]
 
-    def samples(self, views: int = 1, columns: int = 8, rows: int = 4) -> Tensor:
+    def samples(self, columns: int = 8, rows: int = 4) -> Tensor:
         """Return a grid of training images, originals and augmented, uint8 ``(N, 3, S, S)``.
 
         The first row has original images. With augmentation, the rows below it have augmented
         versions of the same images. The state of torch's generators is restored.
 
         Args:
-            views: Views of each training image; above 1 the augmented rows are the first views
-                for which features are computed.
             columns: Images per row.
-            rows: Largest number of rows.
+            rows: Number of rows with augmentation.
 
         Returns:
-            The images row by row, N at most ``rows * columns``.
+            The images row by row.
         """
-        train = self._indices("train")
-        chosen = [train[k * len(train) // columns] for k in range(columns)]
-        originals = self._dataset(chosen).__getitems__(list(range(columns)))[0]
+        dataset = self._dataset("train")
+        chosen = [k * len(dataset) // columns for k in range(columns)]
+        originals = dataset.__getitems__(chosen)[0]
         if self.augment is None:
             return originals
-        if views > 1:
-            keys = [view_key(self.seed, view) for view in range(1, min(views, rows))]
-            augmented = [augment_each(self.augment, originals, key) for key in keys]
-            return torch.cat([originals, *augmented])
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             return torch.cat([originals, *(self.augment(originals) for _ in range(rows - 1))])
@@ -269,15 +227,15 @@ class HorseHumanDataModule(L.LightningDataModule):
         """Augment training batches of images on their device.
 
         Args:
-            batch: The batch; features and batches of other stages are returned unchanged.
+            batch: The batch; batches of other stages are returned unchanged.
             dataloader_idx: Ignored.
         """
         training = self.trainer is not None and self.trainer.training
         # Lightning's model summary passes its example input, a single tensor.
         if not training or self.augment is None or isinstance(batch, Tensor):
             return batch
-        inputs, labels = batch
-        return (self.augment(inputs), labels) if inputs.ndim == 4 else batch
+        images, labels = batch
+        return self.augment(images), labels
 
     def state_dict(self) -> dict[str, Any]:
         """Return the index of the next epoch, for a checkpoint.
@@ -297,36 +255,33 @@ class HorseHumanDataModule(L.LightningDataModule):
         """
         self._first_epoch = int(state_dict["epoch"])
 
-    @property
-    def _validation_split(self) -> str:
-        return "test" if self.validation == "test" else "validation"
-
     def _epoch(self) -> int:
         return max(self._first_epoch, self.trainer.current_epoch if self.trainer else 0)
 
     def _indices(self, split: str) -> list[int]:
         return [index for index, record in enumerate(self.records) if record.split == split]
 
-    def _dataset(self, indices: list[int]) -> BatchDataset:
+    def _dataset(self, split: str) -> datasets.BatchDataset:
         if self._images is None:
-            return OnDemandDataset(self.records, self.image_size, indices)
-        return InMemoryDataset(self._images, self._labels, indices)
+            return datasets.OnDemandDataset(self.records, self.image_size, self._indices(split))
+        return datasets.InMemoryDataset(self._images, self._labels, self._indices(split))
 
-    def _sequential_loader(self, split: str) -> DataLoader[Batch]:
-        return self._loader(self._dataset(self._indices(split)))
-
-    def _loader(self, dataset: BatchDataset) -> DataLoader[Batch]:
-        return make_loader(dataset, ShardSampler(len(dataset)), self.batch_size, self.num_workers)
+    def _loader(self, dataset: datasets.BatchDataset) -> DataLoader[datasets.Batch]:
+        sampler = datasets.ShardSampler(len(dataset))
+        return datasets.make_loader(dataset, sampler, self.batch_size, self.num_workers)
 
     def _log_summary(self) -> None:
         """Log the size of each split, and the options that make metrics too optimistic."""
-        log.info("%s or %s: %s", *map(printable, self.class_names), describe_splits(self.records))
+        parts = []
+        words = {"train": "to train on", "validation": "held out", "test": "to test"}
+        for split, word in words.items():
+            groups = [record.group for record in self.records if record.split == split]
+            if groups:
+                parts.append(f"{len(groups):,} {word} ({len(set(groups)):,} groups)")
+        log.info("%s or %s: %s", *map(printable, self.class_names), ", ".join(parts))
         if self.validation == "test":
             log.info("validating on the test set: its metrics are selected on it and optimistic")
         elif not self._indices("validation"):
             log.info("nothing is held out: no metric before the test is of unseen pictures")
         if self.group_pattern is None:
-            log.info(
-                "no data.group_pattern: near-duplicates on both sides of a split would inflate all "
-                "metrics"
-            )
+            log.info("no data.group_pattern: near-duplicates across splits would inflate metrics")

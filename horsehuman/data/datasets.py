@@ -3,15 +3,12 @@
 Images are decoded once and kept in memory, or decoded again whenever a batch needs them.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from horsehuman.data.images import PictureError, read_picture
 from horsehuman.data.records import Record
-from horsehuman.data.transforms import Augment, augment_each, resize
+from horsehuman.data.transforms import resize
 from horsehuman.distributed import gather_sharded, rank, shard_indices, world_size
 from horsehuman.errors import HorseHumanError, printable
 from horsehuman.runtime import track
@@ -67,11 +64,10 @@ def decode_all(
     def read(index: int) -> None:
         try:
             image = decode(records[index].path, size)
-        except PictureError as error:
-            errors[index] = str(error)
-        else:
             if images is not None:
                 images[index] = image
+        except PictureError as error:
+            errors[index] = str(error)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         reads = pool.map(read, range(len(records)))
@@ -79,30 +75,20 @@ def decode_all(
             pass
     if not errors:
         return list(records), images, {}
-    readable = [index for index in range(len(records)) if index not in errors]
-    _report_unreadable(records, readable, dict(sorted(errors.items())), skip_bad)
-    skipped = {str(records[index].path): errors[index] for index in sorted(errors)}
-    return [records[i] for i in readable], None if images is None else images[readable], skipped
-
-
-def _report_unreadable(
-    records: Sequence[Record], readable: Sequence[int], errors: dict[int, str], skip_bad: bool
-) -> None:
-    """Log unreadable files that are left out, or raise; see :func:`decode_all`."""
-    first = "; ".join(list(errors.values())[:3])
+    kept = [index for index in range(len(records)) if index not in errors]
+    first = "; ".join(errors[index] for index in sorted(errors)[:3])
+    count = f"{len(errors)} of {len(records)} pictures"
     if not skip_bad:
-        raise HorseHumanError(
-            f"{len(errors)} of {len(records)} pictures cannot be read ({first}): repair or remove "
-            "them, or leave them out with data.skip_bad=true"
-        )
-    remaining = {(records[index].label, records[index].split) for index in readable}
-    for record in (records[index] for index in errors):
+        fix = "repair them, or leave them out with data.skip_bad=true"
+        raise HorseHumanError(f"{count} are unreadable ({first}): {fix}")
+    log.warning("left out %s (%s)", count, first)
+    remaining = {(records[index].label, records[index].split) for index in kept}
+    for record in records:
         if (record.label, record.split) not in remaining:
-            raise HorseHumanError(
-                f"no picture of the class of {printable(record.path)} can be read in "
-                f"{record.split or 'the set'} ({first}): repair them"
-            )
-    log.warning("left out %d of %d pictures (%s)", len(errors), len(records), first)
+            place = f"the class of {printable(record.path)} in {record.split or 'the set'}"
+            raise HorseHumanError(f"no picture of {place} can be read ({first}): repair them")
+    skipped = {str(records[index].path): errors[index] for index in sorted(errors)}
+    return [records[index] for index in kept], None if images is None else images[kept], skipped
 
 
 class InMemoryDataset(Dataset[Batch]):
@@ -120,9 +106,6 @@ class InMemoryDataset(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([index])
 
     def __getitems__(self, positions: list[int]) -> Batch:
         indices = self.indices[positions]
@@ -143,9 +126,6 @@ class OnDemandDataset(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.records)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([index])
 
     def __getitems__(self, positions: list[int]) -> Batch:
         records = [self.records[position] for position in positions]
@@ -208,10 +188,7 @@ class EpochSampler(ShardSampler):
 
 
 def make_loader(
-    dataset: BatchDataset,
-    sampler: Iterable[int],
-    batch_size: int,
-    num_workers: int,
+    dataset: BatchDataset, sampler: Iterable[int], batch_size: int, num_workers: int
 ) -> DataLoader[Batch]:
     """Build a loader that fetches one batch per call of the dataset.
 
@@ -226,15 +203,11 @@ def make_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=0 if isinstance(dataset, InMemoryDataset) else num_workers,
-        collate_fn=_identity,
+        collate_fn=tuple,
         worker_init_fn=_leave_signals_to_parent,
         # Each iterator draws a seed, which must not come from the global generator of the run.
         generator=torch.Generator(),
     )
-
-
-def _identity(batch: Any) -> Any:
-    return batch
 
 
 def _leave_signals_to_parent(worker: int) -> None:
@@ -242,73 +215,16 @@ def _leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def check_views(views: int, augment: Augment | None) -> None:
-    """Check that several views of cached features come with augmentation, and one view without.
-
-    Args:
-        views: Views of each training image.
-        augment: Augmentation of training images, if any.
-
-    Raises:
-        HorseHumanError: If only one of the two is given.
-    """
-    if augment and views == 1:
-        raise HorseHumanError(
-            "data.augment has no effect on features computed once: set data.augment=null, "
-            "model.views above 1, or model.cache_features=false"
-        )
-    if views > 1 and augment is None:
-        raise HorseHumanError(
-            f"model.views={views} needs augmentation: set data.augment, such as "
-            "'data.augment={flip: true, rotation: 15}', or model.views=1"
-        )
-
-
-def view_key(seed: int, view: int) -> str:
-    """Return the key of an augmented view, numbered from 1, for ``augment_each``."""
-    return f"{seed}-{view}"
-
-
-def embed_all(loader: DataLoader[Batch], embed: Embed, description: str) -> InMemoryDataset:
+def embed_all(loader: DataLoader[Batch], embed: Embed) -> InMemoryDataset:
     """Compute the features of all images, in the order of the dataset, on all ranks together.
 
     Args:
         loader: Yields images and labels of this rank's shard.
         embed: Computes features of a batch.
-        description: Text beside the progress bar.
 
     Returns:
         Features and labels of the images of all ranks.
     """
-    batches = [(embed(images), y) for images, y in track(loader, description, len(loader))]
+    batches = [(embed(x), y) for x, y in track(loader, "computing features", len(loader))]
     features, labels = (gather_sharded(torch.cat(part)) for part in zip(*batches, strict=True))
     return InMemoryDataset(features, labels, range(len(labels)))
-
-
-def embed_views(
-    loader: DataLoader[Batch], embed: Embed, views: int, augment: Augment | None, seed: int
-) -> InMemoryDataset:
-    """Compute the features of several views of each image.
-
-    Args:
-        loader: Yields images and labels of this rank's shard, always in the same order.
-        embed: Computes features of a batch.
-        views: Number of views. The first is the image itself; the others are augmented and depend
-            only on the image, the seed and the number of the view.
-        augment: The augmentation; required for more than one view.
-        seed: Seed of the run.
-
-    Returns:
-        Features and labels: the first views of all images, then all second views, and so on.
-    """
-    datasets = [embed_all(loader, embed, "computing features")]
-    for view in range(1, views):
-
-        def embed_view(images: Tensor, key: str = view_key(seed, view)) -> Tensor:
-            assert augment is not None
-            return embed(augment_each(augment, images, key))
-
-        datasets.append(embed_all(loader, embed_view, f"view {view + 1} of {views}"))
-    inputs = torch.cat([dataset.inputs for dataset in datasets])
-    labels = torch.cat([dataset.labels for dataset in datasets])
-    return InMemoryDataset(inputs, labels, range(len(labels)))

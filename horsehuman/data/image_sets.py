@@ -1,9 +1,8 @@
 """Find the labelled images of ``--data`` and ``--split``, and count those a classifier has seen."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,29 @@ import yaml
 
 from horsehuman.data.archives import image_root
 from horsehuman.data.records import SUBJECT_PATTERN, Record, scan_folder
-from horsehuman.errors import HorseHumanError, check_choice, printable
+from horsehuman.errors import HorseHumanError, check_choice, os_errors, printable
 from horsehuman.run_dir import find_run, is_run
 from horsehuman.runtime import BUNDLED
 
 #: Values of ``--split``.
 SPLITS = ("train", "validation", "test", "all")
+
+
+@dataclass(frozen=True)
+class ImageQuery:
+    """The options that name the images of a command.
+
+    Attributes:
+        data: ``box`` (the bundled set), the folder of a run, or a folder of images. ``None`` stands
+            for the images of the classifier's run, or for the bundled set if there is no run.
+        split: One of :data:`SPLITS`. ``None`` stands for ``test``, or for ``all`` if no image is in
+            the test split.
+        group_pattern: See :func:`~horsehuman.data.records.scan_folder`; for a folder of images.
+    """
+
+    data: str | None
+    split: str | None = None
+    group_pattern: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +57,7 @@ class ImageSet:
         """Return the path of an image relative to ``root``, with forward slashes."""
         return record.path.relative_to(self.root).as_posix()
 
-    def split(self, name: str) -> ImageSet:
+    def split(self, name: str) -> "ImageSet":
         """Return the images of one split.
 
         Args:
@@ -54,9 +70,8 @@ class ImageSet:
         records = [r for r in self.records if name in ("all", r.split)]
         if not records:
             splits = ", ".join(sorted({record.split or "no split" for record in self.records}))
-            raise HorseHumanError(
-                f"--split {name}: {printable(self.root)} has no such pictures, only {splits}"
-            )
+            place = f"{printable(self.root)} has no such pictures, only {splits}"
+            raise HorseHumanError(f"--split {name}: {place}")
         return ImageSet(self.root, self.class_names, records, self.grouped)
 
 
@@ -71,36 +86,27 @@ def find_image_set(data: str, group_pattern: str | None = None) -> ImageSet:
     Raises:
         HorseHumanError: If there are no images, or ``group_pattern`` cannot be used.
     """
-    is_folder = data != "box" and not is_run(Path(data).expanduser())
-    if group_pattern is not None and not is_folder:
-        raise HorseHumanError(
-            f"--group-pattern={group_pattern!r} is for a folder of pictures, but "
-            f"{printable(data)} has groups of its own: drop it"
-        )
-    if data == "box":
-        root = image_root("box")
-        classes, records = scan_folder(root, SUBJECT_PATTERN)
-        return ImageSet(root, (classes[0], classes[1]), records, True)
     folder = Path(data).expanduser()
-    if not is_folder:
+    if data != "box" and not is_run(folder):
+        classes, records = scan_folder(folder, group_pattern, to_train=False)
+        return ImageSet(folder, (classes[0], classes[1]), records, group_pattern is not None)
+    if group_pattern is not None:
+        option, name = f"--group-pattern={group_pattern!r}", printable(data)
+        raise HorseHumanError(f"{option} is for folders, but {name} has groups of its own: drop it")
+    if data != "box":
         return read_run_images(folder)
-    classes, records = scan_folder(folder, group_pattern, to_train=False)
-    return ImageSet(folder, (classes[0], classes[1]), records, group_pattern is not None)
+    root = image_root("box")
+    classes, records = scan_folder(root, SUBJECT_PATTERN)
+    return ImageSet(root, (classes[0], classes[1]), records, True)
 
 
-def select_images(
-    model: str, data: str | None, split: str | None, group_pattern: str | None
-) -> tuple[ImageSet, str]:
+def select_images(model: str, query: ImageQuery) -> tuple[ImageSet, str]:
     """Return the images on which a command evaluates a classifier.
 
     Args:
         model: Name, run or file of the classifier; see
             :func:`horsehuman.models.checkpoint.load_classifier`.
-        data: See :func:`find_image_set`. ``None`` stands for the images of the classifier's run,
-            or for the bundled set if the classifier belongs to no run.
-        split: One of :data:`SPLITS`. ``None`` stands for ``test``, or for ``all`` if no image is
-            in the test split.
-        group_pattern: See :func:`find_image_set`.
+        query: The images to look for.
 
     Returns:
         The images of the split, and the name of the split.
@@ -109,7 +115,8 @@ def select_images(
         HorseHumanError: If there are no such images.
     """
     run = find_run(model)
-    image_set = find_image_set(data or (str(run) if run else "box"), group_pattern)
+    image_set = find_image_set(query.data or (str(run) if run else "box"), query.group_pattern)
+    split = query.split
     if split is None:
         split = "test" if any(record.split == "test" for record in image_set.records) else "all"
     return image_set.split(split), split
@@ -126,26 +133,20 @@ def count_training_images(model: str, records: Iterable[Record]) -> int | None:
         The count; ``None`` if the training images are unknown or no longer exist.
     """
     run = find_run(model)
+    if run is None and model not in BUNDLED:
+        return None
     try:
-        if run:
-            data = read_run_config(run)["data"]
-            if data.get("source") == "archives" and not data.get("archives_dir"):
-                return None  # do not download archives for a count
-        elif model not in BUNDLED:
-            return None
+        data = read_run_config(run)["data"] if run else {}
+        if data.get("source") == "archives" and not data.get("archives_dir"):
+            return None  # do not download archives for a count
         image_set = read_run_images(run) if run else find_image_set("box")
     except HorseHumanError:
         return None
-    if not any(r.path.is_file() for r in image_set.records if r.split == "train"):
+    trained = [record.path for record in image_set.records if record.split == "train"]
+    if not any(path.is_file() for path in trained):
         return None
-    candidates = [(_size(record.path), record.path) for record in records]
-    sizes = {size for size, _ in candidates}
-    trained = {
-        file_digest(record.path)
-        for record in image_set.records
-        if record.split == "train" and _size(record.path) in sizes
-    }
-    return sum(file_digest(path) in trained for _, path in candidates)
+    digests = {file_digest(path) for path in trained}
+    return sum(file_digest(record.path) in digests for record in records)
 
 
 def read_run_images(run: Path) -> ImageSet:
@@ -161,24 +162,19 @@ def read_run_images(run: Path) -> ImageSet:
     root = image_root(data.get("source", "folder"), data.get("root"), data.get("archives_dir"))
     path = run / "splits.csv"
     try:
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = list(csv.DictReader(file))
-        if not all(_is_valid(row) for row in rows):
-            raise KeyError("picture")
+        with os_errors("read", path):
+            text = path.read_bytes().decode(errors="surrogateescape")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
         names = sorted({row["label"] for row in rows})
         records = [
             Record(root / row["picture"], names.index(row["label"]), row["group"], row["split"])
             for row in rows
         ]
-    except OSError as error:
-        raise HorseHumanError(f"cannot read {printable(path)}: {error.strerror}") from error
-    except (KeyError, TypeError, csv.Error) as error:
-        raise HorseHumanError(f"{printable(path)} is damaged: name pictures with --data") from error
-    if len(names) != 2:
-        raise HorseHumanError(
-            f"{printable(path)} names {len(names)} classes: name pictures with --data"
-        )
-    grouped = bool(data.get("group_pattern")) or data.get("source") != "folder"
+    except (KeyError, TypeError, csv.Error):
+        names = []
+    if len(names) != 2 or not {record.split for record in records} <= set(SPLITS[:3]):
+        raise HorseHumanError(f"{printable(path)} is damaged: name pictures with --data")
+    grouped = any(row["group"] != row["picture"] for row in rows)
     return ImageSet(root, (names[0], names[1]), records, grouped)
 
 
@@ -193,13 +189,12 @@ def read_run_config(run: Path) -> dict[str, Any]:
     """
     path = run / "config.yaml"
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), _NoAliasLoader)
-        if isinstance(config, dict) and isinstance(config.get("data"), dict):
-            return config
-    except OSError as error:
-        raise HorseHumanError(f"cannot read {printable(path)}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise HorseHumanError(f"{printable(path)} is damaged: name pictures with --data") from error
+        with os_errors("read", path):
+            config = yaml.load(path.read_text(encoding="utf-8"), _NoAliasLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        config = None
+    if isinstance(config, dict) and isinstance(config.get("data"), dict):
+        return config
     raise HorseHumanError(f"{printable(path)} is not a run's config: name pictures with --data")
 
 
@@ -221,18 +216,3 @@ class _NoAliasLoader(yaml.SafeLoader):  # type: ignore[misc]
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it has aliases")
         return super().compose_node(parent, index)
-
-
-def _is_valid(row: dict[str, Any]) -> bool:
-    """Return whether a row of ``splits.csv`` is complete and its path stays inside the set."""
-    picture = Path(row["picture"] or "/")
-    inside = not picture.is_absolute() and ".." not in picture.parts
-    return inside and None not in row.values() and row["split"] in SPLITS[:3]
-
-
-def _size(path: Path) -> int:
-    """Return the size of a file in bytes; -1 if it cannot be read."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1

@@ -1,7 +1,6 @@
 """Read an image file in any format that Pillow supports as an RGB array."""
 
-from __future__ import annotations
-
+import os
 import stat
 import warnings
 from pathlib import Path
@@ -29,24 +28,13 @@ _PIXELS_PER_STEP = 1_000_000
 #: EXIF tag of the orientation.
 _ORIENTATION_TAG = 0x0112
 
-#: Operation that turns an image upright, for each value of the EXIF orientation.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 # Pillow warns about files that are either read correctly or refused here. The filter holds for the
 # whole process because warnings.catch_warnings() is not thread-safe.
 warnings.filterwarnings("ignore", module="PIL")
 
 
 class PictureError(HorseHumanError):
-    """An image file cannot be read; the message names the file and the reason."""
+    """An image cannot be read; the message names the image and the reason."""
 
 
 def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDArray[np.uint8]:
@@ -67,31 +55,29 @@ def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDAr
         PictureError: If the file is missing, empty, damaged, not a regular file or not in a format
             that Pillow supports, or if the image has more than :data:`MAX_PIXELS` pixels.
     """
-    if isinstance(source, str | Path):
-        source = Path(source)
-        name = name or printable(source)
-        empty = _is_empty(source, name)
-    else:
-        name = name or "the picture"
-        empty = not source.read(1)
-        source.seek(0)
-    if empty:
-        raise PictureError(f"{name}: is empty (0 bytes)")
+    name = name or (printable(source) if isinstance(source, str | Path) else "the picture")
     try:
+        _check_source(source)
         with Image.open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
-                raise PictureError(f"{name}: has {size} pixels, over the limit of {MAX_PIXELS:,}")
+                raise PictureError(f"{size} pixels, over the limit of {MAX_PIXELS:,}")
             return as_rgb(image)
-    except PictureError:
-        raise
     except Exception as error:  # decoders raise many types of exception for malformed files
-        raise PictureError(f"{name}: {_reason(error)}") from error
+        raise PictureError(f"cannot read {name}: {_reason(error)}") from error
 
 
 def as_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Convert an opened image to RGB uint8 ``(H, W, 3)`` in the way of :func:`read_picture`."""
-    return np.array(_to_rgb(image), dtype=np.uint8)
+    image.load()
+    orientation = image.getexif().get(_ORIENTATION_TAG)
+    image = _to_8_bit(image)
+    if image.mode in ("RGBa", "La"):
+        image = image.convert(image.mode.upper())
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return _turn_upright(np.array(image.convert("RGB"), dtype=np.uint8), orientation)
 
 
 def is_hidden(name: str) -> bool:
@@ -99,34 +85,38 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM_NAMES
 
 
-def _is_empty(path: Path, name: str) -> bool:
-    """Return whether a file has no bytes.
+def _check_source(source: str | Path | BinaryIO) -> None:
+    """Check that there is a regular file, or an open file, that is not empty.
 
     Raises:
-        PictureError: If the file is missing or not a regular file.
+        PictureError: If it is something else; the message is the reason, without the name.
     """
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PictureError(f"{name}: {reason}") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise PictureError(f"{name}: is a folder, not a file (for folders inside it: --recursive)")
-    if not stat.S_ISREG(status.st_mode):
-        raise PictureError(f"{name}: is not a regular file")
-    return not status.st_size
+    if isinstance(source, str | Path):
+        status = Path(source).stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise PictureError("a folder, not a file (for folders inside it: --recursive)")
+        if not stat.S_ISREG(status.st_mode):
+            raise PictureError("not a regular file")
+        size = status.st_size
+    else:
+        size = source.seek(0, os.SEEK_END)
+        source.seek(0)
+    if not size:
+        raise PictureError("empty (0 bytes)")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    operation = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    image = _to_8_bit(image if operation is None else image.transpose(operation))
-    if image.mode in ("RGBa", "La"):
-        image = image.convert({"RGBa": "RGBA", "La": "LA"}[image.mode])
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+def _turn_upright(pixels: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
+    """Apply an EXIF orientation, 1 to 8; other values change nothing.
+
+    ``ImageOps.exif_transpose`` fails if another EXIF tag of the image is malformed.
+    """
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -152,8 +142,12 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, PictureError):
+        return str(error)
     if isinstance(error, UnidentifiedImageError):
-        return "is not an image in a format that Pillow supports"
+        return "not an image format that Pillow supports"
     if isinstance(error, Image.DecompressionBombError):
-        return f"has more pixels than the limit of {MAX_PIXELS:,}"
-    return f"is damaged ({' '.join(str(error).split()) or type(error).__name__})"
+        return f"more pixels than the limit of {MAX_PIXELS:,}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"damaged ({' '.join(str(error).split()) or type(error).__name__})"

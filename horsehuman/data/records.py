@@ -4,8 +4,6 @@ A record holds file, label, group and split of an image. All errors about the st
 tree are raised here.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import random
@@ -19,24 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from horsehuman.data.images import is_hidden
-from horsehuman.errors import HorseHumanError, printable
+from horsehuman.errors import HorseHumanError, check_choice, check_number, os_errors, printable
 from horsehuman.run_dir import write_csv
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-#: Split of each folder name that is recognised, in lower case.
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-    "testing": "test",
-    "training_set": "train",
-    "test_set": "test",
+#: Names of the folder of each split, in lower case.
+SPLIT_FOLDERS = {
+    "train": ("train", "training", "training_set"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing", "test_set"),
 }
 
 #: Group pattern of the official set: the rendered subject, which is all before the last dash of a
@@ -59,6 +51,45 @@ class Record:
     label: int
     group: str
     split: str
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """The options that assign a split to records.
+
+    Attributes:
+        validation: ``held_out``, or ``test`` to hold nothing out.
+        val_fraction: Fraction of the training groups to hold out for validation, in [0, 1); 0 for
+            none.
+        test_fraction: Fraction of all groups for the test split if the records have none, in
+            (0, 1).
+        fold: Index of the fold to hold out instead of ``val_fraction``, 0 to ``folds - 1``.
+        folds: Number of folds, at least 2.
+        seed: Random seed; the same seed and records give the same splits.
+
+    Raises:
+        HorseHumanError: If a value is out of range, or the options contradict each other.
+    """
+
+    validation: str
+    val_fraction: float
+    test_fraction: float
+    fold: int | None
+    folds: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_choice("data.validation", self.validation, ("held_out", "test"))
+        check_number("data.val_fraction", self.val_fraction, float, at_least=0, below=1)
+        check_number("data.test_fraction", self.test_fraction, float, above=0, below=1)
+        check_number("data.folds", self.folds, int, at_least=2)
+        check_number("data.split_seed", self.seed, int)
+        if self.fold is None:
+            return
+        check_number("data.fold", self.fold, int, at_least=0, below=self.folds)
+        if self.validation == "test":
+            option = f"data.fold={self.fold}"
+            raise HorseHumanError(f"{option} does not go with data.validation=test: drop one")
 
 
 def scan_folder(
@@ -86,38 +117,24 @@ def scan_folder(
     """
     pattern = _compile_pattern(group_pattern)
     if not root.is_dir():
-        raise HorseHumanError(
-            f"{printable(root)} is not a folder: name the folder that holds the class folders"
-        )
+        raise HorseHumanError(f"{printable(root)} is not a folder: name one with class folders")
     folders = _split_folders(root, to_train)
     names = {_class_names(folder) for folder in folders.values()}
     if len(names) > 1:
-        pairs = " against ".join(" and ".join(pair) for pair in sorted(names))
-        raise HorseHumanError(
-            f"{printable(root)}: the split folders hold different classes ({printable(pairs)}): "
-            "give them the same class names"
-        )
+        pairs = printable(" against ".join(" and ".join(pair) for pair in sorted(names)))
+        raise HorseHumanError(f"{printable(root)}: name the classes alike in all splits: {pairs}")
     class_names = list(names.pop())
     records = [
         Record(path, label, group, split)
         for split, folder in folders.items()
         for label, name in enumerate(class_names)
-        for path, group in _files_with_groups(root, folder / name, pattern)
+        for path, group in _groups_of_files(root, folder / name, pattern).items()
     ]
     _check_groups(root, records)
     return class_names, records
 
 
-def assign_splits(
-    records: Sequence[Record],
-    *,
-    validation: str,
-    val_fraction: float,
-    test_fraction: float,
-    fold: int | None,
-    folds: int,
-    seed: int,
-) -> list[Record]:
+def assign_splits(records: Sequence[Record], options: SplitPlan) -> list[Record]:
     """Assign a split to each record: train, validation or test.
 
     Existing validation and test splits are kept. Missing ones are taken from the training groups
@@ -125,38 +142,28 @@ def assign_splits(
 
     Args:
         records: Records from :func:`scan_folder`.
-        validation: ``held_out``, or ``test`` to hold nothing out.
-        val_fraction: Fraction of the training groups to hold out for validation, in [0, 1); 0 for
-            none.
-        test_fraction: Fraction of all groups for the test split if the records have none, in
-            (0, 1).
-        fold: Index of the fold to hold out instead of ``val_fraction``, 0 to ``folds - 1``.
-        folds: Number of folds.
-        seed: Random seed; the same seed and records give the same splits.
+        options: What to hold out.
 
     Returns:
         All records in their order, each with a split.
 
     Raises:
-        HorseHumanError: If a class has too few groups, or the options contradict each other or the
-            records.
+        HorseHumanError: If a class has too few groups, or the records have a validation split that
+            the options do not use.
     """
-    records = [replace(r, split="train") if r.split == "" else r for r in records]
+    records = [replace(record, split=record.split or "train") for record in records]
     splits = {record.split for record in records}
-    if validation == "test" and fold is not None:
-        raise HorseHumanError(
-            f"data.fold={fold} does not go with data.validation=test, which holds nothing out"
-        )
-    if "validation" in splits and (fold is not None or validation == "test"):
-        option = "data.validation=test" if fold is None else f"data.fold={fold}"
+    is_test = options.validation == "test"
+    if "validation" in splits and (options.fold is not None or is_test):
+        option = "data.validation=test" if is_test else f"data.fold={options.fold}"
         raise HorseHumanError(f"{option} does not go with a validation folder: drop one of them")
     if "test" not in splits:
-        records = _hold_out(records, test_fraction, seed, "test", "data.test_fraction")
-    if fold is not None:
-        return _hold_out_fold(records, fold, folds, seed)
-    if "validation" in splits or validation == "test" or val_fraction == 0:
+        records = _hold_out(records, "test", options, "test_fraction")
+    if options.fold is not None:
+        return _hold_out(records, "validation", options, "folds")
+    if "validation" in splits or is_test or options.val_fraction == 0:
         return records
-    return _hold_out(records, val_fraction, seed, "validation", "data.val_fraction")
+    return _hold_out(records, "validation", options, "val_fraction")
 
 
 def group_folds(
@@ -209,17 +216,6 @@ def min_groups_per_class(labels: NDArray[np.int64], groups: Sequence[str]) -> in
     return min(len({g for g, y in zip(groups, labels, strict=True) if y == k}) for k in (0, 1))
 
 
-def describe_splits(records: Sequence[Record]) -> str:
-    """Count images and groups of each split, as in ``"834 to train on (54 groups), ..."``."""
-    words = {"train": "to train on", "validation": "held out", "test": "to test"}
-    parts = []
-    for split, word in words.items():
-        groups = [record.group for record in records if record.split == split]
-        if groups:
-            parts.append(f"{len(groups):,} {word} ({len(set(groups)):,} groups)")
-    return ", ".join(parts)
-
-
 def write_splits(
     folder: Path, root: Path, records: Sequence[Record], class_names: Sequence[str]
 ) -> None:
@@ -247,61 +243,53 @@ def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
 def _compile_pattern(group_pattern: str | None) -> re.Pattern[str] | None:
     if group_pattern is None:
         return None
+    option = f"data.group_pattern={group_pattern!r}"
     try:
         pattern = re.compile(group_pattern)
     except (re.error, TypeError) as error:
-        raise HorseHumanError(
-            f"data.group_pattern={group_pattern!r} is not a regular expression: {error}"
-        ) from error
+        raise HorseHumanError(f"{option} is not a regular expression: {error}") from error
     if pattern.groups != 1:
-        raise HorseHumanError(
-            f"data.group_pattern={group_pattern!r} has {pattern.groups} capturing groups: "
-            "put exactly one (...) around the part that names the group"
-        )
+        count = f"{pattern.groups} capturing groups"
+        raise HorseHumanError(f"{option} has {count}: put one (...) around the group's name")
     return pattern
 
 
 def _split_folders(root: Path, to_train: bool) -> dict[str, Path]:
     """Return the folder of each split; of a tree without split folders, ``{"": root}``."""
+    split_of = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
     folders: dict[str, Path] = {}
     others = []
     for folder in _subfolders(root):
-        split = SPLITS.get(folder.name.lower())
-        if split in folders:
-            raise HorseHumanError(
-                f"{printable(root)} has both {folders[split].name}/ and {folder.name}/: keep one"
-            )
-        if split:
-            folders[split] = folder
-        else:
+        split = split_of.get(folder.name.lower())
+        if split is None:
             others.append(folder.name)
+        elif split in folders:
+            names = f"{folders[split].name}/ and {folder.name}/"
+            raise HorseHumanError(f"{printable(root)} has both {names}: keep one")
+        else:
+            folders[split] = folder
     if not folders:
         return {"": root}
     if others:
-        names = printable(", ".join(others))
-        log.warning("%s: ignored folders that are not splits (%s)", printable(root), names)
+        listing = printable(", ".join(others))
+        log.warning("%s: ignored folders that are not splits (%s)", printable(root), listing)
     if to_train and "train" not in folders:
-        raise HorseHumanError(
-            f"{printable(root)} has {' and '.join(sorted(folders))} but no train folder: add one"
-        )
+        names = " and ".join(sorted(folders))
+        raise HorseHumanError(f"{printable(root)} has {names} but no train folder: add one")
     return folders
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     names = tuple(sorted(entry.name for entry in _subfolders(folder)))
     if len(names) != 2:
-        listing = f"{len(names)} ({', '.join(names[:5])})" if names else "none"
-        raise HorseHumanError(
-            f"{printable(folder)} must hold two class folders and holds {printable(listing)}: "
-            "put the pictures of each class into a folder of its own"
-        )
+        listing = printable(f"{len(names)} ({', '.join(names[:5])})") if names else "none"
+        fix = "put the pictures of each class into a folder of its own"
+        raise HorseHumanError(f"{printable(folder)} needs two class folders, not {listing}: {fix}")
     return names
 
 
-def _files_with_groups(
-    root: Path, folder: Path, pattern: re.Pattern[str] | None
-) -> Iterator[tuple[Path, str]]:
-    """Yield the files of a class folder in sorted order, each with the name of its group.
+def _groups_of_files(root: Path, folder: Path, pattern: re.Pattern[str] | None) -> dict[Path, str]:
+    """Return the name of the group of each file in a class folder, in the order of the paths.
 
     Raises:
         HorseHumanError: If there are no files, or the pattern does not match all of them.
@@ -309,29 +297,27 @@ def _files_with_groups(
     paths = sorted(_walk(folder, frozenset()))
     if not paths:
         raise HorseHumanError(f"{printable(folder)} has no pictures: add some or remove the class")
-    unmatched: list[str] = []
-    for path in paths:
-        if pattern is None:
-            yield path, path.relative_to(root).as_posix()
-            continue
-        match = pattern.search(path.relative_to(folder).as_posix())
-        if match is None or match[1] is None:
-            unmatched.append(path.name)
-        else:
-            yield path, match[1]
-    if pattern and unmatched:
-        names = printable(", ".join(unmatched[:3]))
-        raise HorseHumanError(
-            f"data.group_pattern={pattern.pattern!r} does not match {len(unmatched)} of "
-            f"{len(paths)} names in {printable(folder)} ({names}): change it to match all"
-        )
+    if pattern is None:
+        return {path: path.relative_to(root).as_posix() for path in paths}
+    matches = {path: pattern.search(path.relative_to(folder).as_posix()) for path in paths}
+    groups = {path: match[1] for path, match in matches.items() if match and match[1] is not None}
+    unmatched = [path.name for path in paths if path not in groups]
+    if unmatched:
+        count = f"{len(unmatched)} of {len(paths)} names in {printable(folder)}"
+        names = f"{printable(', '.join(unmatched[:3]))}: change it to match all"
+        option = f"data.group_pattern={pattern.pattern!r}"
+        raise HorseHumanError(f"{option} does not match {count}, such as {names}")
+    return groups
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return the files and folders in a folder in sorted order, without hidden ones."""
+    with os_errors("read", folder):
+        return sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name))
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return sorted(e for e in folder.iterdir() if e.is_dir() and not is_hidden(e.name))
-    except OSError as error:
-        raise HorseHumanError(f"cannot read {printable(folder)}: {error.strerror}") from error
+    return [entry for entry in _entries(folder) if entry.is_dir()]
 
 
 def _walk(folder: Path, parents: frozenset[str]) -> Iterator[Path]:
@@ -344,13 +330,7 @@ def _walk(folder: Path, parents: frozenset[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in parents:
         return
-    try:
-        entries = list(folder.iterdir())
-    except OSError as error:
-        raise HorseHumanError(f"cannot read {printable(folder)}: {error.strerror}") from error
-    for entry in entries:
-        if is_hidden(entry.name):
-            continue
+    for entry in _entries(folder):
         if entry.is_dir():
             yield from _walk(entry, parents | {real})
         else:
@@ -364,77 +344,45 @@ def _check_groups(root: Path, records: Sequence[Record]) -> None:
         splits.setdefault(record.group, set()).add(record.split)
     divided = sorted(group for group, names in splits.items() if len(names) > 1)
     if divided:
-        folders = " and ".join(f"{split}/" for split in sorted(splits[divided[0]]))
-        raise HorseHumanError(
-            f"{printable(root)}: {len(divided)} groups are in more than one split folder (first: "
-            f"{printable(divided[0])} in {folders}): move the pictures of each group together, or "
-            "change data.group_pattern"
-        )
+        example = f"{printable(divided[0])} in {' and '.join(sorted(splits[divided[0]]))}"
+        place = f"{printable(root)}: {len(divided)} groups are in more than one split ({example})"
+        raise HorseHumanError(f"{place}: move each into one, or change data.group_pattern")
 
 
-def _hold_out(
-    records: Sequence[Record], fraction: float, seed: int, split: str, option: str
-) -> list[Record]:
-    """Move a fraction of the training groups of each class, at least one but not all, to a split.
+def _hold_out(records: Sequence[Record], split: str, options: SplitPlan, name: str) -> list[Record]:
+    """Move training groups of each class to another split.
+
+    Groups with both classes, such as scenes with both, are chosen from like a third class: they are
+    not divided, and the classes stay balanced.
 
     Args:
-        records: All records.
-        fraction: Fraction of the groups.
-        seed: Random seed.
-        split: The split that the groups move to.
-        option: Name of the option that sets the fraction, for the error message.
-    """
-    moved: set[str] = set()
-    for groups in _shuffled_strata(records, seed):
-        count = min(max(round(fraction * len(groups)), 1), len(groups) - 1)
-        moved.update(groups[:count])
-    return _move(records, moved, split, f"{option}={fraction:g}")
-
-
-def _hold_out_fold(records: Sequence[Record], fold: int, folds: int, seed: int) -> list[Record]:
-    """Move one fold of the training groups to validation; each group is in exactly one fold."""
-    moved: set[str] = set()
-    for groups in _shuffled_strata(records, seed):
-        moved.update(groups[fold::folds])
-    return _move(records, moved, "validation", f"data.folds={folds}")
-
-
-def _shuffled_strata(records: Sequence[Record], seed: int) -> list[list[str]]:
-    """Return the shuffled training groups of each set of classes.
-
-    A group usually has one class. Groups with both classes, such as scenes with both, form a
-    stratum of their own: they are not divided, and the classes stay balanced.
-    """
-    labels: dict[str, set[int]] = {}
-    for record in records:
-        if record.split == "train":
-            labels.setdefault(record.group, set()).add(record.label)
-    strata: dict[tuple[int, ...], list[str]] = {}
-    for group in sorted(labels):
-        strata.setdefault(tuple(sorted(labels[group])), []).append(group)
-    for stratum, groups in strata.items():
-        random.Random(f"{seed}-{stratum}").shuffle(groups)
-    return [strata[stratum] for stratum in sorted(strata)]
-
-
-def _move(records: Sequence[Record], groups: set[str], split: str, option: str) -> list[Record]:
-    """Move training groups to a split.
+        records: All records; a group is in one split only.
+        split: The split that groups move to.
+        options: The options.
+        name: The option that sets how many groups move: ``folds``, or that of a fraction. At least
+            one group moves, but not all.
 
     Raises:
         HorseHumanError: If a class has no images left to train on, or none in the split.
     """
-    moved = [
-        replace(record, split=split)
-        if record.split == "train" and record.group in groups
-        else record
-        for record in records
-    ]
-    for name in ("train", split):
-        missing = {r.label for r in records} - {r.label for r in moved if r.split == name}
+    value = getattr(options, name)
+    labels: dict[str, set[int]] = {}
+    for record in records:
+        if record.split == "train":
+            labels.setdefault(record.group, set()).add(record.label)
+    held_out: set[str] = set()
+    for classes in ((0,), (1,), (0, 1)):
+        groups = sorted(group for group in labels if labels[group] == set(classes))
+        random.Random(f"{options.seed}-{classes}").shuffle(groups)
+        if name == "folds":
+            held_out.update(groups[options.fold :: value])
+        else:
+            held_out.update(groups[: min(max(round(value * len(groups)), 1), len(groups) - 1)])
+    moved = [replace(r, split=split if r.group in held_out else r.split) for r in records]
+    for part in ("train", split):
+        missing = {r.label for r in records} - {r.label for r in moved if r.split == part}
         if missing:
-            example = next(record for record in records if record.label in missing)
-            raise HorseHumanError(
-                f"{option}: the class of {printable(example.path)} has too few groups: add "
-                "pictures of that class, hold out less, or group differently"
-            )
+            example = next(record.path for record in records if record.label in missing)
+            place = f"data.{name}={value:g}: the class of {printable(example)} has too few groups"
+            raise HorseHumanError(f"{place}: add pictures of it, or hold out less")
     return moved

@@ -1,13 +1,11 @@
 """Image sources of the commands: files, folders, glob patterns, names on stdin, and URLs."""
 
-from __future__ import annotations
-
 import glob
 import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -49,16 +47,10 @@ def expand_sources(sources: Iterable[str], *, recursive: bool = False) -> Iterat
     for source in sources:
         if source == "-":
             yield from expand_sources(_stdin_lines(), recursive=recursive)
-        elif is_url(source):
-            yield source
-        elif Path(source).is_dir():
-            yield from _paths_or_source(_walk(source, recursive), source)
-        elif glob.has_magic(source) and not os.path.lexists(source):
-            # Path.glob refuses absolute patterns.
-            matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207
-            yield from _paths_or_source(filter(os.path.isfile, matches), source)
         else:
-            yield source
+            files = _find_files(source, recursive)
+            yield next(files, source)
+            yield from files
 
 
 def read_source(source: str) -> NDArray[np.uint8]:
@@ -78,58 +70,53 @@ def download_image(url: str) -> io.BytesIO:
     Raises:
         PictureError: If the download fails or exceeds a limit.
     """
-
-    def stop_reason(received: int, seconds: float) -> str:
-        if received > MAX_BYTES:
-            return f"is larger than {MAX_BYTES / 1e6:.0f} MB"
-        return f"takes longer than {MAX_SECONDS:.0f} s" if seconds > MAX_SECONDS else ""
-
+    content, start = bytearray(), time.monotonic()
     try:
-        return io.BytesIO(b"".join(block for block, _ in download_blocks(url, stop_reason)))
+        for block, _ in download_blocks(url):
+            content += block
+            if len(content) > MAX_BYTES:
+                raise DownloadError(f"larger than {MAX_BYTES / 1e6:.0f} MB")
+            if time.monotonic() - start > MAX_SECONDS:
+                raise DownloadError(f"not complete after {MAX_SECONDS:.0f} s")
     except DownloadError as error:
-        raise PictureError(f"{printable(url)}: {error}") from error
+        raise PictureError(f"cannot read {printable(url)}: {error}") from error
+    return io.BytesIO(content)
 
 
-def download_blocks(
-    url: str, stop_reason: Callable[[int, float], str]
-) -> Iterator[tuple[bytes, int]]:
+def download_blocks(url: str) -> Iterator[tuple[bytes, int]]:
     """Yield the contents of a URL in blocks as they arrive; only http and https are followed.
 
     Args:
         url: The URL.
-        stop_reason: Called with the number of bytes received and the seconds elapsed after each
-            block. A non-empty text stops the download and becomes the error's message.
 
     Yields:
         A block, and the length of the whole file in bytes as announced by the server, or 0.
 
     Raises:
         DownloadError: If the server cannot be reached, reports an error, sends text, redirects to
-            another scheme or closes the connection early, or ``stop_reason`` stops the download.
+            another scheme or closes the connection early.
     """
-    received, started = 0, time.monotonic()
+    received = 0
     try:
         request = Request(url, headers={"User-Agent": "horsehuman"})
         with build_opener(_HttpRedirectHandler).open(request, timeout=TIMEOUT) as response:
             media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if media_type.startswith("text/"):
-                raise URLError(f"is a page ({printable(media_type)}), not a file")
+                raise DownloadError(f"a page ({media_type}), not a file")
             header = response.headers.get("Content-Length", "")
             length = int(header) if header.isdigit() else 0
             while block := response.read1(65_536):  # read() would block until all bytes are there
                 received += len(block)
-                if reason := stop_reason(received, time.monotonic() - started):
-                    raise URLError(reason)
                 yield block, length
             if received < length:
-                raise URLError(f"connection closed after {received:,} of {length:,} bytes")
+                raise DownloadError(f"connection closed after {received:,} of {length:,} bytes")
     except HTTPError as error:
         error.close()
         redirect = " and redirects in circles or off the web" if 300 <= error.code < 400 else ""
         raise DownloadError(f"the server answers {error.code}{redirect}") from error
     except (OSError, HTTPException, ValueError) as error:
         cause = error.reason if isinstance(error, URLError) else error
-        text = "does not answer in time" if isinstance(cause, TimeoutError) else str(cause)
+        text = "no answer in time" if isinstance(cause, TimeoutError) else str(cause)
         raise DownloadError(printable(text or type(cause).__name__)) from error
 
 
@@ -138,29 +125,27 @@ class _HttpRedirectHandler(HTTPRedirectHandler):
 
     max_redirections = MAX_REDIRECTS
 
-    def redirect_request(
-        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> Request | None:
-        if not is_url(newurl):
-            fp.close()
-            raise URLError(f"redirects to {printable(newurl)}, which is not an http or https URL")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    def redirect_request(self, *arguments: Any) -> Request | None:
+        _, response, _, _, _, url = arguments
+        if not is_url(url):
+            response.close()
+            raise DownloadError(f"redirects to {url}, which is not an http or https URL")
+        return super().redirect_request(*arguments)
 
 
-def _paths_or_source(paths: Iterable[str], source: str) -> Iterator[str]:
-    """Yield paths; if there are none, yield the source itself."""
-    empty = True
-    for path in paths:
-        empty = False
-        yield path
-    if empty:
-        yield source
-
-
-def _walk(folder: str, recursive: bool) -> Iterator[str]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not is_hidden(name)) if recursive else []
-        yield from (str(Path(root, name)) for name in sorted(files) if not is_hidden(name))
+def _find_files(source: str, recursive: bool) -> Iterator[str]:
+    """Yield the files that a folder or a pattern stands for; none for a file or a URL."""
+    if is_url(source):
+        return
+    if Path(source).is_dir():
+        for root, folders, files in os.walk(source):
+            visible = sorted(name for name in folders if not is_hidden(name))
+            folders[:] = visible if recursive else []
+            yield from (str(Path(root, name)) for name in sorted(files) if not is_hidden(name))
+    elif glob.has_magic(source) and not os.path.lexists(source):
+        # Path.glob refuses absolute patterns.
+        matches = sorted(glob.glob(source, recursive=True))  # noqa: PTH207
+        yield from filter(os.path.isfile, matches)
 
 
 def _stdin_lines() -> Iterator[str]:

@@ -3,9 +3,6 @@
 Both run on the device of the images. Augmentation draws separate parameters for each image.
 """
 
-from __future__ import annotations
-
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -94,24 +91,20 @@ class Augment:
     grey: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, highest in (("rotation", 180), ("shift", 1), ("shear", 80), ("hue", 180)):
+        limits = {"rotation": 180, "shift": 1, "shear": 80, "white": 1, "spotlight": 1}
+        limits |= {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 180, "grey": 1}
+        for name, highest in (limits | {"zoom_to": 10}).items():
             value = getattr(self, name)
             check_number(f"data.augment.{name}", value, float, at_least=0, at_most=highest)
-        for name in ("white", "spotlight", "brightness", "contrast", "saturation", "grey"):
-            value = getattr(self, name)
-            check_number(f"data.augment.{name}", value, float, at_least=0, at_most=1)
-        check_number("data.augment.zoom_from", self.zoom_from, float, above=0, at_most=10)
-        check_number(
-            "data.augment.zoom_to", self.zoom_to, float, at_least=self.zoom_from, at_most=10
-        )
+        name = "data.augment.zoom_from"
+        check_number(name, self.zoom_from, float, above=0, at_most=self.zoom_to)
         check_flag("data.augment.flip", self.flip)
         check_flag("data.augment.zoom_per_axis", self.zoom_per_axis)
         check_choice("data.augment.fill", self.fill, ("nearest", "canvas"))
         for name in ("white", "spotlight"):
-            if getattr(self, name) and self.fill != "canvas":
-                raise HorseHumanError(
-                    f"data.augment.{name}={getattr(self, name)} needs data.augment.fill=canvas"
-                )
+            value = getattr(self, name)
+            if value and self.fill != "canvas":
+                raise HorseHumanError(f"data.augment.{name}={value} needs data.augment.fill=canvas")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Augment a batch.
@@ -192,29 +185,6 @@ class Augment:
         return flat.clamp_(0, 1).view_as(images)
 
 
-def augment_each(augment: Augment, images: Tensor, key: str) -> Tensor:
-    """Augment each image with parameters that depend only on its pixels and ``key``.
-
-    The result does not depend on the other images of the batch. The state of torch's generators is
-    restored.
-
-    Args:
-        augment: The augmentation.
-        images: Images of shape ``(N, 3, S, S)``, uint8, on the CPU.
-        key: Each key gives another view of an image; at most 64 bytes.
-
-    Returns:
-        Augmented images, same shape and dtype.
-    """
-    views = []
-    with torch.random.fork_rng(devices=[]):
-        for image in images:
-            digest = hashlib.blake2b(image.numpy().tobytes(), key=key.encode(), digest_size=7)
-            torch.manual_seed(int.from_bytes(digest.digest(), "big"))
-            views.append(augment(image[None]))
-    return torch.cat(views)
-
-
 def make_augment(options: Mapping[str, Any] | None) -> Augment | None:
     """Build the augmentation that ``data.augment`` describes.
 
@@ -228,9 +198,8 @@ def make_augment(options: Mapping[str, Any] | None) -> Augment | None:
         return None
     if not isinstance(options, Mapping):
         raise HorseHumanError(f"data.augment={options!r} does not work: give options, or null")
-    names = [field.name for field in fields(Augment)]
     for name in options:
-        check_choice("data.augment", name, names)
+        check_choice("data.augment", name, [field.name for field in fields(Augment)])
     return Augment(**options)
 
 

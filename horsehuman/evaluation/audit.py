@@ -1,7 +1,5 @@
 """``horsehuman audit``: print the findings about an image set, and write JSON and a page."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -9,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
-from rich.table import Table
 
-from horsehuman.data.image_sets import ImageSet, find_image_set
+from horsehuman.data.image_sets import ImageQuery, ImageSet, find_image_set
 from horsehuman.data.images import PictureError, read_picture
 from horsehuman.data.records import Record
 from horsehuman.errors import check_choice, printable
+from horsehuman.evaluation.evaluate import report_dir
 from horsehuman.evaluation.findings import Finding, audit
-from horsehuman.run_dir import create_report_dir, write_bytes, write_json
+from horsehuman.run_dir import ReportOptions, print_json, write_bytes, write_json
 from horsehuman.runtime import console, table
 
 #: For each value of ``--fail-on``, the severities that make the command fail.
@@ -33,24 +31,19 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Audit</ti
 <style>body{{font:16px system-ui,sans-serif;margin:2rem;max-width:70rem}}
 section{{border-left:.4rem solid;padding:.2rem 1rem;margin:1rem 0}}
 .error{{border-color:#D55E00}}.warning{{border-color:#E69F00}}.note{{border-color:#999}}
-img{{width:96px;height:96px}}figure{{display:inline-block;margin:.2rem;width:96px;font-size:.7rem;
-overflow-wrap:anywhere}}</style>
-<h1>{title}</h1>{sections}</html>
+figure{{display:inline-block;margin:.2rem;width:96px;font-size:.7rem;overflow-wrap:anywhere}}
+img{{width:96px;height:96px}}</style><h1>{title}</h1>{sections}</html>
 """
 
 
-def audit_and_report(
-    data: str, group_pattern: str | None, out: Path | None, fail_on: str, *, force: bool
-) -> bool:
+def audit_and_report(query: ImageQuery, options: ReportOptions, fail_on: str) -> bool:
     """Audit an image set, print the findings and write the report.
 
     Args:
-        data: Value of ``--data``: ``box``, a run's folder, or a folder of images.
-        group_pattern: Regular expression that extracts the group from a file name, for a folder of
-            images only; ``None`` if no groups are defined.
-        out: Folder of the report; ``outputs/audit`` if ``None``.
+        query: The images; its ``split`` is not used.
+        options: The report's folder, by default ``outputs/audit``, and what it consists of: without
+            figures there is no page.
         fail_on: Value of ``--fail-on``, a key of :data:`FAIL_ON`.
-        force: Overwrite a report that the folder already contains.
 
     Returns:
         Whether the set passes: no finding has a severity that ``fail_on`` selects.
@@ -60,10 +53,9 @@ def audit_and_report(
             report cannot be written.
     """
     check_choice("--fail-on", fail_on, list(FAIL_ON))
-    image_set = find_image_set(data, group_pattern)
-    folder = create_report_dir(out, Path("outputs/audit"), force=force, report=REPORT_FILES)
-    findings = audit(image_set)
-    title = f"{printable(image_set.root)}: {len(image_set.records):,} pictures"
+    image_set = find_image_set(query.data or "box", query.group_pattern)
+    with report_dir(options, Path("outputs/audit"), REPORT_FILES) as folder:
+        findings = audit(image_set)
     content = [
         {
             "severity": finding.severity,
@@ -73,50 +65,46 @@ def audit_and_report(
         }
         for finding in findings
     ]
-    write_json(folder / "audit.json", {"data": str(image_set.root), "findings": content})
-    page = render_page(title, findings, image_set)
-    write_bytes(folder / "audit.html", page.encode(errors="replace"))
-    out_console = console(stderr=False)
-    out_console.print(findings_table(findings))
-    out_console.print(f"page        {printable(folder / 'audit.html')}")
+    report = {"data": str(image_set.root), "findings": content}
+    write_json(folder / REPORT_FILES[0], report)
+    if options.plot:
+        page = render_page(findings, image_set)
+        write_bytes(folder / REPORT_FILES[1], page.encode(errors="replace"))
+    if options.json:
+        print_json(report)
+    else:
+        lines = table("", "finding", "remedy", left=3)
+        for finding in findings:
+            lines.add_row(finding.severity, printable(finding.message), printable(finding.remedy))
+        console(stderr=False).print(lines)
+        print(f"report      {printable(folder / REPORT_FILES[options.plot])}")
     return not any(finding.severity in FAIL_ON[fail_on] for finding in findings)
 
 
-def findings_table(findings: Sequence[Finding]) -> Table:
-    """Return a table with severity, message and remedy of each finding."""
-    lines = table("", "finding", "remedy", left=3)
-    for finding in findings:
-        lines.add_row(finding.severity, printable(finding.message), printable(finding.remedy))
-    return lines
-
-
-def render_page(title: str, findings: Sequence[Finding], image_set: ImageSet) -> str:
+def render_page(findings: Sequence[Finding], image_set: ImageSet) -> str:
     """Return an HTML page of the findings with their images embedded.
 
     Args:
-        title: Heading of the page, plain text.
         findings: The findings, in the order of the page.
         image_set: The set that was audited.
     """
-    sections = []
+    sections = ""
     for finding in findings:
-        remedy = f"<p>{html.escape(printable(finding.remedy))}</p>" if finding.remedy else ""
-        message = html.escape(printable(finding.message))
-        sections.append(
-            f'<section class="{finding.severity}"><h2>{finding.severity}: {message}</h2>'
-            f"{remedy}{_render_rows(finding, image_set)}</section>"
-        )
-    return _PAGE.format(title=html.escape(title), sections="".join(sections))
+        message, remedy = (html.escape(printable(x)) for x in (finding.message, finding.remedy))
+        sections += f'<section class="{finding.severity}"><h2>{finding.severity}: {message}</h2>'
+        sections += f"<p>{remedy}</p>{_render_rows(finding, image_set)}</section>"
+    title = f"{printable(image_set.root)}: {len(image_set.records):,} pictures"
+    return _PAGE.format(title=html.escape(title), sections=sections)
 
 
 def _render_rows(finding: Finding, image_set: ImageSet) -> str:
     """Return the HTML of a finding's first :data:`MAX_ROWS` rows of images."""
-    rows = [
-        "<div>" + "".join(_render_image(r, image_set) for r in row[:MAX_COLUMNS]) + "</div>"
-        for row in finding.rows[:MAX_ROWS]
-    ]
+    rows = ""
+    for row in finding.rows[:MAX_ROWS]:
+        images = "".join(_render_image(record, image_set) for record in row[:MAX_COLUMNS])
+        rows += f"<div>{images}</div>"
     left = len(finding.rows) - MAX_ROWS
-    return "".join(rows) + (f"<p>and {left} more rows; see audit.json</p>" if left > 0 else "")
+    return rows + (f"<p>and {left} more rows; see audit.json</p>" if left > 0 else "")
 
 
 def _render_image(record: Record, image_set: ImageSet) -> str:
@@ -128,6 +116,5 @@ def _render_image(record: Record, image_set: ImageSet) -> str:
         return f"<figure>{name}</figure>"
     content = io.BytesIO()
     thumbnail.save(content, "JPEG", quality=80)
-    data = base64.b64encode(content.getvalue()).decode()
-    source = f"data:image/jpeg;base64,{data}"
+    source = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
     return f'<figure><img alt="{name}" src="{source}"><figcaption>{name}</figcaption></figure>'

@@ -1,36 +1,32 @@
 """``horsehuman compare``: paired differences and costs of classifiers on the same images."""
 
-from __future__ import annotations
-
-import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from horsehuman.data.image_sets import ImageSet, file_digest, select_images
-from horsehuman.data.images import PictureError, read_picture
+from horsehuman.data.image_sets import ImageQuery, ImageSet, file_digest, select_images
 from horsehuman.errors import HorseHumanError, printable
 from horsehuman.evaluation.evaluate import (
-    FEW_GROUPS,
     LabelledPredictions,
     check_classes,
-    estimate_to_json,
+    draw_pictures,
+    estimates_table,
+    few_groups_caveats,
     predict_labelled,
-    read_for_drawing,
+    report_dir,
     summarize,
     warn_if_trained_on,
 )
-from horsehuman.evaluation.metrics import bootstrap_mean, log_losses, mcnemar
+from horsehuman.evaluation.metrics import bootstrap_mean, holm_correction, log_losses, mcnemar
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier, weight_files
-from horsehuman.run_dir import create_report_dir, find_run, read_json, write_json
+from horsehuman.run_dir import ReportOptions, find_run, print_json, read_json, write_json
 from horsehuman.runtime import console, format_interval, format_number, table
 
 log = logging.getLogger(__name__)
@@ -41,6 +37,10 @@ CURVES = ("train/acc", "val/acc")
 #: Metrics that the printed table shows; ``compare.json`` contains all.
 METRICS = ("accuracy", "balanced accuracy", "ROC-AUC", "Brier score", "log loss")
 
+#: Names of the p-values of a pair in ``compare.json``.
+MCNEMAR = "p of McNemar's exact test, frames taken for independent"
+HOLM = "p, Holm-corrected"
+
 #: Names of the files that a comparison writes.
 REPORT_FILES = ("compare.json", "compare.png", "disagreements.png")
 
@@ -48,48 +48,16 @@ REPORT_FILES = ("compare.json", "compare.png", "disagreements.png")
 MAX_DISAGREEMENTS = 24
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One of the compared classifiers with its predictions.
-
-    Attributes:
-        name: The classifier as the user named it.
-        preds: Its predictions.
-        curves: For each of :data:`CURVES`, the values after each epoch, 0 to 1. A tag is missing if
-            it was not logged.
-        cost: Parameters, file size, time and memory under their names in ``compare.json``; ``None``
-            if a value was not recorded.
-    """
-
-    name: str
-    preds: LabelledPredictions
-    curves: dict[str, list[float]]
-    cost: dict[str, float | None]
-
-
-def compare_and_report(
-    models: Sequence[str],
-    data: str | None,
-    split: str | None,
-    group_pattern: str | None,
-    out: Path | None,
-    *,
-    force: bool,
-    plot: bool,
-) -> bool:
+def compare_and_report(models: Sequence[str], query: ImageQuery, options: ReportOptions) -> bool:
     """Compare classifiers, print the tables and write the report.
 
     Args:
-        models: Two or more runs, checkpoints or names of bundled classifiers. Each of the others is
-            compared with the first.
-        data: Value of ``--data``; if ``None``, the images of the runs, which must be the same, or
-            the bundled ones.
-        split: Value of ``--split``; if ``None``, ``test``, or ``all`` if there is no such split.
-        group_pattern: Regular expression that extracts the group from a file name, for a folder of
-            images only; ``None`` if no groups are defined.
-        out: Folder of the report; ``outputs/compare`` if ``None``.
-        force: Overwrite a report that the folder already contains.
-        plot: Also draw ``compare.png`` and ``disagreements.png``.
+        models: Two or more runs, checkpoints or names of bundled classifiers. Each is compared with
+            each.
+        query: The images; by default the test split of those of the runs, which must be the same,
+            or of the bundled ones.
+        options: The report's folder, by default ``outputs/compare``, and what the report consists
+            of.
 
     Returns:
         Whether all images could be read for all classifiers.
@@ -99,56 +67,55 @@ def compare_and_report(
             or the classes differ, no image can be read, or the report cannot be written.
     """
     if len(models) < 2:
-        raise HorseHumanError(
-            f"compare needs two models or more: only {printable(models[0])} given"
-        )
-    image_set = shared_images(models, data, split, group_pattern)
+        raise HorseHumanError(f"compare needs two models or more, not only {printable(models[0])}")
+    image_set = shared_images(models, query)
     classifiers = [load_classifier(model) for model in models]
     for classifier in classifiers:
         check_classes(classifier, image_set)
-    folder = create_report_dir(out, Path("outputs/compare"), force=force, report=REPORT_FILES)
-    for model in models:
-        warn_if_trained_on(model, image_set)
-    pairs = zip(models, classifiers, strict=True)
-    candidates = [evaluate_candidate(model, network, image_set) for model, network in pairs]
-    complete = not any(candidate.preds.errors for candidate in candidates)
-    candidates = keep_common_images(candidates)
-    comparison = comparison_summary(candidates)
+    with report_dir(options, Path("outputs/compare"), REPORT_FILES) as folder:
+        for model in models:
+            warn_if_trained_on(model, image_set)
+        pairs = zip(models, classifiers, strict=True)
+        results = [evaluate_model(*pair, image_set) for pair in pairs]
+        predictions, entries = zip(*results, strict=True)
+        if any(other.records != predictions[0].records for other in predictions):
+            raise HorseHumanError("pictures changed during the comparison: run it again")
+    comparison = {
+        "data": str(image_set.root),
+        "pictures": len(predictions[0].records),
+        "groups": len(set(predictions[0].groups)),
+        "models": entries,
+        "differences": all_differences(models, predictions),
+    }
     write_json(folder / "compare.json", comparison)
-    print_comparison(comparison, grouped=image_set.grouped)
-    for name in REPORT_FILES[1:]:  # remove the plots of an earlier report
-        (folder / name).unlink(missing_ok=True)
-    if plot:
-        draw_comparison(folder, candidates, comparison)
-    print(f"comparison  {printable(folder)}")
-    return complete
+    if options.plot:
+        draw_comparison(folder, predictions, comparison)
+    if options.json:
+        print_json(comparison)
+    else:
+        print_comparison(comparison, grouped=image_set.grouped)
+        print(f"comparison  {printable(folder)}")
+    return not any(answers.errors for answers in predictions)
 
 
-def shared_images(
-    models: Sequence[str], data: str | None, split: str | None, group_pattern: str | None
-) -> ImageSet:
+def shared_images(models: Sequence[str], query: ImageQuery) -> ImageSet:
     """Return the images on which all classifiers are compared.
 
     Args:
         models: The classifiers as the user named them.
-        data: See :func:`compare_and_report`.
-        split: See :func:`compare_and_report`.
-        group_pattern: See :func:`compare_and_report`.
+        query: See :func:`compare_and_report`.
 
     Raises:
         HorseHumanError: If there are no images, or the runs differ in images, labels or groups.
     """
-    if data is not None:
-        return select_images(models[0], data, split, group_pattern)[0]
-    sets = [select_images(model, None, split, group_pattern)[0] for model in models]
-    contents = [
+    if query.data is not None:
+        return select_images(models[0], query)[0]
+    sets = [select_images(model, query)[0] for model in models]
+    first, *others = [
         {s.name(r): (file_digest(r.path), r.label, r.group) for r in s.records} for s in sets
     ]
-    first = contents[0]
-    for model, other in zip(models[1:], contents[1:], strict=True):
-        names = first.keys() | other.keys()
-        differ = sorted(name for name in names if first.get(name) != other.get(name))
-        if differ:
+    for model, other in zip(models[1:], others, strict=True):
+        if differ := sorted({name for name, _ in first.items() ^ other.items()}):
             raise HorseHumanError(
                 f"{printable(models[0])} and {printable(model)} were tested on different pictures, "
                 f"labels or groups: {len(differ)} differ ({_first_names(differ)}); choose the same "
@@ -157,41 +124,50 @@ def shared_images(
     return sets[0]
 
 
-def evaluate_candidate(model: str, classifier: Network, image_set: ImageSet) -> Candidate:
-    """Classify the images with one classifier and collect its costs.
+def evaluate_model(
+    model: str, classifier: Network, image_set: ImageSet
+) -> tuple[LabelledPredictions, dict[str, Any]]:
+    """Classify the images with one classifier, and compute its metrics and costs.
 
     Args:
         model: The classifier as the user named it.
         classifier: The loaded classifier.
         image_set: The images.
+
+    Returns:
+        The predictions, and the classifier's entry of ``models`` in ``compare.json``; a cost that
+        was not recorded is ``None``.
     """
-    first = image_set.records[:1]
-    with contextlib.suppress(PictureError):  # warm up, so that set-up does not count as time
-        classifier.score([classifier.preprocess(read_picture(record.path)) for record in first])
+    # Warm up, so that set-up does not count as time.
+    classifier.score([classifier.preprocess(np.zeros((64, 64, 3), np.uint8))])
     started = time.perf_counter()
-    preds = predict_labelled(classifier, image_set)
+    predictions = predict_labelled(classifier, image_set)
     seconds = time.perf_counter() - started
     run = find_run(model)
-    parameters = list(classifier.parameters())
     recorded = read_json(run / "metrics.json") if run else {}
-    cost: dict[str, float | None] = {
-        "parameters": sum(p.numel() for p in parameters),
-        "trained parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "weights, MB": sum(path.stat().st_size for path in weight_files(model)) / 1e6,
-        "answer with reading, ms": 1000 * seconds / len(image_set.records),
-        "epochs": recorded.get("epochs"),
-        "training, s": recorded.get("seconds_training"),
-        "training, peak memory, GB": recorded.get("peak_memory_gb"),
+    parameters = list(classifier.parameters())
+    return predictions, {
+        "model": model,
+        "right": int(predictions.correct.sum()),
+        "metrics": summarize(predictions)["metrics"],
+        "cost": {
+            "parameters": sum(p.numel() for p in parameters),
+            "trained parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "weights, MB": sum(path.stat().st_size for path in weight_files(model)) / 1e6,
+            "answer with reading, ms": 1000 * seconds / len(image_set.records),
+            "epochs": recorded.get("epochs"),
+            "training, s": recorded.get("seconds_training"),
+            "training, peak memory, GB": recorded.get("peak_memory_gb"),
+        },
+        "accuracy over the epochs": read_curves(run, recorded.get("epochs")) if run else {},
     }
-    curves = read_curves(run, recorded.get("epochs")) if run else {}
-    return Candidate(model, preds, curves, cost)
 
 
 def read_curves(run: Path, epochs: float | None = None) -> dict[str, list[float]]:
     """Read the accuracies after each epoch from a run's TensorBoard log.
 
-    A truncated log is read up to its end. If a step was logged twice, the later value counts. A
-    missing, damaged or incomplete log is reported as a warning.
+    A damaged log is read up to the damage. If a step was logged twice, the later value counts. An
+    incomplete or missing log is reported as a warning.
 
     Args:
         run: The run's folder.
@@ -202,95 +178,70 @@ def read_curves(run: Path, epochs: float | None = None) -> dict[str, list[float]
     """
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns about resumed runs
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    try:
-        events.Reload()
-        tags = set(events.Tags()["scalars"]) & set(CURVES)
-        by_step = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in tags}
-    except Exception as error:  # a damaged file may fail anywhere in the reader
-        log.warning("cannot read the log of %s: %s", printable(run), type(error).__name__)
-        return {}
-    curves = {
-        tag: [by_step[tag][step] for step in sorted(by_step[tag])] for tag in CURVES if tag in tags
-    }
+    events.Reload()
+    curves = {}
+    for tag in sorted(set(CURVES) & set(events.Tags()["scalars"])):
+        by_step = {event.step: event.value for event in events.Scalars(tag)}
+        curves[tag] = [value for _, value in sorted(by_step.items())]
     logged = len(curves.get(CURVES[0], ()))
-    if not any(run.glob("events.out.tfevents.*")):
-        log.warning("%s has no TensorBoard log: its accuracy is not drawn by epoch", printable(run))
-    elif epochs is not None and logged < epochs:
+    if epochs is not None and logged < epochs:
         log.warning("the log of %s ends after %d of %d epochs", printable(run), logged, epochs)
     return curves
 
 
-def keep_common_images(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Restrict the candidates to the images that could be read for all of them.
-
-    Raises:
-        HorseHumanError: If there is no such image.
-    """
-    paths = [{record.path for record in candidate.preds.records} for candidate in candidates]
-    common = set.intersection(*paths)
-    if not common:
-        raise HorseHumanError("no picture could be read for all models")
-    return [replace(candidate, preds=candidate.preds.subset(common)) for candidate in candidates]
-
-
-def comparison_summary(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """Return the content of ``compare.json``; an undefined or unrecorded value is ``None``."""
-    first, *others = candidates
-    return {
-        "data": str(first.preds.image_set.root),
-        "pictures": len(first.preds.records),
-        "groups": len(set(first.preds.groups)),
-        "models": [
-            {
-                "model": candidate.name,
-                "right": int(candidate.preds.correct.sum()),
-                "metrics": summarize(candidate.preds)["metrics"],
-                "cost": candidate.cost,
-                "accuracy over the epochs": candidate.curves,
-            }
-            for candidate in candidates
-        ],
-        "differences": [differences(first, other) for other in others],
-    }
-
-
-def differences(first: Candidate, second: Candidate) -> dict[str, Any]:
-    """Compute the second candidate's metrics less the first's, with paired intervals.
+def all_differences(
+    models: Sequence[str], predictions: Sequence[LabelledPredictions]
+) -> list[dict[str, Any]]:
+    """Compare each pair of classifiers.
 
     Args:
-        first: The first candidate.
-        second: The second candidate, with predictions for the same images.
+        models: The classifiers as the user named them.
+        predictions: Their predictions for the same images.
 
     Returns:
-        One entry of ``differences`` in ``compare.json``.
+        The content of ``differences`` in ``compare.json``.
     """
-    a, b = first.preds, second.preds
-    names, groups = a.image_set.class_names, np.array(a.groups)
-    correct = b.correct.astype(float) - a.correct
+    pairs = [
+        {"first": models[i], "second": models[j], **differences(predictions[i], predictions[j])}
+        for i, j in itertools.combinations(range(len(models)), 2)
+    ]
+    for pair, p in zip(pairs, holm_correction([pair[MCNEMAR] for pair in pairs]), strict=True):
+        pair[HOLM] = p
+    return pairs
+
+
+def differences(first: LabelledPredictions, second: LabelledPredictions) -> dict[str, Any]:
+    """Compute the second classifier's metrics less the first's, with paired intervals.
+
+    Args:
+        first: Predictions of the first classifier.
+        second: Predictions of the second classifier for the same images.
+
+    Returns:
+        One entry of ``differences`` in ``compare.json``, without names and :data:`HOLM`.
+    """
+    names, labels = first.image_set.class_names, first.labels
+    correct = second.correct.astype(float) - first.correct
+    squares = [(each.probabilities - labels) ** 2 for each in (first, second)]
+    losses = [log_losses(each.probabilities, labels) for each in (first, second)]
     values = {
         "accuracy": correct,
-        f"accuracy on {names[0]}": np.where(a.labels == 0, correct, np.nan),
-        f"accuracy on {names[1]}": np.where(a.labels == 1, correct, np.nan),
-        "Brier score": (b.probabilities - b.labels) ** 2 - (a.probabilities - a.labels) ** 2,
-        "log loss": log_losses(b.probabilities, b.labels) - log_losses(a.probabilities, a.labels),
+        f"accuracy on {names[0]}": np.where(labels == 0, correct, np.nan),
+        f"accuracy on {names[1]}": np.where(labels == 1, correct, np.nan),
+        "Brier score": squares[1] - squares[0],
+        "log loss": losses[1] - losses[0],
     }
-    estimates = {}
-    for name, value in values.items():
-        mask = ~np.isnan(value)
-        estimates[name] = estimate_to_json(
-            bootstrap_mean(value[mask], a.labels[mask], groups[mask].tolist())
-        )
-    only_first, only_second, p = mcnemar(a.correct, b.correct)
+    groups = first.groups
+    only_first, only_second, p_value = mcnemar(first.correct, second.correct)
+    different = [first.records[index] for index in disagreements(first, second)]
     return {
-        "first": first.name,
-        "second": second.name,
-        "second less first": estimates,
+        "second less first": {
+            name: bootstrap_mean(value, labels, groups) for name, value in values.items()
+        },
         "right in the first only": only_first,
         "right in the second only": only_second,
-        "p of McNemar's exact test, frames taken for independent": p,
-        "pictures with two answers": [
-            a.image_set.name(a.records[index]) for index in disagreements(a, b)
-        ],
+        MCNEMAR: p_value,
+        "pictures with two answers": list(map(first.image_set.name, different)),
     }
 
 
@@ -311,47 +262,46 @@ def print_comparison(comparison: dict[str, Any], *, grouped: bool) -> None:
         comparison: Content of ``compare.json``.
         grouped: Whether groups are defined; otherwise each image is a group.
     """
-    out = console(stderr=False)
-    models = comparison["models"]
-    count, groups = comparison["pictures"], comparison["groups"]
-    title = f"{count} pictures" + (f", {groups} groups" if grouped else "")
-    lines = table("", *short_names([model["model"] for model in models]), title=title)
+    models, pairs = comparison["models"], comparison["differences"]
+    title = f"{comparison['pictures']} pictures"
+    title += f", {comparison['groups']} groups" if grouped else ""
+    names = short_names([model["model"] for model in models])
+    lines = table("", *names, title=title)
     lines.add_row("right", *(str(model["right"]) for model in models))
-    for name in METRICS:
-        estimates = [model["metrics"][name] for model in models]
-        lines.add_row(name, *(format_number(estimate["value"]) for estimate in estimates))
+    for metric in METRICS:
+        estimates = [model["metrics"][metric] for model in models]
+        lines.add_row(metric, *(format_number(estimate["value"]) for estimate in estimates))
         intervals = (format_interval(estimate["by group"]) for estimate in estimates)
         lines.add_row("  95 % by group", *intervals)
-    for name in models[0]["cost"]:
-        lines.add_row(name, *(_format_cost(model["cost"][name]) for model in models))
+    for cost in models[0]["cost"]:
+        lines.add_row(cost, *(_format_cost(model["cost"][cost]) for model in models))
+    out = console(stderr=False)
     out.print(lines)
-    for pair in comparison["differences"]:
-        _print_pair(out, pair, grouped)
-    if not grouped:
-        out.print("no groups are defined: intervals may be too narrow (see --group-pattern)")
-    elif groups < FEW_GROUPS:
-        out.print(f"few groups ({groups}): intervals by group are still too narrow")
+    columns = ("difference", "95 % by group, paired", "95 % by picture, paired")
+    for pair, (first, second) in zip(pairs, itertools.combinations(names, 2), strict=True):
+        title = f"\n{second} less {first}"
+        out.print(estimates_table(pair["second less first"], *columns, title=title))
+        out.print(*pair_lines(pair), "", sep="\n")
+    if grouped:
+        out.print("each p is too small because pictures of one group are not independent")
+    for line in few_groups_caveats(comparison["groups"], grouped):
+        out.print(line)
 
 
-def _print_pair(out: Console, pair: dict[str, Any], grouped: bool) -> None:
-    """Print one entry of ``differences`` in ``compare.json``."""
-    first, second = short_names([pair["first"], pair["second"]])
-    title = f"\n{second} less {first}"
-    columns = ("", "difference", "95 % by group, paired", "95 % by picture, paired")
-    lines = table(*columns, title=title)
-    for name, estimate in pair["second less first"].items():
-        intervals = map(format_interval, (estimate["by group"], estimate["by picture"]))
-        lines.add_row(name, format_number(estimate["value"]), *intervals)
-    out.print(lines)
-    counts = pair["right in the first only"], pair["right in the second only"]
-    p = pair["p of McNemar's exact test, frames taken for independent"]
-    caveat = ", too small because pictures of one group are not independent" if grouped else ""
-    test = f": McNemar's exact test p = {p:.2g}{caveat}" if any(counts) else ""
-    out.print(f"{counts[0]} right in the first only, {counts[1]} in the second only{test}")
+def pair_lines(pair: dict[str, Any]) -> list[str]:
+    """Return the lines below the table of a pair: who is right where the other is not.
+
+    Args:
+        pair: One entry of ``differences`` in ``compare.json``.
+    """
+    first, second = pair["right in the first only"], pair["right in the second only"]
     names = pair["pictures with two answers"]
     examples = f" ({_first_names(names)})" if names else ""
-    out.print(f"pictures with two answers: {len(names)}{examples}")
-    out.print()
+    return [
+        f"{first} right in the first only, {second} in the second only: McNemar's exact test "
+        f"p = {pair[MCNEMAR]:.2g}, Holm-corrected {pair[HOLM]:.2g}",
+        f"pictures with two answers: {len(names)}{examples}",
+    ]
 
 
 def _first_names(names: Sequence[str]) -> str:
@@ -369,49 +319,39 @@ def _format_cost(value: float | None) -> str:
 def short_names(names: Sequence[str]) -> list[str]:
     """Remove the parent folders that all names share, and number equal names."""
     parts = [Path(name).parts for name in names]
-    shared = 0
-    while all(len(p) > shared + 1 for p in parts) and len({p[shared] for p in parts}) == 1:
-        shared += 1
-    short = [printable("/".join(p[shared:])) for p in parts]
+    folders = zip(*(path[:-1] for path in parts), strict=False)
+    shared = len(list(itertools.takewhile(lambda names: len(set(names)) == 1, folders)))
+    short = [printable("/".join(path[shared:])) for path in parts]
     return [
         f"{name} ({short[:index].count(name) + 1})" if short.count(name) > 1 else name
         for index, name in enumerate(short)
     ]
 
 
-def draw_comparison(folder: Path, candidates: Sequence[Candidate], summary: dict[str, Any]) -> None:
-    """Draw ``compare.png``, and ``disagreements.png`` if the first two candidates disagree.
+def draw_comparison(
+    folder: Path, predictions: Sequence[LabelledPredictions], comparison: dict[str, Any]
+) -> None:
+    """Draw ``compare.png``, and ``disagreements.png`` if the first two classifiers disagree.
 
     Args:
         folder: Folder of the report.
-        candidates: The candidates.
-        summary: Content of ``compare.json``.
+        predictions: The predictions of each classifier.
+        comparison: Content of ``compare.json``.
     """
     from horsehuman import plots  # imports matplotlib, which only plots need
 
-    names = short_names([candidate.name for candidate in candidates])
-    figure = plots.comparison(
-        names,
-        [candidate.curves for candidate in candidates],
-        [model["metrics"]["accuracy"] for model in summary["models"]],
-        f"Accuracy on {summary['pictures']} pictures, {summary['groups']} groups",
-    )
-    plots.save(figure, folder / "compare.png")
-    first, second = (candidate.preds for candidate in candidates[:2])
-    indices = disagreements(first, second)[:MAX_DISAGREEMENTS]
-    if not indices:
-        return
+    models = comparison["models"]
+    names = short_names([model["model"] for model in models])
+    curves = [model["accuracy over the epochs"] for model in models]
+    accuracies = [model["metrics"]["accuracy"] for model in models]
+    title = f"Accuracy on {comparison['pictures']} pictures, {comparison['groups']} groups"
+    plots.save(plots.comparison(names, curves, accuracies, title), folder / "compare.png")
+    first, second = predictions[:2]
     classes = first.image_set.class_names
-    captions = [
-        f"{printable(first.records[index].path.stem)[-22:]}\n"
-        f"{classes[int(first.predicted[index])]} | {classes[int(second.predicted[index])]}"
-        for index in indices
-    ]
-    pair = " | ".join(short_names([candidate.name for candidate in candidates[:2]]))
-    figure = plots.contact_sheet(
-        [read_for_drawing(first.records[index].path) for index in indices],
-        captions,
-        [not bool(second.correct[index]) for index in indices],
-        f"Different answers: {pair} (red: the second is wrong)",
-    )
-    plots.save(figure, folder / "disagreements.png")
+    captions = {
+        index: f"{classes[int(first.predicted[index])]} | {classes[int(second.predicted[index])]}"
+        for index in disagreements(first, second)[:MAX_DISAGREEMENTS]
+    }
+    if captions:
+        title = f"Different answers: {names[0]} | {names[1]} (red: the second is wrong)"
+        draw_pictures(folder / "disagreements.png", second, captions, title)

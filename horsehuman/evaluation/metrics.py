@@ -1,10 +1,9 @@
 """Metrics of binary predictions, with bootstrap intervals by group and exact tests; no torch."""
 
-from __future__ import annotations
-
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,17 @@ from scipy.special import bdtr, betaincinv
 from horsehuman.data.records import classes_of_groups
 from horsehuman.decision import CALIBRATION_BINS, Floats, calibration_bins
 
+#: Labels, or indices of groups: int64.
+Ints = NDArray[np.int64]
+
+#: A metric with its uncertainty, as in the reports: ``value`` on the given images; ``by group``,
+#: both bounds of the 95 % interval from resampling groups; and ``by picture``, those from
+#: resampling images as if they were independent. A number that is undefined is ``None``.
+Estimate = dict[str, Any]
+
+#: Number of bootstrap resamplings.
+DRAWS = 10_000
+
 # Smallest probability of which a logarithm is taken (about float32's resolution).
 _TINY = 1e-7
 
@@ -20,25 +30,7 @@ _TINY = 1e-7
 _CHUNK = 1_000_000
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A metric with its uncertainty.
-
-    Attributes:
-        value: The metric on the given images; NaN if it is undefined.
-        by_group: 95 % interval from resampling groups; NaN if it is undefined.
-        by_image: 95 % interval from resampling images as if they were independent; NaN if it is
-            undefined.
-    """
-
-    value: float
-    by_group: tuple[float, float]
-    by_image: tuple[float, float]
-
-
-def point_metrics(
-    probabilities: Floats, labels: NDArray[np.int64], threshold: float
-) -> dict[str, float]:
+def point_metrics(probabilities: Floats, labels: Ints, threshold: float) -> dict[str, float]:
     """Compute all metrics on the given images; NaN if a metric needs a class that is missing.
 
     The values equal those of torchmetrics. This module does not use it because its import alone
@@ -66,12 +58,7 @@ def point_metrics(
 
 
 def bootstrap_metrics(
-    probabilities: Floats,
-    labels: NDArray[np.int64],
-    groups: Sequence[str],
-    threshold: float,
-    draws: int = 10_000,
-    seed: int = 0,
+    probabilities: Floats, labels: Ints, groups: Sequence[str], threshold: float, draws: int = DRAWS
 ) -> dict[str, Estimate]:
     """Compute all metrics with 95 % intervals by group and by image.
 
@@ -88,31 +75,31 @@ def bootstrap_metrics(
         groups: Group of each image, N names.
         threshold: An image is predicted as class 1 if its probability is at least this.
         draws: Number of resamplings.
-        seed: Seed of the resampling.
 
     Returns:
         The estimate of each metric of :func:`point_metrics` by name.
     """
-    metrics = point_metrics(probabilities, labels, threshold)
-    intervals = [
-        _intervals(probabilities, labels, index, threshold, draws, seed)
-        for index in (np.unique(groups, return_inverse=True)[1], np.arange(len(labels)))
-    ]
-    undefined = (math.nan, math.nan)
+    sums = metric_sums(probabilities, labels, threshold)
+    order, last = rank_order(probabilities)
+    intervals = []
+    for index in (np.unique(groups, return_inverse=True)[1], np.arange(len(labels))):
+        group_sums = np.zeros((index.max() + 1, sums.shape[1]))
+        np.add.at(group_sums, index, sums)
+        resampled: dict[str, list[Floats]] = defaultdict(list)
+        for counts in _resamplings(labels, index, draws):
+            metrics = metrics_from_sums(counts @ group_sums)
+            metrics |= ranking_metrics(order, last, labels.astype(float), counts[:, index])
+            for name, values in metrics.items():
+                resampled[name].append(values)
+        intervals.append({name: _percentiles(values) for name, values in resampled.items()})
     return {
-        name: Estimate(value, intervals[0][name], intervals[1][name])
-        if math.isfinite(value)
-        else Estimate(value, undefined, undefined)
-        for name, value in metrics.items()
+        name: _estimate(value, intervals[0][name], intervals[1][name])
+        for name, value in point_metrics(probabilities, labels, threshold).items()
     }
 
 
 def bootstrap_mean(
-    values: Floats,
-    labels: NDArray[np.int64],
-    groups: Sequence[str],
-    draws: int = 10_000,
-    seed: int = 0,
+    values: Floats, labels: Ints, groups: Sequence[str], draws: int = DRAWS
 ) -> Estimate:
     """Compute a mean over images with 95 % intervals by group and by image.
 
@@ -120,24 +107,24 @@ def bootstrap_mean(
     those of :func:`bootstrap_metrics` and have the same limits.
 
     Args:
-        values: One value for each image, ``(N,)``.
+        values: One value for each image, ``(N,)``; an image with NaN is left out.
         labels: 0 or 1, ``(N,)``; groups are drawn separately by class.
         groups: Group of each image, N names.
         draws: Number of resamplings.
-        seed: Seed of the resampling.
 
     Returns:
-        The mean; all NaN if there are no images.
+        The estimate of the mean; all ``None`` if there are no images.
     """
+    names, defined = np.array(groups), ~np.isnan(values)
+    values, labels, names = values[defined], labels[defined], names[defined]
     if not len(values):
-        return Estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
+        return _estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
     intervals = []
-    for index in (np.unique(groups, return_inverse=True)[1], np.arange(len(labels))):
+    for index in (np.unique(names, return_inverse=True)[1], np.arange(len(labels))):
         sums, sizes = np.bincount(index, values), np.bincount(index)
-        resampled = _resamplings(labels, index, draws, seed)
-        means = [(counts @ sums) / (counts @ sizes) for counts in resampled]
-        intervals.append(_percentiles(np.concatenate(means)))
-    return Estimate(float(values.mean()), intervals[0], intervals[1])
+        resampled = _resamplings(labels, index, draws)
+        intervals.append(_percentiles([(counts @ sums) / (counts @ sizes) for counts in resampled]))
+    return _estimate(float(values.mean()), intervals[0], intervals[1])
 
 
 def clopper_pearson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -178,7 +165,26 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, i
     return only_first, only_second, min(1.0, float(p))
 
 
-def log_losses(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
+def holm_correction(p_values: Sequence[float]) -> list[float]:
+    """Correct the p-values of several tests for their number (Holm 1979).
+
+    If hypotheses with a corrected p-value of at most alpha are rejected, the probability that a
+    true one is among them is at most alpha.
+
+    Args:
+        p_values: One p-value for each of K tests, 0 to 1; the tests may depend on each other.
+
+    Returns:
+        The corrected p-values, K numbers from 0 to 1 in the order of the tests.
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.maximum.accumulate(factors * np.array(p_values)[order]).clip(max=1)
+    return [float(p_value) for p_value in corrected]
+
+
+def log_losses(probabilities: Floats, labels: Ints) -> Floats:
     """Return the log loss of each image in nats, ``(N,)``.
 
     Args:
@@ -190,7 +196,7 @@ def log_losses(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
     return losses
 
 
-def metric_sums(probabilities: Floats, labels: NDArray[np.int64], threshold: float) -> Floats:
+def metric_sums(probabilities: Floats, labels: Ints, threshold: float) -> Floats:
     """Return each image's terms of the sums from which :func:`metrics_from_sums` computes metrics.
 
     Args:
@@ -239,7 +245,7 @@ def metrics_from_sums(sums: Floats) -> dict[str, Floats]:
         }
 
 
-def rank_order(probabilities: Floats) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def rank_order(probabilities: Floats) -> tuple[Ints, NDArray[np.bool_]]:
     """Sort images from the highest probability to the lowest.
 
     Args:
@@ -254,7 +260,7 @@ def rank_order(probabilities: Floats) -> tuple[NDArray[np.int64], NDArray[np.boo
 
 
 def ranking_metrics(
-    order: NDArray[np.int64], last: NDArray[np.bool_], labels: Floats, weights: Floats
+    order: Ints, last: NDArray[np.bool_], labels: Floats, weights: Floats
 ) -> dict[str, Floats]:
     """Compute ROC-AUC and average precision of weighted images.
 
@@ -279,31 +285,7 @@ def ranking_metrics(
         return {"ROC-AUC": area, "average precision": np.where(fp[:, -1] > 0, average, np.nan)}
 
 
-def _intervals(
-    probabilities: Floats,
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    threshold: float,
-    draws: int,
-    seed: int,
-) -> dict[str, tuple[float, float]]:
-    """Return the 95 % interval of each metric; ``groups`` are indices ``(N,)`` from 0 on."""
-    sums = metric_sums(probabilities, labels, threshold)
-    group_sums = np.zeros((groups.max() + 1, sums.shape[1]))
-    np.add.at(group_sums, groups, sums)
-    order, last = rank_order(probabilities)
-    resampled: dict[str, list[Floats]] = {}
-    for counts in _resamplings(labels, groups, draws, seed):
-        metrics = metrics_from_sums(counts @ group_sums)
-        metrics |= ranking_metrics(order, last, labels.astype(float), counts[:, groups])
-        for name, values in metrics.items():
-            resampled.setdefault(name, []).append(values)
-    return {name: _percentiles(np.concatenate(values)) for name, values in resampled.items()}
-
-
-def _resamplings(
-    labels: NDArray[np.int64], groups: NDArray[np.int64], draws: int, seed: int
-) -> Iterator[Floats]:
+def _resamplings(labels: Ints, groups: Ints, draws: int) -> Iterator[Floats]:
     """Yield how often each resampling contains each group, ``(some draws, G)``.
 
     Groups are drawn with replacement within their stratum; see :func:`_strata`. The count is NaN
@@ -311,7 +293,7 @@ def _resamplings(
     """
     strata = _strata(labels, groups)
     count = len(strata)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     step = max(1, _CHUNK // len(labels))
     for start in range(0, draws, step):
         size = min(step, draws - start)
@@ -327,7 +309,7 @@ def _resamplings(
         yield counts
 
 
-def _strata(labels: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+def _strata(labels: Ints, groups: Ints) -> Ints:
     """Return the stratum of each group, ``(G,)``: 1 for class 0, 2 for class 1, 3 for both.
 
     A stratum of one group is merged with another, unless no other group contains its class.
@@ -342,10 +324,16 @@ def _strata(labels: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.
     return strata
 
 
-def _percentiles(values: Floats) -> tuple[float, float]:
+def _percentiles(parts: Sequence[Floats]) -> tuple[float, float]:
     """Return the 2.5 % and 97.5 % percentiles of the finite values; NaN if there are none."""
+    values = np.concatenate(parts)
     values = values[np.isfinite(values)]
-    if not len(values):
-        return math.nan, math.nan
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (math.nan, math.nan)
     return float(low), float(high)
+
+
+def _estimate(value: float, by_group: Sequence[float], by_image: Sequence[float]) -> Estimate:
+    """Return a value and its 95 % intervals as an estimate; NaN becomes ``None``."""
+    numbers = (value, *by_group, *by_image)
+    finite = [number if math.isfinite(number) else None for number in numbers]
+    return {"value": finite[0], "by group": finite[1:3], "by picture": finite[3:]}

@@ -4,16 +4,13 @@ The page is built with Gradio. It is served on the loopback interface only, and 
 nor the server sends a request to another host.
 """
 
-from __future__ import annotations
-
 import html
 import logging
 import os
-import socket
-import sys
 import time
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,8 @@ from numpy.typing import NDArray
 from horsehuman.data.archives import image_root
 from horsehuman.data.images import PictureError, read_picture
 from horsehuman.decision import Prediction, decide
-from horsehuman.errors import HorseHumanError, first_line, printable
-from horsehuman.inference.explain import explain, overlay
+from horsehuman.errors import HorseHumanError, printable
+from horsehuman.inference.explain import explain_answer, overlay
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier
 from horsehuman.runtime import BUNDLED
@@ -40,17 +37,14 @@ MAX_UPLOAD, MAX_WAITING = "20mb", 32
 #: Age in seconds above which an uploaded file is deleted, and the interval between deletions.
 MAX_AGE = 300
 
-#: Number of consecutive ports that are tried, the requested one included.
-PORTS = 20
-
 #: Example images on the page, below the folder of the bundled test set.
 EXAMPLES = ("horses/horse1-105.webp", "horses/horse3-498.webp", "humans/valhuman01-00.webp")
 
-_CSS = """
-footer { display: none !important }
-.answer { font-size: 1.5rem; line-height: 1.4 }
-.answer small { display: block; font-size: 1rem; opacity: .8 }
-"""
+#: An answer as HTML, and the image with the heat map over it, uint8 ``(S, S, 3)``, if any.
+Answer = tuple[str, NDArray[np.uint8] | None]
+
+# Attributes of an answer, which screen readers read out when it changes.
+_STATUS = 'class="answer" role="status" aria-live="polite" style="font-size: 1.5rem"'
 
 
 def serve(model: str, port: int, *, browser: bool) -> None:
@@ -59,59 +53,12 @@ def serve(model: str, port: int, *, browser: bool) -> None:
     Args:
         model: Name, run or checkpoint of the classifier that is selected at first; the bundled
             classifiers are offered beside it.
-        port: TCP port. If it is in use, the next free one is taken and a warning is logged.
+        port: TCP port.
         browser: Whether to open the page in a browser.
 
     Raises:
-        HorseHumanError: If Gradio is not installed, the model cannot be loaded or no port is free.
-    """
-    traceback.print_exc = log_exception  # Gradio calls it for every malformed request.
-    free_port = next_free_port(port)
-    page, options = build(model)
-    if free_port != port:
-        log.warning("port %d is in use: using port %d", port, free_port)
-    print(f"http://{HOST}:{free_port}  (press Ctrl-C to stop)", flush=True)
-    page.launch(server_port=free_port, inbrowser=browser, **options)
-
-
-def log_exception(*unused: object, **options: object) -> None:
-    """Log the current exception as one line; a replacement for ``traceback.print_exc``."""
-    error = sys.exc_info()[1]
-    if error is not None:
-        log.warning("request failed (%s: %s)", type(error).__name__, first_line(error))
-
-
-def next_free_port(first: int) -> int:
-    """Return the first free port among :data:`PORTS` consecutive ones.
-
-    Args:
-        first: Port to start with.
-
-    Raises:
-        HorseHumanError: If all of them are in use.
-    """
-    for port in range(first, min(first + PORTS, 65_536)):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            return port
-    raise HorseHumanError(f"--port {first} and the next {PORTS - 1} are in use: name another port")
-
-
-def build(model: str) -> tuple[Any, dict[str, Any]]:
-    """Build the page.
-
-    Args:
-        model: Name, run or checkpoint of the classifier that is selected at first.
-
-    Returns:
-        The ``gradio.Blocks`` and the options of its ``launch`` method.
-
-    Raises:
-        HorseHumanError: If Gradio is not installed or the model cannot be loaded.
+        HorseHumanError: If Gradio is not installed, the model cannot be loaded or the port is in
+            use.
     """
     # Gradio reads this at import time; without it, it reports the start to a host of its own.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -120,11 +67,47 @@ def build(model: str) -> tuple[Any, dict[str, Any]]:
     except ImportError as error:
         raise HorseHumanError("the page needs Gradio: pip install -e '.[demo]'") from error
 
-    networks = {name: load_classifier(name) for name in dict.fromkeys((model, *BUNDLED))}
+    traceback.print_exc = log_exception  # Gradio calls it for every malformed request.
     examples = image_root("box") / "test"
+    page = build(gradio, model, examples)
+    try:
+        page.launch(
+            server_name=HOST,
+            server_port=port,
+            inbrowser=browser,
+            prevent_thread_lock=True,
+            share=False,
+            quiet=True,
+            show_error=True,
+            max_file_size=MAX_UPLOAD,
+            allowed_paths=[str(examples)],  # the only files that are sent, beside uploads
+            css="footer { display: none !important }",
+            theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            footer_links=[],
+        )
+    except OSError as error:
+        raise HorseHumanError(f"--port {port} is in use: name another one") from error
+    print(f"http://{HOST}:{port}  (press Ctrl-C to stop)", flush=True)
+    page.block_thread()
 
-    def answer(path: str | None, name: str) -> tuple[str, NDArray[np.uint8] | None]:
-        return respond(networks, path, name)
+
+def log_exception(*unused: object, **options: object) -> None:
+    """Log the current exception as one line; a replacement for ``traceback.print_exc``."""
+    log.warning("request failed (%s)", traceback.format_exc(limit=0).splitlines()[-1])
+
+
+def build(gradio: Any, model: str, examples: Path) -> Any:
+    """Build the page, a ``gradio.Blocks``.
+
+    Args:
+        gradio: The imported module.
+        model: Name, run or checkpoint of the classifier that is selected at first.
+        examples: Folder of the example images.
+
+    Raises:
+        HorseHumanError: If the model cannot be loaded.
+    """
+    networks = {name: load_classifier(name) for name in dict.fromkeys((model, *BUNDLED))}
 
     with gradio.Blocks(
         title="Horse or human?", analytics_enabled=False, delete_cache=(MAX_AGE, MAX_AGE)
@@ -137,50 +120,23 @@ def build(model: str) -> tuple[Any, dict[str, Any]]:
                     image_mode=None, height=320, alt_text="The picture to classify",
                 )  # fmt: skip
                 # Gradio's own preprocessing decodes the file and fails with a traceback.
-                picture.preprocess = _upload_path  # type: ignore[method-assign]
+                picture.preprocess = lambda payload: payload.path if payload else None
                 choice = gradio.Radio(list(networks), value=model, label="Classifier")
                 gradio.Examples([[str(examples / name)] for name in EXAMPLES], [picture])
             with gradio.Column(min_width=300):
-                answer = gradio.HTML(_status("Waiting for a picture"), label="Answer")
+                text = gradio.HTML(_status("Waiting for a picture"), label="Answer")
                 heat = gradio.Image(
                     label="Evidence for the answer (red: strong)", interactive=False,
                     height=320, buttons=[], alt_text="The picture, with the evidence in red",
                 )  # fmt: skip
-        inputs, outputs = [picture, choice], [answer, heat]
+        answer, inputs, outputs = partial(respond, networks), [picture, choice], [text, heat]
         for event in (picture.change, choice.change):
-            event(answer, inputs, outputs, show_progress="minimal")
+            event(answer, inputs, outputs, show_progress="minimal", api_name="answer")
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
-    return page, launch_options(gradio, examples)
+    return page
 
 
-def launch_options(gradio: Any, examples: Path) -> dict[str, Any]:
-    """Return options of Gradio's ``launch`` that keep the page local.
-
-    Args:
-        gradio: The imported module.
-        examples: The only folder whose files the server may send, beside uploads.
-    """
-    return {
-        "server_name": HOST,
-        "share": False,
-        "quiet": True,
-        "show_error": True,
-        "max_file_size": MAX_UPLOAD,
-        "allowed_paths": [str(examples)],
-        "css": _CSS,
-        "theme": gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        "footer_links": [],
-    }
-
-
-def _upload_path(payload: Any) -> str | None:
-    """Return the path of an uploaded file, or ``None`` if nothing was uploaded."""
-    return payload.path if payload else None
-
-
-def respond(
-    networks: Mapping[str, Network], path: str | None, name: str
-) -> tuple[str, NDArray[np.uint8] | None]:
+def respond(networks: Mapping[str, Network], path: str | None, name: str) -> Answer:
     """Classify an uploaded image and draw its heat map.
 
     Args:
@@ -194,18 +150,14 @@ def respond(
     """
     if path is None:
         return _status("Waiting for a picture"), None
-    network = networks[name]
-    start = time.perf_counter()
+    network, start = networks[name], time.perf_counter()
     try:
-        image = network.preprocess(read_picture(Path(path), "This file"))
+        image = network.preprocess(read_picture(Path(path), "this file"))
     except PictureError as error:
-        return _status(f"{error}.".replace(":", "", 1)), None
-    (explanation,) = explain(network, image[None])
-    seconds = time.perf_counter() - start
-    prediction = decide(network, path, explanation.scores)
-    label = int(explanation.scores.probability >= network.threshold)
-    heat_map = overlay(image, explanation.for_class(label))
-    return _status(sentence(prediction), f"{1000 * seconds:.0f} ms, {printable(name)}"), heat_map
+        return _status(f"{error}.".replace("cannot", "Cannot", 1)), None
+    scores, heat = explain_answer(network, image, None)
+    note = f"{1000 * (time.perf_counter() - start):.0f} ms, {printable(name)}"
+    return _status(sentence(decide(network, path, scores)), note), overlay(image, heat)
 
 
 def sentence(prediction: Prediction) -> str:
@@ -217,6 +169,8 @@ def sentence(prediction: Prediction) -> str:
 
 
 def _status(text: str, note: str = "") -> str:
-    """Format text as an HTML status element, which screen readers read out when it changes."""
-    small = f"<small>{html.escape(note)}</small>" if note else ""
-    return f'<div class="answer" role="status" aria-live="polite">{html.escape(text)}{small}</div>'
+    """Format text as an HTML status element, with a smaller note below it."""
+    small = (
+        f'<small style="display: block; font-size: 1rem; opacity: .8">{html.escape(note)}</small>'
+    )
+    return f"<div {_STATUS}>{html.escape(text)}{small if note else ''}</div>"

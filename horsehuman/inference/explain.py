@@ -1,12 +1,9 @@
 """Heat maps of the evidence in an image (HiResCAM), feature maps by layer, and their figures."""
 
-from __future__ import annotations
-
-import contextlib
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +11,28 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from horsehuman import plots
-from horsehuman.data.datasets import decode
-from horsehuman.data.images import WHITE_LEVEL, PictureError
-from horsehuman.data.records import Record, evenly_spaced
+from horsehuman.data.images import PictureError
+from horsehuman.data.records import evenly_spaced
 from horsehuman.data.sources import expand_sources, read_source
-from horsehuman.decision import Scores, decide
+from horsehuman.decision import Prediction, Scores, decide, format_prediction
 from horsehuman.errors import HorseHumanError, closest, printable
+from horsehuman.inference.output import as_row
+from horsehuman.inference.predict import failed
 from horsehuman.models.base import Network, to_scores
 from horsehuman.models.checkpoint import load_classifier
-from horsehuman.run_dir import check_output_file, unused_path
+from horsehuman.run_dir import ReportOptions, check_output_file, print_json
 from horsehuman.runtime import track
-
-#: Number of images in a batch of :func:`heat_on_subject`.
-BATCH_SIZE = 8
 
 #: Largest number of images on a contact sheet.
 MAX_IMAGES = 160
+
+#: An image uint8 ``(3, S, S)``, the heat map over it uint8 ``(S, S, 3)``, and a caption.
+Panel = tuple[Tensor, NDArray[np.uint8], str]
+
+#: The prediction on an image and, if the image can be read, its panel.
+Explained = tuple[Prediction, Panel | None]
 
 # RGB of vermilion, which colour-blind readers can distinguish from the colours of most images
 # (Okabe and Ito 2008).
@@ -41,26 +41,9 @@ _HEAT_COLOUR = torch.tensor([213.0, 94.0, 0.0])
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """The heat map and the scores of one image.
-
-    Attributes:
-        heat: float32 ``(S, S)``, where S is the network's image size: positive at locations that
-            are evidence for class 1, negative at those that are evidence for class 0. With a
-            linear head its sum is the logit minus the bias, up to the error of upscaling.
-        scores: Calibrated logit, probability of class 1 and neither score of the image.
-    """
-
-    heat: Tensor
-    scores: Scores
-
-    def for_class(self, label: int) -> Tensor:
-        """Return the evidence for a class, 0 or 1: float32 ``(S, S)``, at least 0."""
-        return (self.heat if label else -self.heat).clamp_min(0)
-
-
-def explain(network: Network, images: Tensor, layer: str | None = None) -> list[Explanation]:
+def explain(
+    network: Network, images: Tensor, layer: str | None = None
+) -> tuple[Tensor, list[Scores]]:
     """Compute a heat map for each image with HiResCAM.
 
     HiResCAM (Draelos and Carin 2020, arXiv 2011.08891) multiplies the feature maps of a layer by
@@ -78,11 +61,20 @@ def explain(network: Network, images: Tensor, layer: str | None = None) -> list[
             network's ``heat_layer``.
 
     Returns:
-        One explanation per image, on the CPU, in order.
+        Heat maps on the CPU, float32 ``(N, S, S)``, where S is the network's image size: positive
+        at locations that are evidence for class 1, negative at those that are evidence for class
+        0. With a linear head the sum of a heat map is the logit minus the bias, up to the error of
+        upscaling. And the scores of each image.
     """
-    network.eval()
     size = network.image_size
-    with torch.enable_grad(), _capture_outputs(network, layer or network.heat_layer) as outputs:
+    outputs: list[Tensor] = []  # one per variant of the images, as leaves of the graph
+
+    def replace_output(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        outputs.append(output.detach().clone().requires_grad_())
+        return outputs[-1].clone()  # A ReLU that follows may work in place.
+
+    layer_module = network.eval().get_submodule(layer or network.heat_layer)
+    with torch.enable_grad(), layer_module.register_forward_hook(replace_output):
         scores = network.score_features(network.pool_features(network.forward_features(images)))
         gradients = torch.autograd.grad(scores[0].sum(), outputs)
     heat = torch.zeros(len(images), size, size)
@@ -92,25 +84,25 @@ def explain(network: Network, images: Tensor, layer: str | None = None) -> list[
             small = small.flip(3)  # The second variant of the CNN is the mirrored image.
         # Upscaling must preserve the sum, which is this variant's contribution to the logit.
         small *= small.shape[2] * small.shape[3] / size**2
-        large = functional.interpolate(small, (size, size), mode="bilinear", align_corners=False)
+        large = nn.functional.interpolate(small, (size, size), mode="bilinear", align_corners=False)
         heat += large[:, 0].cpu()
-    return [Explanation(*pair) for pair in zip(heat, to_scores(scores), strict=True)]
+    return heat, to_scores(scores)
 
 
-@contextlib.contextmanager
-def _capture_outputs(network: Network, layer: str) -> Iterator[list[Tensor]]:
-    """Collect a layer's outputs, one per call, as leaf tensors that the logits depend on."""
-    outputs: list[Tensor] = []
+def explain_answer(network: Network, image: Tensor, layer: str | None) -> tuple[Scores, Tensor]:
+    """Compute the scores of an image and the evidence for the predicted class.
 
-    def replace_output(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-        outputs.append(output.detach().clone().requires_grad_())
-        return outputs[-1].clone()  # A ReLU that follows may work in place.
+    Args:
+        network: The classifier; it is switched to eval mode.
+        image: uint8 ``(3, H, W)`` on the network's device.
+        layer: See :func:`explain`.
 
-    handle = network.get_submodule(layer).register_forward_hook(replace_output)
-    try:
-        yield outputs
-    finally:
-        handle.remove()
+    Returns:
+        The scores, and the heat map of the class that the threshold gives, unsure or not: float32
+        ``(S, S)``, at least 0.
+    """
+    (heat,), (scores,) = explain(network, image[None], layer)
+    return scores, (heat if scores.probability >= network.threshold else -heat).clamp_min(0)
 
 
 @torch.inference_mode()
@@ -128,20 +120,16 @@ def activations(network: Network, image: Tensor) -> dict[str, Tensor]:
         the maps are those after the ReLU.
     """
     outputs: dict[str, Tensor] = {}
-    handles = []
-    for name, module in network.named_modules():
 
-        def store(module: nn.Module, inputs: object, output: object, name: str = name) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                outputs.setdefault(name, output[0])
+    def store(name: str, module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            outputs.setdefault(name, output[0])
 
-        if "." in name and not name.startswith("normalize"):
-            handles.append(module.register_forward_hook(store))
-    try:
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            if "." in name and not name.startswith("normalize"):
+                hooks.enter_context(module.register_forward_hook(partial(store, name)))
         network.eval()(image[None])
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: maps for name, maps in outputs.items() if maps.shape[1] * maps.shape[2] > 1}
 
 
@@ -151,12 +139,9 @@ def stages(maps: Mapping[str, Tensor]) -> list[str]:
     Args:
         maps: Feature maps by layer name, as :func:`activations` returns them.
     """
-    last: dict[torch.Size, str] = {}
-    for name, tensor in maps.items():
-        size = tensor.shape[1:]
-        if size not in last or name.count(".") <= last[size].count("."):
-            last[size] = name
-    return list(last.values())
+    outermost_last = sorted(maps, key=lambda name: -name.count("."))
+    by_size = {maps[name].shape[1:]: name for name in outermost_last}
+    return [name for name in maps if name in by_size.values()]
 
 
 def short_layer_name(layer: str) -> str:
@@ -174,20 +159,15 @@ def find_layer(network: Network, name: str) -> str:
     Raises:
         HorseHumanError: If no layer or several layers match.
     """
-    size = network.image_size
-    maps = activations(network, torch.zeros(3, size, size, dtype=torch.uint8))
+    maps = activations(network, torch.zeros(3, 8, 8, dtype=torch.uint8))
     name = name.removeprefix("network.")
     matches = [layer for layer in maps if layer == name or layer.endswith(f".{name}")]
     if name in maps or len(matches) == 1:
         return name if name in maps else matches[0]
-    if matches:
-        names = " | ".join(map(short_layer_name, matches[:4]))
-        raise HorseHumanError(f"--layer {printable(name)} is ambiguous: use one such as {names}")
-    hint = closest(name, {short_layer_name(layer) for layer in maps})
-    names = " | ".join(map(short_layer_name, stages(maps)))
-    raise HorseHumanError(
-        f"--layer {printable(name)}: no such layer with feature maps{hint}: use one such as {names}"
-    )
+    hint = closest(name, map(short_layer_name, maps))
+    reason = "is ambiguous" if matches else f"is not a layer with feature maps{hint}"
+    examples = " | ".join(map(short_layer_name, matches[:4] or stages(maps)))
+    raise HorseHumanError(f"--layer {printable(name)} {reason}: use one such as {examples}")
 
 
 def overlay(image: Tensor, heat: Tensor) -> NDArray[np.uint8]:
@@ -205,69 +185,21 @@ def overlay(image: Tensor, heat: Tensor) -> NDArray[np.uint8]:
     return blended.round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def heat_on_subject(
-    network: Network, records: Sequence[Record], limit: int = 32
-) -> dict[str, float] | None:
-    """Measure how much of the evidence lies on the subject, for cut-outs on a white background.
-
-    The foreground is every pixel with at least one channel below 245. An image is a cut-out if
-    nine tenths of its border pixels are white, or all of them on at least three sides.
-
-    Args:
-        network: The classifier.
-        records: Images. Those that are not cut-outs or cannot be read are skipped.
-        limit: Largest number of images that are read, evenly spaced over ``records``.
-
-    Returns:
-        ``pictures``: the number of images that were measured. ``share of heat``: the mean share,
-        0 to 1, of the evidence for the predicted class that lies on the foreground. ``share of
-        area``: the mean share of the image that the foreground covers, 0 to 1, which is the
-        expected share of heat if the evidence were spread evenly. ``None`` if no image could be
-        measured.
-    """
-    step = max(1, -(-len(records) // limit))
-    images, foregrounds = [], []
-    for record in records[::step]:
-        with contextlib.suppress(PictureError):
-            image = decode(record.path, network.image_size)
-            foreground = (image < WHITE_LEVEL).any(0)
-            if _is_cut_out(foreground):
-                images.append(image)
-                foregrounds.append(foreground)
-    shares = []
-    for start in range(0, len(images), BATCH_SIZE):
-        explanations = explain(network, torch.stack(images[start : start + BATCH_SIZE]))
-        for explanation, mask in zip(explanations, foregrounds[start:], strict=False):
-            heat = explanation.for_class(int(explanation.scores.probability >= network.threshold))
-            if heat.any():
-                shares.append((float(heat[mask].sum() / heat.sum()), float(mask.float().mean())))
-    if not shares:
-        return None
-    heat_share, area = (math.fsum(values) / len(shares) for values in zip(*shares, strict=True))
-    return {"pictures": len(shares), "share of heat": heat_share, "share of area": area}
-
-
-def _is_cut_out(foreground: Tensor) -> bool:
-    """Return whether a foreground mask, bool ``(S, S)``, is that of a cut-out on white."""
-    sides = [foreground[0], foreground[-1], foreground[:, 0], foreground[:, -1]]
-    white = 1 - torch.stack(sides).float().mean(1)
-    return bool(foreground.sum() > 0 and (white.mean() >= 0.9 or (white == 1).sum() >= 3))
-
-
-def explain_and_draw(
-    model: str, sources: Sequence[str], layer: str | None, out: Path | None, *, force: bool
+def explain_and_report(
+    model: str, sources: Sequence[str], layer: str | None, options: ReportOptions
 ) -> bool:
-    """Explain images and write the figure: the work of ``horsehuman explain``.
+    """Explain images and draw the heat maps: the work of ``horsehuman explain``.
 
     The figure of one image shows the feature maps of each stage, that of several is a contact
-    sheet.
+    sheet of at most :data:`MAX_IMAGES`. JSON has ``pictures``, for each image the row of
+    ``horsehuman predict --format json``, and ``drawing``, the name of the figure or ``None``.
 
     Args:
         model: See :func:`~horsehuman.models.checkpoint.load_classifier`.
         sources: Files, folders, patterns, addresses, or ``-`` for names on stdin.
         layer: A layer's name, see :func:`find_layer`; by default the network's ``heat_layer``.
-        out: PNG file to write; by default ``explain.png``, or with a number if that exists.
-        force: Whether to replace ``out`` if it exists.
+        options: ``out`` is the PNG file to write, by default ``explain.png``. Without ``plot``
+            nothing is drawn, and the predictions are printed.
 
     Returns:
         Whether all images could be read.
@@ -276,64 +208,71 @@ def explain_and_draw(
         HorseHumanError: If ``out`` cannot be written, there is no such model or layer, or no image
             can be read.
     """
-    out = out or unused_path(Path("explain.png"), Path.exists)
-    check_output_file(out, force=force)
-    if out.suffix.lower() != ".png":
-        raise HorseHumanError(f"--out {printable(out)}: the figure is a PNG file: name it *.png")
+    out = options.out or Path("explain.png")
+    if options.plot:
+        if out.is_dir() or out.suffix.lower() != ".png":
+            name = f"{printable(out)} is {'a folder' if out.is_dir() else 'not a PNG file'}"
+            raise HorseHumanError(f"--out {name}: name a PNG file, such as explain.png")
+        check_output_file(out, force=options.force)
     network = load_classifier(model)
     layer = find_layer(network, layer) if layer else None
     names = list(expand_sources(sources, recursive=True))
-    if len(names) > MAX_IMAGES:
+    if options.plot and len(names) > MAX_IMAGES:
         log.warning("drawing %d of %d pictures, evenly spaced", MAX_IMAGES, len(names))
         names = evenly_spaced(names, MAX_IMAGES)
-    images, heat_maps, captions, errors = [], [], [], []
+    predictions, panels = [], []
+    for prediction, panel in _explain_each(network, names, layer):
+        predictions.append(prediction)
+        if panel and options.plot:
+            panels.append(panel)
+    if all(prediction.error for prediction in predictions):
+        raise HorseHumanError("no pictures to explain: name at least one that can be read")
+    if options.plot:
+        place = f" at {short_layer_name(layer)}" if layer else ""
+        title = f"Evidence for the answer of {printable(model)}{place} (red: strong)"
+        plots.save(_draw(network, panels, title), out)
+    if options.json:
+        rows = [as_row(prediction) for prediction in predictions]
+        print_json({"pictures": rows, "drawing": str(out) if options.plot else None})
+    elif options.plot:
+        print(printable(out))
+    else:
+        for prediction in predictions:
+            print(f"{printable(prediction.source)}  {format_prediction(prediction)}")
+    return not any(prediction.error for prediction in predictions)
+
+
+def _explain_each(network: Network, names: Sequence[str], layer: str | None) -> Iterator[Explained]:
+    """Yield the prediction on each image and, if it can be read, its panel.
+
+    The caption of a panel has the answer of the threshold, however unsure.
+    """
     for name in track(names, "explaining", len(names)):
         try:
             image = network.preprocess(read_source(name))
         except PictureError as error:
-            errors.append(str(error))
+            log.warning("error: %s", error)
+            yield failed(name, error), None
             continue
-        heat, caption = _explain_answer(network, name, image, layer)
-        images.append(image)
-        heat_maps.append(overlay(image, heat))
-        captions.append(f"{printable(Path(name).stem)[-22:]}\n{caption}")
-    if not images:
-        raise HorseHumanError(errors[0] if errors else "no pictures to explain: name at least one")
-    for text in errors:
-        log.warning("error: %s", text)
-    place = f" at {short_layer_name(layer)}" if layer else ""
-    title = f"Evidence for the answer of {printable(model)}{place} (red: strong)"
-    if len(images) == 1:
-        figure = _draw_layers(network, images[0], heat_maps[0], captions[0], title)
-    else:
-        figure = plots.contact_sheet(heat_maps, captions, [False] * len(heat_maps), title)
-    plots.save(figure, out)
-    print(printable(out))
-    return not errors
+        scores, heat = explain_answer(network, image, layer)
+        answer = decide(network, name, scores, always_answer=True)
+        caption = f"{answer.class_name} {answer.probability:.0%}"
+        if not heat.any():
+            log.warning("%s: the heat map for %s is empty", printable(name), answer.class_name)
+            caption += ", no heat"
+        caption = f"{printable(Path(name).stem)[-22:]}\n{caption}"
+        yield decide(network, name, scores), (image, overlay(image, heat), caption)
 
 
-def _explain_answer(
-    network: Network, name: str, image: Tensor, layer: str | None
-) -> tuple[Tensor, str]:
-    """Return the evidence ``(S, S)`` for the predicted class, and the prediction as a caption."""
-    (explanation,) = explain(network, image[None], layer)
-    prediction = decide(network, name, explanation.scores, always_answer=True)
-    class_name = prediction.class_name
-    heat = explanation.for_class(network.class_names.index(class_name))
-    caption = f"{class_name} {prediction.probability:.0%}"
-    if not heat.any():
-        log.warning(
-            "%s: no location is evidence for %s: the heat map is empty", printable(name), class_name
-        )
-        caption += ", no heat"
-    return heat, caption
+def _draw(network: Network, panels: Sequence[Panel], title: str) -> Figure:
+    """Draw a contact sheet of several images.
 
-
-def _draw_layers(
-    network: Network, image: Tensor, heat_map: NDArray[np.uint8], caption: str, title: str
-) -> Figure:
-    """Draw an image, its heat map and, for each stage, the ten channels that vary most in space."""
-    activations_by_layer = activations(network, image)
+    For one image, draw also the ten channels of each stage that vary most in space.
+    """
+    images, heat_maps, captions = zip(*panels, strict=True)
+    if len(panels) > 1:
+        return plots.contact_sheet(heat_maps, captions, [False] * len(panels), title)
+    activations_by_layer = activations(network, images[0])
     rows = []
     for name in stages(activations_by_layer):
         maps = activations_by_layer[name].clamp_min(0)  # as after a ReLU
@@ -341,4 +280,5 @@ def _draw_layers(
         channels, height, width = maps.shape
         row_title = f"{short_layer_name(name)}\n{channels} x {height} x {width}"
         rows.append((row_title, maps[strongest].numpy()))
-    return plots.layers(image.permute(1, 2, 0).numpy(), heat_map, caption, rows, title)
+    picture = images[0].permute(1, 2, 0).numpy()
+    return plots.layers(picture, heat_maps[0], captions[0], rows, title)

@@ -1,7 +1,5 @@
 """Run exported ONNX files as classifiers with ONNX Runtime; torch is not imported."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from horsehuman.decision import Scores
-from horsehuman.errors import HorseHumanError, printable
+from horsehuman.errors import HorseHumanError, os_errors, printable
 
 #: Version of the export format. It increases when older code cannot read newer files.
 FORMAT = 1
@@ -42,43 +40,28 @@ class OnnxClassifier:
     """
 
     def __init__(self, path: Path) -> None:
+        name = printable(path)
         try:
             import onnxruntime
         except ImportError as error:
-            raise HorseHumanError(
-                f"--model {printable(path)} needs ONNX Runtime: pip install onnxruntime"
-            ) from error
-        try:
+            raise HorseHumanError(f"{name} needs ONNX Runtime: pip install onnxruntime") from error
+        with os_errors("read", path):
             content = path.read_bytes()
-        except OSError as error:
-            raise HorseHumanError(f"cannot read {printable(path)}: {error.strerror}") from error
-        options = onnxruntime.SessionOptions()
+        options, provider = onnxruntime.SessionOptions(), "CPUExecutionProvider"
         options.log_severity_level = 4
         try:
-            self._session = onnxruntime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnxruntime.InferenceSession(content, options, providers=[provider])
         except Exception as error:  # ONNX Runtime raises many types for damaged or foreign files.
-            raise HorseHumanError(
-                f"{printable(path)} is damaged or not an ONNX file: export it again"
-            ) from error
+            raise HorseHumanError(f"{name} is damaged or no ONNX file: export it again") from error
         metadata = self._session.get_modelmeta().custom_metadata_map
-        self._check_digest(path, content, metadata.get(DIGEST, ""))
-        self._read_metadata(path, metadata)
-
-    def _check_digest(self, path: Path, content: bytes, digest: str) -> None:
-        """Raise if a file has a digest that does not match its content."""
-        if digest and (len(digest) != 64 or digest_of(content, digest) != digest):
-            raise HorseHumanError(f"{printable(path)} has been damaged: copy or export it again")
-
-    def _read_metadata(self, path: Path, metadata: dict[str, str]) -> None:
-        """Read the decision settings; raise if the file's format, input or outputs are others."""
+        digest = metadata.get(DIGEST)
+        if digest and digest_of(content, digest) != digest:
+            raise HorseHumanError(f"{name} has been damaged: copy or export it again")
         version = metadata.get("horsehuman_format")
         if version != str(FORMAT):
-            reason = "was not written by horsehuman"
-            if version:
-                reason = f"has format {printable(version)}, not {FORMAT}"
-            raise HorseHumanError(f"{printable(path)} {reason}: write it with horsehuman export")
+            found = f"has format {printable(version)}, not {FORMAT}"
+            found = found if version else "was not written by horsehuman"
+            raise HorseHumanError(f"{name} {found}: write it with horsehuman export")
         try:
             first, second = json.loads(metadata["class_names"])
             self.class_names = str(first), str(second)
@@ -88,9 +71,7 @@ class OnnxClassifier:
             if self._session.get_inputs()[0].name != INPUT or not outputs >= set(OUTPUTS):
                 raise ValueError
         except (KeyError, ValueError, TypeError) as error:
-            raise HorseHumanError(
-                f"{printable(path)} has missing or invalid metadata: export it again"
-            ) from error
+            raise HorseHumanError(f"{name} has invalid metadata: export it again") from error
 
     def run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """Run the file on a batch.
@@ -111,8 +92,7 @@ class OnnxClassifier:
 
     def score(self, images: Sequence[Any]) -> list[Scores]:
         """Score preprocessed images one at a time, because their sizes differ."""
-        outputs = [self.run(image) for image in images]
-        return [Scores(*(float(values[0]) for values in output)) for output in outputs]
+        return [Scores(*(values.item() for values in self.run(image))) for image in images]
 
 
 def digest_of(content: bytes, digest: str) -> str:

@@ -4,17 +4,15 @@
 predict``.
 """
 
-from __future__ import annotations
-
 import logging
+import math
 import os
-import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from functools import partial
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +22,7 @@ from horsehuman.data.images import PictureError, as_rgb
 from horsehuman.data.sources import expand_sources, is_url, read_source
 from horsehuman.decision import Classifier, Prediction, decide
 from horsehuman.errors import HorseHumanError, check_number, printable
-from horsehuman.inference.output import Sorter, Writer
+from horsehuman.inference.output import copy_each, write_predictions
 from horsehuman.run_dir import check_output_file
 from horsehuman.runtime import track
 
@@ -62,63 +60,47 @@ def predict(
         HorseHumanError: If ``batch_size`` is not an integer of at least 1.
     """
     check_number("batch_size", batch_size, int, at_least=1)
-    if isinstance(sources, str | Path | Image.Image) or (
-        isinstance(sources, np.ndarray) and sources.ndim < 4
-    ):
-        sources = [sources]
-    numbered = enumerate(sources)
-    pending: deque[list[tuple[str, Future[Any]]]] = deque()
+    is_image = isinstance(sources, str | Path | Image.Image) or getattr(sources, "ndim", 4) < 4
+    numbered = enumerate(cast("Iterable[Source]", [sources] if is_image else sources))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while True:
-            while len(pending) < 2 and (batch := list(islice(numbered, batch_size))):
-                pending.append([_start_reading(pool, classifier, *item) for item in batch])
-            if not pending:
-                return
-            yield from _predict_batch(classifier, pending.popleft(), always_answer)
+
+        def start_reading(index: int, source: Source) -> tuple[str, Future[Any]]:
+            name = str(source) if isinstance(source, str | Path) else f"picture {index}"
+            return name, pool.submit(lambda: classifier.preprocess(_to_array(source, name)))
+
+        batches = iter(lambda: [start_reading(*i) for i in islice(numbered, batch_size)], [])
+        # Threads read the second batch of a pair while the network computes the first one.
+        for batch, _ in pairwise(chain(batches, [[]])):
+            yield from _predict_batch(classifier, batch, always_answer)
 
 
-def _start_reading(
-    pool: ThreadPoolExecutor, classifier: Classifier, index: int, source: Source
-) -> tuple[str, Future[Any]]:
-    """Submit the reading and preprocessing of an image; return its name and the future."""
-    read: Callable[[], NDArray[np.uint8]]
+def _to_array(source: Source, name: str) -> NDArray[np.uint8]:
+    """Return an image as an RGB array ``(H, W, 3)``, uint8; raise if it cannot be read as one."""
     if isinstance(source, str | Path):
-        name, read = str(source), lambda: read_source(str(source))
-    else:
-        name, read = f"picture {index}", lambda: _to_array(source, name)
-    return name, pool.submit(lambda: classifier.preprocess(read()))
-
-
-def _to_array(source: Image.Image | NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
-    """Return an image in memory as an RGB array ``(H, W, 3)``, uint8; raise if it is another."""
+        return read_source(name)
     if isinstance(source, Image.Image):
         return as_rgb(source)
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
-        raise PictureError(
-            f"{name}: an array of shape {source.shape} and dtype {source.dtype} is not an image: "
-            "give (H, W, 3) and uint8"
-        )
+        raise PictureError(f"{name}: {source.dtype} {source.shape} is not uint8 (H, W, 3)")
     return source
 
 
 def _predict_batch(
     classifier: Classifier, batch: Sequence[tuple[str, Future[Any]]], always_answer: bool
-) -> list[Prediction]:
+) -> Iterator[Prediction]:
     """Wait for the images of a batch and classify those that could be read."""
-    images, errors = [], {}
-    for index, (_, image) in enumerate(batch):
-        try:
-            images.append(image.result())
-        except PictureError as error:
-            errors[index] = str(error)
-    scores = iter(classifier.score(images) if images else [])
-    nan = float("nan")
-    return [
-        Prediction(source, "", nan, nan, "error", errors[index])
-        if index in errors
-        else decide(classifier, source, next(scores), always_answer)
-        for index, (source, _) in enumerate(batch)
-    ]
+    readable = [image for _, image in batch if not isinstance(image.exception(), PictureError)]
+    scores = iter(classifier.score([image.result() for image in readable]) if readable else [])
+    for source, image in batch:
+        if error := image.exception():
+            yield failed(source, error)
+        else:
+            yield decide(classifier, source, next(scores), always_answer)
+
+
+def failed(source: str, error: BaseException) -> Prediction:
+    """Return the prediction that stands for an image that could not be read."""
+    return Prediction(source, "", math.nan, math.nan, "error", str(error))
 
 
 def predict_and_report(
@@ -157,23 +139,16 @@ def predict_and_report(
         raise HorseHumanError("--sort-into copies files only: drop it, or drop the addresses")
     classifier = load(model)
     if model == "cnn":
-        log.info(
-            "cnn was trained on 67 rendered subjects only: use --model inception for photographs"
-        )
-    sorter = Sorter(sort_into) if sort_into else None
-    errors = 0
-    paths = expand_sources(sources, recursive=recursive)
-    with Writer(output_format, out, _source_width(sources)) as writer:
-        total = None if "-" in sources else _count(sources, recursive)
-        predictions = predict(classifier, paths, always_answer=always_answer)
-        for prediction in track(predictions, "classifying", total):
-            writer.write(prediction)
-            if prediction.status == "error":
-                errors += 1
-                print(f"error: {prediction.error}", file=sys.stderr)
-            if sorter:
-                sorter.copy(prediction)
-    return not errors
+        log.info("cnn was trained on 67 rendered subjects: use --model inception for photographs")
+    names = partial(expand_sources, sources, recursive=recursive)
+    total = None if "-" in sources else sum(1 for _ in names())
+    predictions = predict(classifier, names(), always_answer=always_answer)
+    predictions = track(predictions, "classifying", total)
+    if sort_into:
+        predictions = copy_each(predictions, sort_into)
+    are_files = all(Path(source).is_file() for source in sources)  # Others are expanded only later.
+    width = max(len(printable(source)) for source in sources) if are_files else MAX_WIDTH
+    return write_predictions(predictions, output_format, out, min(width, MAX_WIDTH))
 
 
 def load(model: str) -> Classifier:
@@ -190,19 +165,3 @@ def load(model: str) -> Classifier:
     from horsehuman.models.checkpoint import load_classifier
 
     return load_classifier(model)
-
-
-def _count(sources: Iterable[str], recursive: bool) -> int:
-    """Count the images that the sources stand for, as the total of the progress bar."""
-    return sum(1 for _ in expand_sources(sources, recursive=recursive))
-
-
-def _source_width(sources: Sequence[str]) -> int:
-    """Return the width of the source column.
-
-    It is that of the longest source if all are files, at most :data:`MAX_WIDTH`; otherwise it is
-    :data:`MAX_WIDTH`, because folders and patterns are expanded only later.
-    """
-    if not all(Path(source).is_file() for source in sources):
-        return MAX_WIDTH
-    return min(max(len(printable(source)) for source in sources), MAX_WIDTH)

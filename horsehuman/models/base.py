@@ -1,7 +1,6 @@
 """The base class of the networks, the layers they share, and the checkpoint format they use."""
 
-from __future__ import annotations
-
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from horsehuman.data.transforms import resize
 from horsehuman.decision import Scores
-from horsehuman.errors import HorseHumanError, check_choice, check_number
+from horsehuman.errors import HorseHumanError, check_choice, check_number, check_widths
 
 #: Version of the checkpoint format. It increases when older code cannot read newer files.
 FORMAT = 2
@@ -24,17 +23,21 @@ class Network(nn.Module, ABC):
 
     A network takes uint8 RGB images of any size and returns one logit per image. It does not
     depend on Lightning, so that inference imports no training framework. A subclass defines
-    :meth:`forward_features`, :attr:`heat_layer`, ``pool`` and ``head``.
+    :meth:`forward_features`, ``heat_layer``, ``pool`` and ``head``.
 
     Args:
         settings: The constructor arguments of the subclass by name. The base class reads
-            ``image_size`` (pixels), ``class_names`` (names of class 0 and class 1), ``threshold``
-            (an image is of class 1 if its probability of class 1 is at least this, in (0, 1)),
-            ``temperature`` (logits are divided by it before the sigmoid, above 0) and
-            ``certain_from`` (a prediction with a smaller probability is unsure, in [0.5, 1)).
+            ``image_size`` (pixels, 8 to 4096), ``hidden`` and ``dropout`` (of the dense layers),
+            ``class_names`` (names of class 0 and class 1), ``threshold`` (an image is of class 1
+            if its probability of class 1 is at least this, in (0, 1)), ``temperature`` (see
+            :meth:`calibrate`, above 0) and ``certain_from`` (a prediction with a smaller
+            probability is unsure, in [0.5, 1)).
 
     Attributes:
         settings: The same arguments as plain values, as they are stored in a checkpoint.
+        image_size: Height and width in pixels of the canonical image, the size to store data at.
+        heat_layer: Name of the module whose output :func:`~horsehuman.inference.explain.explain`
+            shows.
         pool: Module that maps ``(N, C, H', W')`` to features ``(N, F)``.
         head: Layers that map features ``(N, F)`` to logits ``(N, 1)``.
 
@@ -42,31 +45,30 @@ class Network(nn.Module, ABC):
         HorseHumanError: If a value is of the wrong type or out of range.
     """
 
-    pool: nn.Module
+    heat_layer: str
+    pool: "Pool"
     head: nn.Sequential
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__()
-        self.settings: dict[str, Any] = to_plain(settings)
-        names = self.settings["class_names"]
+        plain: dict[str, Any] = to_plain(settings)
+        self.settings = plain
+        self.image_size: int = plain["image_size"]
+        names = plain["class_names"]
         if isinstance(names, str) or not isinstance(names, Sequence) or len(names) != 2:
             raise HorseHumanError(f"model.class_names={names!r} does not work: give two names")
-        check_number("model.threshold", self.settings["threshold"], float, above=0, below=1)
-        check_number("model.temperature", self.settings["temperature"], float, above=0)
-        check_number(
-            "model.certain_from", self.settings["certain_from"], float, at_least=0.5, below=1
-        )
+        check_number("model.image_size", self.image_size, int, at_least=8, at_most=4096)
+        check_widths("model.hidden", plain["hidden"])
+        check_number("model.dropout", plain["dropout"], float, at_least=0, below=1)
+        check_number("model.threshold", plain["threshold"], float, above=0, below=1)
+        check_number("model.temperature", plain["temperature"], float, above=0)
+        check_number("model.certain_from", plain["certain_from"], float, at_least=0.5, below=1)
 
     @property
     def class_names(self) -> tuple[str, str]:
         """Names of class 0 and class 1."""
         first, second = self.settings["class_names"]
         return first, second
-
-    @property
-    def image_size(self) -> int:
-        """Height and width in pixels of the canonical image, the size to store data at."""
-        return int(self.settings["image_size"])
 
     @property
     def threshold(self) -> float:
@@ -82,11 +84,6 @@ class Network(nn.Module, ABC):
     def device(self) -> torch.device:
         """Device of the parameters."""
         return next(self.parameters()).device
-
-    @property
-    @abstractmethod
-    def heat_layer(self) -> str:
-        """Name of the module whose output :func:`~horsehuman.inference.explain.explain` shows."""
 
     @abstractmethod
     def forward_features(self, images: Tensor) -> list[Tensor]:
@@ -125,8 +122,13 @@ class Network(nn.Module, ABC):
         return logits.squeeze(1)
 
     def calibrate(self, logits: Tensor) -> Tensor:
-        """Divide logits by the temperature; the sigmoid of the result is a probability."""
-        return logits / float(self.settings["temperature"])
+        """Divide the distance of logits from the decision boundary by the temperature.
+
+        The sigmoid of the result is a probability of class 1. Because the boundary, the logit of
+        the threshold, does not move, no temperature changes a class.
+        """
+        boundary = math.log(self.threshold / (1 - self.threshold))
+        return boundary + (logits - boundary) / float(self.settings["temperature"])
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
@@ -140,10 +142,6 @@ class Network(nn.Module, ABC):
         """
         self.eval()
         return self.calibrate(self(images))
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Compute probabilities of class 1, float32 ``(N,)``, 0 to 1; see :meth:`logits`."""
-        return self.logits(images).sigmoid()
 
     def score_features(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the three scores of :class:`~horsehuman.decision.Scores`.
@@ -188,7 +186,7 @@ class Normalize(nn.Module):
     """Resize images and normalise their channels.
 
     Args:
-        size: Height and width of the output in pixels, 8 to 4096.
+        size: Height and width of the output in pixels.
         mean: Mean of each of the three channels, on the scale 0 to 1.
         std: Standard deviation of each channel, on the scale 0 to 1, above 0.
 
@@ -196,23 +194,22 @@ class Normalize(nn.Module):
         HorseHumanError: If a value is of the wrong type or out of range.
     """
 
-    def __init__(
-        self, size: int, mean: Sequence[float] | None, std: Sequence[float] | None
-    ) -> None:
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        check_number("model.image_size", size, int, at_least=8, at_most=4096)
         for name, values, above in (("mean", mean, None), ("std", std, 0)):
             if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != 3:
                 raise HorseHumanError(f"model.{name}={values!r} does not work: give three numbers")
             for value in values:
                 check_number(f"model.{name}", value, float, above=above)
         self.size = size
-        self.scale: Tensor
-        self.shift: Tensor
-        scale = 1 / (255 * torch.tensor(std))
-        shift = -torch.tensor(mean) / torch.tensor(std)
-        self.register_buffer("scale", scale.view(3, 1, 1), persistent=False)
-        self.register_buffer("shift", shift.view(3, 1, 1), persistent=False)
+        # NumPy: arithmetic with tensors on the meta device imports torch's compiler, for a second.
+        deviation = np.array(std, np.float32).reshape(3, 1, 1)
+        shift = (-np.array(mean)).astype(np.float32).reshape(3, 1, 1) / deviation
+        self.register_buffer("scale", torch.from_numpy(1 / (255 * deviation)), persistent=False)
+        self.register_buffer("shift", torch.from_numpy(shift), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 ``(N, 3, H, W)`` to ``(N, 3, size, size)``: ``(x / 255 - mean) / std``."""
@@ -246,9 +243,9 @@ class Pool(nn.Module):
             return maps.amax((2, 3))
         return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
 
-    def extra_repr(self) -> str:
-        """Return the kind for the ``repr`` of the module."""
-        return self.kind
+    def width(self, channels: int, size: int) -> int:
+        """Return the number of features of maps ``(N, channels, size, size)``."""
+        return channels * {"avg": 1, "max": 1, "avgmax": 2, "flatten": size**2}[self.kind]
 
 
 def dense_layers(features: int, widths: Sequence[int]) -> list[nn.Module]:
@@ -292,13 +289,10 @@ def to_plain(value: Any) -> Any:
     NumPy scalars and arrays become Python numbers and lists, mappings become dicts with string
     keys, and other sequences become lists.
     """
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return [to_plain(item) for item in value]
     return value
 
@@ -319,9 +313,8 @@ def check_origin(checkpoint: Mapping[str, Any], classifier: str | None = None) -
         raise HorseHumanError("this checkpoint was not written by horsehuman")
     if origin["format"] != FORMAT:
         remedy = "upgrade horsehuman" if origin["format"] > FORMAT else "train it again"
-        raise HorseHumanError(
-            f"this checkpoint has format {origin['format']}, this code reads {FORMAT}: {remedy}"
-        )
+        found = f"this checkpoint has format {origin['format']}"
+        raise HorseHumanError(f"{found}, this code reads {FORMAT}: {remedy}")
     name = str(origin["classifier"])
     if classifier not in (None, name):
         raise HorseHumanError(f"this checkpoint belongs to {name}, not to {classifier}")

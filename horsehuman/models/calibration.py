@@ -4,8 +4,6 @@ Images of one group resemble each other. A value that is fitted to groups of the
 would therefore be too optimistic about new images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +16,8 @@ from torch.nn import functional
 from horsehuman.data.records import group_folds, min_groups_per_class
 from horsehuman.decision import Floats
 from horsehuman.models.inception import class_mean_distance, class_means
+
+Ints = NDArray[np.int64]
 
 #: Target error rate among the predictions that are not unsure.
 ERROR_RATE = 0.01
@@ -41,55 +41,61 @@ def group_weights(groups: Sequence[str]) -> Floats:
         groups: Group of each image.
     """
     _, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    weights: Floats = 1 / (len(counts) * counts[index])
-    return weights
+    return 1 / (len(counts) * counts[index])
 
 
-def fit_temperature(logits: Floats, labels: NDArray[np.int64], groups: Sequence[str]) -> float:
-    """Fit the temperature by which logits are divided (Guo et al. 2017).
+def scale_logits(logits: Floats, temperature: float, threshold: float) -> Floats:
+    """Calibrate logits ``(N,)`` as :meth:`~horsehuman.models.base.Network.calibrate` does."""
+    boundary: float = np.log(threshold / (1 - threshold))
+    return boundary + (logits - boundary) / temperature
 
-    It minimises the log loss, in which each group weighs the same, within
-    :data:`TEMPERATURE_BOUNDS`. If no prediction is wrong, the loss has no minimum, and the
+
+def fit_temperature(logits: Floats, labels: Ints, groups: Sequence[str], threshold: float) -> float:
+    """Fit the temperature (Guo et al. 2017) of :func:`scale_logits`.
+
+    It minimises the log loss of the calibrated probabilities, in which each group weighs the same,
+    within :data:`TEMPERATURE_BOUNDS`. If no prediction is wrong, the loss has no minimum, and the
     temperature is 1.
 
     Args:
-        logits: Uncalibrated logits of images of held-out groups, ``(N,)``, shifted such that the
-            decision threshold is 0.
+        logits: Uncalibrated logits of images of held-out groups, ``(N,)``.
         labels: 0 or 1, ``(N,)``.
         groups: Group of each image.
+        threshold: Smallest probability of class 1, in (0, 1), at which an image is of class 1.
     """
-    margins = np.where(labels == 1, logits, -logits)
-    if (margins > 0).all():
+    predicted = 1 / (1 + np.exp(-logits)) >= threshold
+    if (predicted == (labels == 1)).all():
         return 1.0
-    weights = group_weights(groups)
+    signs, weights = np.where(labels == 1, -1, 1), group_weights(groups)
 
     def loss(log_temperature: float) -> float:
-        return float(weights @ np.logaddexp(0, -margins / np.exp(log_temperature)))
+        scaled = scale_logits(logits, np.exp(log_temperature), threshold)
+        return float(weights @ np.logaddexp(0, signs * scaled))
 
     minimum = minimize_scalar(loss, bounds=np.log(TEMPERATURE_BOUNDS), method="bounded")
     return round(float(np.exp(minimum.x)), 4)
 
 
 def fit_confidence_threshold(
-    logits: Floats, labels: NDArray[np.int64], groups: Sequence[str], rate: float = ERROR_RATE
+    logits: Floats, labels: Ints, groups: Sequence[str], threshold: float, rate: float = ERROR_RATE
 ) -> float:
     """Fit the probability of the predicted class below which a prediction is unsure.
 
-    At most a share of ``rate`` of the predictions at or above the threshold is wrong; each group
-    weighs the same. The threshold is not below the smallest probability of a correct prediction,
-    because nothing is known about smaller ones. It is rounded down to 4 decimals and lies in
-    [0.5, 0.999]; 0.999 if no threshold reaches the rate.
+    At most a share of ``rate`` of the predictions at or above that probability is wrong; each group
+    weighs the same. It is not below the smallest probability of a correct prediction, because
+    nothing is known about smaller ones. It is rounded down to 4 decimals and lies in [0.5, 0.999];
+    0.999 if no probability reaches the rate.
 
     Args:
-        logits: Calibrated logits of images of held-out groups, ``(N,)``, shifted such that the
-            decision threshold is 0.
+        logits: Calibrated logits of images of held-out groups, ``(N,)``.
         labels: 0 or 1, ``(N,)``.
         groups: Group of each image.
+        threshold: Smallest probability of class 1, in (0, 1), at which an image is of class 1.
         rate: Target error rate, 0 to 1.
     """
-    confidences = 1 / (1 + np.exp(-np.abs(logits)))
-    wrong = (logits >= 0) != (labels == 1)
-    weights = group_weights(groups)
+    predicted = 1 / (1 + np.exp(-logits)) >= threshold
+    confidences = 1 / (1 + np.exp(np.where(predicted, -logits, logits)))
+    wrong, weights = predicted != (labels == 1), group_weights(groups)
     order = np.argsort(-confidences, kind="stable")
     rates = np.cumsum((weights * wrong)[order]) / np.cumsum(weights[order])
     candidates = np.flatnonzero((rates <= rate) & ~wrong[order])
@@ -127,7 +133,7 @@ def fit_neither_threshold(
 
 
 def cross_validated_probabilities(
-    features: Tensor, labels: NDArray[np.int64], groups: Sequence[str], folds: int = 5
+    features: Tensor, labels: Ints, groups: Sequence[str], folds: int = 5
 ) -> Floats | None:
     """Predict each image with a linear probe that was fitted to the other folds' groups.
 
@@ -152,7 +158,7 @@ def cross_validated_probabilities(
     return probabilities
 
 
-def _fit_probe(features: Tensor, targets: Tensor, held_out: Tensor) -> Floats:
+def _fit_probe(features: Tensor, targets: Tensor, held_out: Tensor) -> Tensor:
     """Fit ridge-penalised logistic regression to standardised features, and apply it.
 
     Args:
@@ -161,7 +167,7 @@ def _fit_probe(features: Tensor, targets: Tensor, held_out: Tensor) -> Floats:
         held_out: Mask of the images to predict, bool of shape ``(N,)``; the others are fitted.
 
     Returns:
-        Probability of class 1 for each of the M held-out images, ``(M,)``.
+        Probability of class 1 for each of the M held-out images, float64 of shape ``(M,)``.
     """
     train = features[~held_out]
     mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
@@ -171,14 +177,13 @@ def _fit_probe(features: Tensor, targets: Tensor, held_out: Tensor) -> Floats:
 
     def loss() -> Tensor:
         optimizer.zero_grad()
+        penalty = 0.01 * weight[1:].square().sum()
         logits = x @ weight[1:] + weight[0]
-        value = functional.binary_cross_entropy_with_logits(logits, y)
-        value = value + 0.01 * weight[1:].square().sum()
+        value = functional.binary_cross_entropy_with_logits(logits, y) + penalty
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]
     logits = ((features[held_out] - mean) / std) @ weight[1:].detach() + weight[0].detach()
-    probabilities: Floats = logits.sigmoid().double().numpy()
-    return probabilities
+    return logits.sigmoid().double()

@@ -4,14 +4,12 @@ A checkpoint is a file that ``torch.save`` wrote, or :data:`WEIGHTS_FILE` with :
 beside it. Both contain a CRC-32 of all tensors and values.
 """
 
-from __future__ import annotations
-
-import importlib
 import inspect
 import json
 import pickle
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +18,19 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from horsehuman.errors import HorseHumanError, closest, first_line, printable
+from horsehuman.errors import HorseHumanError, closest, first_line, os_errors, printable
 from horsehuman.models.base import Network, check_origin
+from horsehuman.models.cnn import CNN
+from horsehuman.models.inception import CHECKPOINT, Inception
 from horsehuman.run_dir import write_atomic
 from horsehuman.runtime import BACKBONE_FILE, BUNDLED, asset
 
-#: Keys of Lightning's checkpoint that inference needs: everything that :func:`load_classifier` and
+# Keys that every checkpoint of Lightning has: its version, the weights and their age.
+_LIGHTNING_KEYS = ("pytorch-lightning_version", "epoch", "global_step", "state_dict")
+
+#: Keys of a checkpoint that inference needs: everything that :func:`load_classifier` and
 #: ``load_from_checkpoint`` read, and the time of the checkpoint in epochs and steps.
-INFERENCE_KEYS = (
-    "pytorch-lightning_version",
-    "epoch",
-    "global_step",
-    "state_dict",
-    "hparams_name",
-    "hyper_parameters",
-    "horsehuman",
-)
+INFERENCE_KEYS = (*_LIGHTNING_KEYS, "hparams_name", "hyper_parameters", "horsehuman")
 
 #: Names of the two files of a classifier in a model hub folder.
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -44,13 +39,7 @@ WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 METADATA, CHECKSUM = "horsehuman", "checksum"
 
 # Class names of LightningModules, as checkpoints store them, and their networks.
-_NETWORK_CLASSES = {
-    "CNNClassifier": ("horsehuman.models.cnn", "CNN"),
-    "InceptionClassifier": ("horsehuman.models.inception", "Inception"),
-}
-
-# Prefixes of the keys of a state dict: the network in its LightningModule, the backbone in it.
-_NETWORK_PREFIX, _BACKBONE_PREFIX = "network.", "backbone."
+_NETWORKS: dict[str, type[Network]] = {"CNNClassifier": CNN, "InceptionClassifier": Inception}
 
 
 def load_classifier(source: str | Path = "inception") -> Network:
@@ -73,49 +62,43 @@ def load_classifier(source: str | Path = "inception") -> Network:
     path = find_checkpoint(source)
     checkpoint = read_classifier_file(path)
     try:
-        module, name = _NETWORK_CLASSES[check_origin(checkpoint)]
-        kind: type[Network] = getattr(importlib.import_module(module), name)
-        network = _build_network(kind, checkpoint["hyper_parameters"], checkpoint["state_dict"])
-    except HorseHumanError as error:
-        raise HorseHumanError(f"{printable(path)}: {error}") from error
+        kind = _NETWORKS[check_origin(checkpoint)]
+        network = _build_network(kind, checkpoint)
     except Exception as error:  # A damaged or foreign file may contain anything.
-        reason = first_line(error)
-        raise HorseHumanError(
-            f"{printable(path)} is not a valid classifier checkpoint ({reason}): train it again"
-        ) from error
+        reason = f": {error}"
+        if not isinstance(error, HorseHumanError):
+            reason = f" is not a valid classifier checkpoint ({first_line(error)}): train it again"
+        raise HorseHumanError(f"{printable(path)}{reason}") from error
     return network.eval()
 
 
-def _build_network(
-    kind: type[Network], settings: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> Network:
+def _build_network(kind: type[Network], checkpoint: Mapping[str, Any]) -> Network:
     """Build a network from a checkpoint's settings and state dict.
 
     Args:
         kind: Class of the network.
-        settings: The checkpoint's ``hyper_parameters``; those of training are ignored.
-        state: The checkpoint's ``state_dict``. If it lacks the backbone, the network gets the
-            bundled one.
+        checkpoint: Its ``hyper_parameters`` of training are ignored. If its ``state_dict`` lacks
+            the backbone, the network gets the bundled one.
 
     Raises:
         HorseHumanError: If a setting is invalid, or the weights do not match the settings.
     """
     parameters = inspect.signature(kind).parameters
+    settings, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
     arguments = {name: value for name, value in settings.items() if name in parameters}
-    tensors = {key.removeprefix(_NETWORK_PREFIX): tensor for key, tensor in state.items()}
-    backbone_in_file = any(key.startswith(_BACKBONE_PREFIX) for key in tensors)
-    has_backbone = "weights" in parameters
-    if has_backbone:  # The file's own value must not make it read another file or the internet.
-        arguments["weights"] = "checkpoint" if backbone_in_file else "box"
-    else:
+    tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
+    backbone_in_file = any(key.startswith("backbone.") for key in tensors)
+    if kind is CNN:
         with torch.device("meta"):  # Settings that do not match must not allocate memory.
             shapes = {key: tensor.shape for key, tensor in kind(**arguments).state_dict().items()}
         if shapes != {key: tensor.shape for key, tensor in tensors.items()}:
             raise HorseHumanError("the weights do not match the settings: train it again")
+    else:  # The file's own value must not make it read another file or the internet.
+        arguments["weights"] = CHECKPOINT if backbone_in_file else "box"
     network = kind(**arguments)
-    if has_backbone and not backbone_in_file:
-        bundled = network.state_dict()
-        tensors |= {key: bundled[key] for key in bundled if key.startswith(_BACKBONE_PREFIX)}
+    if isinstance(network, Inception) and not backbone_in_file:
+        bundled = network.backbone.state_dict()
+        tensors |= {f"backbone.{key}": tensor for key, tensor in bundled.items()}
     network.load_state_dict(tensors)
     return network
 
@@ -132,23 +115,18 @@ def find_checkpoint(source: str | Path) -> Path:
     if source in BUNDLED:
         return asset(f"{source}.ckpt")
     path = Path(source).expanduser()
-    if not path.is_dir():
-        if not path.is_file():
-            near = closest(str(source), BUNDLED)
-            raise HorseHumanError(
-                f"--model {printable(path)}: no such run or file{near}: give a run folder, a "
-                f"checkpoint file or a bundled classifier ({' | '.join(BUNDLED)})"
-            )
-        return path
-    if (path / WEIGHTS_FILE).is_file():
-        return path / WEIGHTS_FILE
-    final = path / "checkpoints" / "final.ckpt"
-    if final.is_file():
-        return final
-    last = final.with_name("last.ckpt")
+    for file in (path, path / WEIGHTS_FILE, path / "checkpoints" / "final.ckpt"):
+        if file.is_file():
+            return file
+    last = path / "checkpoints" / "last.ckpt"
     if last.is_file():
         raise HorseHumanError(f"{printable(path)} has not finished: use {printable(last)} instead")
-    raise HorseHumanError(f"{printable(path)} is not a run: it has no checkpoints/final.ckpt")
+    if path.is_dir():
+        raise HorseHumanError(f"{printable(path)} is not a run: it has no checkpoints/final.ckpt")
+    raise HorseHumanError(
+        f"--model {printable(path)}: no such run or file{closest(str(source), BUNDLED)}: give a "
+        f"run folder, a checkpoint file or a bundled classifier ({' | '.join(BUNDLED)})"
+    )
 
 
 def weight_files(source: str | Path) -> list[Path]:
@@ -180,25 +158,27 @@ def read_classifier_file(path: Path) -> dict[str, Any]:
     """
     if path.suffix != ".safetensors":
         return read_checkpoint(path)
-    try:
-        config = json.loads((path.parent / CONFIG_FILE).read_text(encoding="utf-8"))
-        tensors = safetensors.torch.load_file(path)
-        checkpoint = {
-            "hyper_parameters": config["hyper_parameters"],
-            "horsehuman": config["horsehuman"],
-            "state_dict": dict(sorted(tensors.items())),
-        }
-        if not verify_checksum(checkpoint):
-            raise ValueError("checksum mismatch")
-        return checkpoint
-    except OSError as error:
-        raise HorseHumanError(
-            f"cannot read {printable(error.filename or path)}: {error.strerror or error}"
-        ) from error
-    except (ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise HorseHumanError(
-            f"{printable(path)}, or {CONFIG_FILE} beside it, is damaged: copy both again"
-        ) from error
+    config = path.with_name(CONFIG_FILE)
+    with suppress(ValueError, TypeError, KeyError, SafetensorError):
+        with os_errors("read", config):
+            values = json.loads(config.read_text(encoding="utf-8"))
+        with os_errors("read", path):
+            checkpoint = hub_checkpoint(values, safetensors.torch.load_file(path))
+        if verify_checksum(checkpoint):
+            return checkpoint
+    raise HorseHumanError(f"{printable(path)} or its {CONFIG_FILE} is damaged: copy both again")
+
+
+def hub_checkpoint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the checkpoint that the two files of a model hub folder hold.
+
+    Args:
+        config: Content of :data:`CONFIG_FILE`: ``hyper_parameters`` and ``horsehuman``.
+        tensors: Content of :data:`WEIGHTS_FILE`, the state dict. It is sorted, because the order
+            in such a file is undefined and the checksum depends on it.
+    """
+    plain = {key: config[key] for key in ("hyper_parameters", METADATA)}
+    return {**plain, "state_dict": dict(sorted(tensors.items()))}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -214,43 +194,32 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         HorseHumanError: If the file cannot be read, is of another kind, is damaged, or contains
             anything but tensors and plain values.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except OSError as error:
-        raise HorseHumanError(
-            f"cannot read {printable(path)}: {error.strerror or error}"
-        ) from error
+    with os_errors("read", path), path.open("rb") as file:
+        start = file.read(512)
+    name, damaged = printable(path), "is cut off or damaged: copy or train it again"
     if not start.startswith(b"PK"):
-        raise HorseHumanError(f"{printable(path)} is not a checkpoint: {_describe_content(start)}")
+        raise HorseHumanError(f"{name} is not a checkpoint: {_describe_content(start)}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise HorseHumanError(
-            f"{printable(path)} contains more than weights and plain values; nothing in it was "
-            "executed"
-        ) from error
+        found = "more than weights and plain values; nothing in it was executed"
+        raise HorseHumanError(f"{name} contains {found}") from error
     except Exception as error:  # A damaged archive or pickle may raise anything.
-        raise HorseHumanError(
-            f"{printable(path)} is cut off or damaged: copy or train it again"
-        ) from error
+        raise HorseHumanError(f"{name} {damaged}") from error
     if not isinstance(checkpoint, dict):
-        raise HorseHumanError(f"{printable(path)}: this checkpoint was not written by horsehuman")
+        raise HorseHumanError(f"{name}: this checkpoint was not written by horsehuman")
     if not verify_checksum(checkpoint):
-        raise HorseHumanError(f"{printable(path)} has been damaged: copy or train it again")
+        raise HorseHumanError(f"{name} {damaged}")
     return checkpoint
 
 
 def _describe_content(start: bytes) -> str:
     """Describe a file that is not a zip archive by its first bytes."""
-    text = start.lstrip().lower()
-    if not start:
-        return "it is empty"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return "it is a web page; the download went wrong"
     if start.startswith(b"\x80"):
         return "it is a bare pickle, which is not executed"
-    return "torch.save did not write it"
+    return "torch.save did not write it" if start else "it is empty"
 
 
 def strip_optimizer_state(source: Path, target: Path) -> None:

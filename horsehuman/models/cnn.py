@@ -1,7 +1,5 @@
 """The hand-built convolutional network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -37,7 +35,7 @@ class CNN(Network):
         std: Standard deviation of each channel, on the scale 0 to 1; channels are divided by it.
         class_names: Names of class 0 and class 1.
         threshold: Smallest probability of class 1, in (0, 1), at which an image is of class 1.
-        temperature: Divisor of the logits, above 0.
+        temperature: See :meth:`~horsehuman.models.base.Network.calibrate`, above 0.
         certain_from: Probability of the predicted class, in [0.5, 1), below which a prediction
             is unsure.
 
@@ -70,25 +68,24 @@ class CNN(Network):
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
         self.normalize = Normalize(image_size, mean, std)
         check_widths("model.channels", channels, at_least=1)
-        check_widths("model.hidden", hidden)
         check_number("model.convolutions", convolutions, int, at_least=1, at_most=64)
         check_number("model.stem_kernel", stem_kernel, int, at_least=1, at_most=image_size)
         check_number("model.stem_stride", stem_stride, int, at_least=1)
-        check_flag("model.padding", padding)
-        check_flag("model.mirror", mirror)
-        check_flag("model.batch_norm", batch_norm)
-        check_number("model.dropout", dropout, float, at_least=0, below=1)
-        self.features = self._build_blocks()
+        for name in ("padding", "mirror", "batch_norm"):
+            check_flag(f"model.{name}", self.settings[name])
+        self.features, size = self._build_blocks()
+        if size < 1:
+            raise HorseHumanError(
+                f"model.image_size={image_size} is too small for {len(channels)} blocks: "
+                "increase it, or use fewer model.channels"
+            )
+        # The layer before the last max pooling, whose maps are twice as large.
+        self.heat_layer = f"features.{len(self.features) - 3}"
         self.pool = Pool(pool)
-        width = self._feature_width()
+        width = self.pool.width(channels[-1], size)
         self.head = nn.Sequential(nn.Dropout(dropout), *dense_layers(width, [*hidden, 1]))
         initialise(self, initialisation)
         self.to(memory_format=torch.channels_last)
-
-    @property
-    def heat_layer(self) -> str:
-        """Name of the layer before the last max pooling, whose maps are twice as large."""
-        return f"features.{len(self.features) - 3}"
 
     def forward_features(self, images: Tensor) -> list[Tensor]:
         """Compute the feature maps of the last block.
@@ -104,46 +101,23 @@ class CNN(Network):
         both = self.settings["mirror"] and not self.training
         return [self.features(x), self.features(x.flip(3))] if both else [self.features(x)]
 
-    def _build_blocks(self) -> nn.Sequential:
+    def _build_blocks(self) -> tuple[nn.Sequential, int]:
+        """Return the blocks, and the height and width of their output; below 1 if it is empty."""
         settings = self.settings
         layers: list[nn.Module] = []
-        in_channels = 3
-        for block, out_channels in enumerate(settings["channels"]):
+        in_channels, size = 3, self.image_size
+        for block, channels in enumerate(settings["channels"]):
             for index in range(settings["convolutions"]):
-                stem = block == index == 0
-                kernel = settings["stem_kernel"] if stem else 3
-                layers.append(
-                    nn.Conv2d(
-                        in_channels,
-                        out_channels,
-                        kernel,
-                        stride=settings["stem_stride"] if stem else 1,
-                        padding=kernel // 2 if settings["padding"] else 0,
-                        bias=not settings["batch_norm"],
-                    )
-                )
-                layers += [nn.BatchNorm2d(out_channels)] if settings["batch_norm"] else []
+                kernel, stride = 3, 1
+                if block == index == 0:
+                    kernel, stride = settings["stem_kernel"], settings["stem_stride"]
+                padding = kernel // 2 if settings["padding"] else 0
+                bias = not settings["batch_norm"]
+                layers.append(nn.Conv2d(in_channels, channels, kernel, stride, padding, bias=bias))
+                layers += [nn.BatchNorm2d(channels)] if settings["batch_norm"] else []
                 # Max pooling and ReLU commute; after pooling, ReLU has a quarter of the values.
                 layers += [nn.MaxPool2d(2)] if index == settings["convolutions"] - 1 else []
                 layers.append(nn.ReLU(inplace=True))
-                in_channels = out_channels
-        return nn.Sequential(*layers)
-
-    def _feature_width(self) -> int:
-        """Return the number of features F that the head receives.
-
-        Raises:
-            HorseHumanError: If ``image_size`` is too small for the number of blocks.
-        """
-        size = self.image_size
-        try:
-            with torch.no_grad():
-                maps = self.features.eval()(torch.zeros(1, 3, size, size))
-        except RuntimeError as error:
-            blocks = len(self.settings["channels"])
-            raise HorseHumanError(
-                f"model.image_size={size} is too small for {blocks} blocks: "
-                "increase it, or use fewer model.channels"
-            ) from error
-        self.features.train()
-        return int(self.pool(maps).shape[1])
+                in_channels, size = channels, (size + 2 * padding - kernel) // stride + 1
+            size //= 2
+        return nn.Sequential(*layers), size

@@ -1,7 +1,5 @@
 """Build the model, the data and the trainer that a run's config describes."""
 
-from __future__ import annotations
-
 import logging
 import re
 import warnings

@@ -1,7 +1,5 @@
 """``horsehuman calibrate``: fit temperature and decision thresholds on folds of a run's recipe."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

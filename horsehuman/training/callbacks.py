@@ -1,7 +1,5 @@
 """Callbacks: exact seeds, averaged weights, atomic checkpoints, and lines on the terminal."""
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path

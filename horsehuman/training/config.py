@@ -1,7 +1,5 @@
 """The config of a run: composed from ``configs/``, read back from a run folder, checked."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from pathlib import Path

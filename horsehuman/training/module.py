@@ -1,7 +1,5 @@
 """The Lightning modules: how both networks are trained, measured and saved."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any

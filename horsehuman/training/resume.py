@@ -1,7 +1,5 @@
 """What a run records about itself, and how an interrupted run goes on."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import logging

@@ -1,7 +1,5 @@
 """A run from its config to its results; ``scripts/train.py`` is the command."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import math

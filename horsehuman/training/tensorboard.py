@@ -1,7 +1,5 @@
 """TensorBoard's images, curves and hyper-parameters; Lightning logs the scalars."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

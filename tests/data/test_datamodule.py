@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from horsehuman import HorseHumanDataModule, HorseHumanError
-from horsehuman.data.records import SUBJECT_PATTERN, assign_splits
+from horsehuman.data.records import SUBJECT_PATTERN, SplitPlan, assign_splits
 
 
 def make(tree: Path, **options: object) -> HorseHumanDataModule:
@@ -69,9 +69,9 @@ def test_unreadable_files_are_one_error_or_left_out(
     victims = sorted((root / "train" / "horses").iterdir())[:4]
     for victim in victims:
         victim.write_bytes(victim.read_bytes()[:200])
-    with pytest.raises(HorseHumanError, match=r"^4 of 28 pictures cannot be read") as caught:
+    with pytest.raises(HorseHumanError, match=r"^4 of 28 pictures are unreadable") as caught:
         make(root)
-    assert str(caught.value).count("is damaged") == 3
+    assert str(caught.value).count("damaged (") == 3
     assert "data.skip_bad=true" in str(caught.value)
     data = make(root, skip_bad=True)
     assert sorted(data.skipped) == [str(victim) for victim in victims]
@@ -93,7 +93,7 @@ def test_a_class_without_readable_images_is_an_error(tree: Path, tmp_path: Path)
     for victim in (root / "test" / "humans").iterdir():
         victim.write_bytes(b"")
     with pytest.raises(
-        HorseHumanError, match=r"no picture of the class of .*/humans/.* can be read in test"
+        HorseHumanError, match=r"no picture of the class of .*/humans/.* in test can be read"
     ):
         make(root, skip_bad=True)
 
@@ -102,7 +102,7 @@ def test_options_that_make_metrics_optimistic_are_logged(
     tree: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make(tree, group_pattern=None)
-    assert "near-duplicates on both sides of a split would inflate all metrics" in caplog.text
+    assert "near-duplicates across splits would inflate metrics" in caplog.text
     caplog.clear()
     make(tree, val_fraction=0)
     assert "nothing is held out" in caplog.text
@@ -140,44 +140,29 @@ def test_features_replace_images_except_for_testing(tree: Path) -> None:
     assert next(iter(data.train_dataloader()))[0].ndim == 4
 
 
-def test_features_of_one_view_cannot_be_augmented(tree: Path) -> None:
+def test_augmented_images_cannot_be_cached(tree: Path) -> None:
     data = make(tree, augment={"flip": True})
-    with pytest.raises(HorseHumanError, match=r"data\.augment has no effect.*cache_features"):
+    text = (
+        r"^data\.augment has no effect on cached features: set data\.augment=null or "
+        r"model\.cache_features=false$"
+    )
+    with pytest.raises(HorseHumanError, match=text):
+        data.check_cacheable()
+    with pytest.raises(HorseHumanError, match=text):
         data.use_features(lambda images: images.flatten(1).float())
+    make(tree).check_cacheable()
 
 
-def test_views_depend_only_on_pixels_seed_and_view(tree: Path) -> None:
-    def views(seed: int, without: str = "") -> dict[str, torch.Tensor]:
-        data = make(tree, augment={"rotation": 30, "hue": 90}, seed=seed, val_fraction=0.25)
-        data.records = [
-            replace(r, split="none") if r.path.name == without else r for r in data.records
-        ]
-        data.use_features(lambda images: images.flatten(1).float(), views=3)
-        train = [r.path.name for r in data.records if r.split == "train"]
-        dataset = data.train_dataloader().dataset
-        assert len(dataset) == 3 * len(train)
-        assert len(data.val_dataloader().dataset) == 6
-        features, labels = dataset.__getitems__(list(range(3 * len(train))))
-        assert torch.equal(labels.view(3, -1), labels[: len(train)].expand(3, -1))
-        return dict(zip(train, features.view(3, len(train), -1).transpose(0, 1), strict=True))
-
-    reference = make(tree, val_fraction=0.25)
-    first, same, other = views(0), views(0, without="horse01-0.webp"), views(1)
-    assert len(first) == 18
-    for name, (original, second, third) in first.items():
-        index = next(i for i, r in enumerate(reference.records) if r.path.name == name)
-        assert torch.equal(original, reference._images[index].flatten().float())  # type: ignore[index]
-        assert not torch.equal(original, second)
-        assert not torch.equal(second, third)
-        assert name == "horse01-0.webp" or torch.equal(same[name][2], third)
-        assert not torch.equal(other[name][2], third)
-
-
-def test_views_need_augmentation(tree: Path) -> None:
-    with pytest.raises(
-        HorseHumanError, match=r"model\.views=2 needs augmentation: set data\.augment"
-    ):
-        make(tree).use_features(lambda images: images.flatten(1).float(), views=2)
+def test_samples_are_originals_above_augmented_versions(tree: Path) -> None:
+    plain = make(tree).samples()
+    data = make(tree, augment={"rotation": 30}, seed=3)
+    state = torch.get_rng_state()
+    samples = data.samples()
+    assert samples.shape == (32, 3, 64, 64)
+    assert torch.equal(samples[:8], plain)
+    assert not torch.equal(samples[8:16], plain)
+    assert torch.equal(samples, data.samples())
+    assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize(
@@ -234,12 +219,7 @@ def test_the_bundled_set_is_the_default_and_a_random_split_of_it_flatters() -> N
                 replace(r, split="train" if r.split == "validation" else r.split)
                 for r in data.records
             ],
-            validation="held_out",
-            val_fraction=0.2,
-            test_fraction=0.2,
-            fold=None,
-            folds=5,
-            seed=seed,
+            SplitPlan("held_out", 0.2, 0.2, None, 5, seed),
         )
         held = [i for i, index in enumerate(train) if records[index].split == "validation"]
         accuracies["by group"].append(nearest_neighbour_accuracy(images, labels, held))

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from horsehuman.data.archives import bundled_archives, unpack
-from horsehuman.data.records import SUBJECT_PATTERN, Record, assign_splits, group_folds, scan_folder
+from horsehuman.data.records import (
+    SUBJECT_PATTERN,
+    Record,
+    SplitPlan,
+    assign_splits,
+    group_folds,
+    scan_folder,
+)
 from horsehuman.errors import HorseHumanError
 
 
@@ -77,11 +84,15 @@ def test_circular_links_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "pattern", "reason"),
     [
-        ([], None, "must hold two class folders and holds none"),
-        (["a/1.png"], None, r"holds 1 \(a\)"),
-        (["a/1", "b/1", "c/1"], None, r"holds 3 \(a, b, c\)"),
+        ([], None, "needs two class folders, not none"),
+        (["a/1.png"], None, r"not 1 \(a\)"),
+        (["a/1", "b/1", "c/1"], None, r"not 3 \(a, b, c\)"),
         (["a/1", "b/.hidden"], None, "b has no pictures"),
-        (["train/a/1", "train/b/1", "test/a/1", "test/c/1"], None, "different classes"),
+        (
+            ["train/a/1", "train/b/1", "test/a/1", "test/c/1"],
+            None,
+            "name the classes alike in all splits: a and b against a and c",
+        ),
         (["test/a/1", "test/b/1"], None, "no train folder"),
         (["train/a/1", "train/b/1", "val/a/1", "valid/a/1"], None, "keep one"),
         (["a/1", "b/1"], "(", "is not a regular expression"),
@@ -90,7 +101,7 @@ def test_circular_links_end(tmp_path: Path) -> None:
         (
             ["train/a/1-1", "train/b/2-1", "test/a/1-2", "test/b/3-1"],
             "(.)-",
-            "1 groups are in more than one split folder",
+            r"1 groups are in more than one split \(1 in test and train\)",
         ),
     ],
 )
@@ -140,7 +151,7 @@ def assert_groups_intact(records: list[Record]) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_group_is_in_two_splits(seed: int) -> None:
-    assigned = assign_splits(records(), **{**DEFAULT, "seed": seed})
+    assigned = assign_splits(records(), SplitPlan(**{**DEFAULT, "seed": seed}))
     assert_groups_intact(assigned)
     assert {split: len(members) for split, members in groups(assigned).items()} == {
         "train": 10,
@@ -153,7 +164,7 @@ def test_no_group_is_in_two_splits(seed: int) -> None:
 def test_official_set_is_held_out_by_subject() -> None:
     _, official = scan_folder(unpack(bundled_archives()), SUBJECT_PATTERN)
     for seed in range(3):
-        assigned = assign_splits(official, **{**DEFAULT, "seed": seed})
+        assigned = assign_splits(official, SplitPlan(**{**DEFAULT, "seed": seed}))
         assert_groups_intact(assigned)
         assert {split: len(members) for split, members in groups(assigned).items()} == {
             "train": 54,
@@ -164,9 +175,9 @@ def test_official_set_is_held_out_by_subject() -> None:
 
 def test_same_seed_gives_same_splits_in_any_folder() -> None:
     moved = [replace(record, path=Path("/elsewhere") / record.path) for record in records()]
-    first = [record.split for record in assign_splits(records(), **DEFAULT)]
-    assert [record.split for record in assign_splits(moved, **DEFAULT)] == first
-    other = assign_splits(records(), **{**DEFAULT, "seed": 1})
+    first = [record.split for record in assign_splits(records(), SplitPlan(**DEFAULT))]
+    assert [record.split for record in assign_splits(moved, SplitPlan(**DEFAULT))] == first
+    other = assign_splits(records(), SplitPlan(**{**DEFAULT, "seed": 1}))
     assert [record.split for record in other] != first
 
 
@@ -176,7 +187,7 @@ def test_each_group_is_held_out_in_one_fold() -> None:
         assigned = assign_splits(
             records(split="train")
             + [replace(r, group="t" + r.group) for r in records(2, 2, 1, "test")],
-            **{**DEFAULT, "fold": fold, "folds": 3},
+            SplitPlan(**{**DEFAULT, "fold": fold, "folds": 3}),
         )
         assert_groups_intact(assigned)
         held.update(groups(assigned)["validation"])
@@ -190,7 +201,7 @@ def test_groups_with_both_classes_stay_intact() -> None:
         for n in range(10)
         for label, name in enumerate(("horses", "humans"))
     ]
-    assigned = assign_splits(both, **DEFAULT)
+    assigned = assign_splits(both, SplitPlan(**DEFAULT))
     assert_groups_intact(assigned)
     assert len(groups(assigned)["test"]) == 2
 
@@ -208,7 +219,7 @@ def test_folds_have_intact_groups_of_every_kind() -> None:
 
 def test_nothing_held_out_and_validation_on_the_test_set() -> None:
     for change in ({"val_fraction": 0}, {"validation": "test"}):
-        assigned = assign_splits(records(), **{**DEFAULT, **change})
+        assigned = assign_splits(records(), SplitPlan(**{**DEFAULT, **change}))
         assert set(groups(assigned)) == {"train", "test"}
 
 
@@ -222,14 +233,14 @@ def test_nothing_held_out_and_validation_on_the_test_set() -> None:
 )
 def test_too_few_groups(records: list[Record], change: dict, reason: str) -> None:
     with pytest.raises(HorseHumanError, match=reason):
-        assign_splits(records, **{**DEFAULT, **change})
+        assign_splits(records, SplitPlan(**{**DEFAULT, **change}))
 
 
 def test_options_that_contradict_each_other() -> None:
     with pytest.raises(
         HorseHumanError, match=r"data\.fold=1 does not go with data\.validation=test"
     ):
-        assign_splits(records(), **{**DEFAULT, "fold": 1, "validation": "test"})
+        assign_splits(records(), SplitPlan(**{**DEFAULT, "fold": 1, "validation": "test"}))
 
 
 def test_options_that_contradict_the_validation_folder() -> None:
@@ -238,4 +249,4 @@ def test_options_that_contradict_the_validation_folder() -> None:
     ]
     for change in ({"fold": 1}, {"validation": "test"}):
         with pytest.raises(HorseHumanError, match="does not go with a validation folder"):
-            assign_splits(given, **{**DEFAULT, **change})
+            assign_splits(given, SplitPlan(**{**DEFAULT, **change}))

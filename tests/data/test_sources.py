@@ -74,14 +74,14 @@ def test_read_an_image_from_a_url(server: str) -> None:
     [
         ("404", "the server answers 404"),
         ("500", "the server answers 500"),
-        ("html", r"is a page \(text/html\), not a file"),
+        ("html", r"a page \(text/html\), not a file"),
         ("file", "the server answers 302 and redirects in circles or off the web"),
         ("ftp", "redirects to ftp://127.0.0.1/x, which is not an http or https URL"),
         ("circle", "the server answers 302 and redirects in circles"),
         ("cut", r"connection closed after .* of 1,000,000,000 bytes"),
-        ("huge", "is larger than"),
-        ("drip", "takes longer than"),
-        ("hang", "does not answer in time"),
+        ("huge", "larger than 0 MB"),
+        ("drip", "not complete after 1 s"),
+        ("hang", "no answer in time"),
     ],
 )
 def test_failing_servers_are_errors_with_a_reason(
@@ -94,7 +94,7 @@ def test_failing_servers_are_errors_with_a_reason(
     start = time.monotonic()
     with pytest.raises(PictureError, match=text) as caught:
         read_source(f"{server}/{path}")
-    assert server in str(caught.value)
+    assert str(caught.value).startswith(f"cannot read {server}/{path}: ")
     assert "\n" not in str(caught.value)
     assert time.monotonic() - start < 15
 
@@ -104,7 +104,7 @@ def test_unreachable_servers_are_errors() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     for url in (f"http://127.0.0.1:{port}/x.png", "http://[bad/x.png", "http:///x.png"):
-        with pytest.raises(PictureError, match="http"):
+        with pytest.raises(PictureError, match=r"^cannot read http"):
             read_source(url)
 
 
@@ -126,7 +126,7 @@ def test_files_folders_patterns_and_urls_in_order(
     ]
     assert list(expand_sources(["."], recursive=True))[-1] == "deep/c.png"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PictureError, match="is a folder, not a file"):
+    with pytest.raises(PictureError, match="a folder, not a file"):
         read_source(next(expand_sources(["empty"])))
 
 

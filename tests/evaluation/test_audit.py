@@ -9,13 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from horsehuman.data.image_sets import ImageSet, find_image_set
 from horsehuman.data.images import read_picture
 from horsehuman.data.records import SUBJECT_PATTERN, Record
-from horsehuman.evaluation.findings import Finding, audit, check_files, check_labels
-from horsehuman.evaluation.near_duplicates import (
+from horsehuman.evaluation.findings import (
+    Finding,
+    audit,
+    check_background,
+    check_files,
+    check_labels,
     cluster_near_duplicates,
     read_all_stats,
     read_stats,
@@ -90,7 +95,47 @@ def test_a_jpeg_with_a_second_image_has_a_matching_suffix(tmp_path: Path) -> Non
         assert image.format == "MPO"
     stats, _ = read_stats(Record(path, 0, "a", "train"))
     assert stats.file_format == "JPEG"
-    assert check_files([stats]) == []
+    assert list(check_files([stats])) == []
+
+
+def test_clusters_are_chains_of_near_duplicates(tree: Path) -> None:
+    stats, _, _ = read_all_stats(find_image_set(str(tree)).records[:1])
+    count = 600  # more than are compared at a time
+    generator = np.random.default_rng(0)
+    hashes = generator.random((count, 64)) > 0.5
+    for follower, leader in ((300, 2), (599, 300), (7, 599)):  # each 6 bits further
+        hashes[follower] = hashes[leader]
+        hashes[follower, 6 * (follower % 7) : 6 * (follower % 7) + 6] ^= True
+    features = torch.eye(count)
+    features[[11, 570]] = features[10].clone()
+    images = [dataclasses.replace(stats[0], phash=bits) for bits in hashes]
+    clusters = cluster_near_duplicates(images, features)
+    together = [index for index in range(count) if clusters.count(clusters[index]) > 1]
+    assert together == [2, 7, 10, 11, 300, 570, 599]
+    assert len({clusters[index] for index in (2, 7, 300, 599)}) == 1
+    assert len({clusters[index] for index in (10, 11, 570)}) == 1
+
+
+def test_backgrounds_are_compared_by_class_name(tree: Path) -> None:
+    (image,), _, _ = read_all_stats(find_image_set(str(tree)).records[:1])
+    white = dataclasses.replace(image, label=1, white_edge=1.0)
+    black = dataclasses.replace(image, label=0, white_edge=0.0)
+    (finding,) = check_background([white, black, black], ("horses", "humans"))
+    assert finding.message == "classes differ in white edges: humans 1.00, horses 0.00"
+
+
+def test_json_and_no_page(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["audit", "--data", str(tree), "--out", str(out), "--no-plot"]
+    result = commands.CliRunner().invoke(commands.app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads((out / "audit.json").read_text())
+    assert [path.name for path in out.iterdir()] == ["audit.json"]
+    (out / "audit.html").write_text("of an earlier audit")
+    code, printed = command(*arguments[1:], "--force")
+    assert code == 0, printed
+    assert "audit.json" in printed
+    assert [path.name for path in out.iterdir()] == ["audit.json"]
 
 
 @pytest.mark.slow
@@ -119,14 +164,13 @@ def test_frames_of_a_subject_are_nearest_neighbours(bundled: ImageSet) -> None:
 def test_flipped_labels_are_suspicious(bundled: ImageSet) -> None:
     records = bundled.split("train").records
     stats, features, _ = read_all_stats(records)
-    groups = [image.record.group for image in stats]
+    groups = [image.group for image in stats]
     flipped, hits, false_alarms, draws = len(records) // 50, 0, 0, 8
     for seed in range(draws):
         chosen = np.random.default_rng(seed).choice(len(records), flipped, False)
         changed = list(stats)
         for index in chosen:
-            record = dataclasses.replace(records[index], label=1 - records[index].label)
-            changed[index] = dataclasses.replace(stats[index], record=record)
+            changed[index] = dataclasses.replace(stats[index], label=1 - stats[index].label)
         (finding,) = check_labels(changed, features, groups, bundled.class_names)
         suspicious = {record.path for record in finding.rows[0]}
         right = suspicious & {records[index].path for index in chosen}

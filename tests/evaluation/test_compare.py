@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from horsehuman.data.image_sets import find_image_set
+from horsehuman.data.image_sets import ImageSet
 from horsehuman.data.images import read_picture
 from horsehuman.data.records import SUBJECT_PATTERN
 from horsehuman.evaluation import metrics
 from horsehuman.evaluation.compare import (
-    evaluate_candidate,
-    keep_common_images,
+    evaluate_model,
     read_curves,
     short_names,
 )
-from horsehuman.models.checkpoint import load_classifier
+from horsehuman.models.base import Network
 from horsehuman.training.config import compose
 from horsehuman.training.run import train
 from tests import commands
@@ -40,6 +39,8 @@ def runs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 compare = partial(commands.run, "compare")
+
+MCNEMAR, HOLM = "p of McNemar's exact test, frames taken for independent", "p, Holm-corrected"
 
 
 def test_two_runs(runs: list[Path], tmp_path: Path) -> None:
@@ -75,16 +76,27 @@ def test_three_bundled_models_without_logs(tree: Path, tmp_path: Path) -> None:
         *arguments, "--group-pattern", SUBJECT_PATTERN, "--out", str(tmp_path / "o")
     )
     assert code == 0, printed
-    assert "cnn (2) less cnn (1)" in printed
+    for title in ("cnn (2) less cnn (1)", "inception less cnn (1)", "inception less cnn (2)"):
+        assert title in printed
     assert "not recorded" in printed
     content = json.loads((tmp_path / "o" / "compare.json").read_text())
-    same, _ = content["differences"]
+    same, *others = content["differences"]
+    assert [(pair["first"], pair["second"]) for pair in content["differences"]] == [
+        ("cnn", "cnn"),
+        ("cnn", "inception"),
+        ("cnn", "inception"),
+    ]
+    p_values = [pair[MCNEMAR] for pair in content["differences"]]
+    corrected = [pair["p, Holm-corrected"] for pair in content["differences"]]
+    assert corrected == metrics.holm_correction(p_values)
+    for pair in others:
+        assert f"p = {pair[MCNEMAR]:.2g}, Holm-corrected {pair[HOLM]:.2g}" in printed
     assert same["second less first"]["accuracy"] == {
         "value": 0.0,
         "by group": [None, None],  # only one group of horses
         "by picture": [0.0, 0.0],
     }
-    assert same["p of McNemar's exact test, frames taken for independent"] == 1.0
+    assert same[MCNEMAR] == same[HOLM] == 1.0
     sizes = [model["cost"]["weights, MB"] for model in content["models"]]
     assert sizes[0] < 2
     assert sizes[2] > 15  # with the backbone
@@ -106,19 +118,54 @@ def test_different_images_are_refused(runs: list[Path], tree: Path, tmp_path: Pa
     )
 
 
-def test_an_image_that_is_unreadable_for_one_model_is_left_out_for_all(
-    tree: Path, tmp_path: Path
+def test_images_that_change_during_the_comparison_end_it(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = shutil.copytree(tree, tmp_path / "set")
-    image_set = find_image_set(str(root), SUBJECT_PATTERN).split("test")
-    classifier = load_classifier("cnn")
-    before = evaluate_candidate("cnn", classifier, image_set)
-    (root / "test" / "horses" / "horse1-000.webp").unlink()  # vanishes between the two
-    after = evaluate_candidate("cnn", classifier, image_set)
-    first, second = keep_common_images([before, after])
-    assert len(before.preds.records) == 4
-    assert len(first.preds.records) == len(second.preds.records) == 3
-    np.testing.assert_allclose(first.preds.logits, second.preds.logits, rtol=1e-5)
+
+    def evaluate_and_remove(model: str, classifier: Network, images: ImageSet) -> object:
+        result = evaluate_model(model, classifier, images)
+        (root / "test" / "horses" / "horse1-000.webp").unlink(missing_ok=True)
+        return result
+
+    monkeypatch.setattr("horsehuman.evaluation.compare.evaluate_model", evaluate_and_remove)
+    arguments = ["cnn", "cnn", "--data", str(root), "--split", "test"]
+    code, printed = compare(*arguments, "--out", str(tmp_path / "o"))
+    assert (code, "run it again" in printed) == (1, True)
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_unreadable_image_is_left_out_for_all(tree: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(tree / "test", tmp_path / "set")
+    (root / "humans" / "broken.png").write_bytes(b"no picture")
+    out = tmp_path / "o"
+    assert compare("cnn", "cnn", "--data", str(root), "--out", str(out))[0] == 1
+    assert json.loads((out / "compare.json").read_text())["pictures"] == 4
+
+
+def test_no_report_is_left_if_no_image_can_be_read(tmp_path: Path) -> None:
+    for label in ("horses", "humans"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        (tmp_path / "set" / label / "broken.png").write_bytes(b"no picture")
+    arguments = ["cnn", "cnn", "--data", str(tmp_path / "set")]
+    code, printed = compare(*arguments, "--out", str(tmp_path / "o"))
+    assert (code, "can be read" in printed) == (1, True)
+    assert not (tmp_path / "o").exists()
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "compare.json").write_text("earlier")
+    compare(*arguments, "--out", str(tmp_path / "o"), "--force")
+    assert (tmp_path / "o" / "compare.json").read_text() == "earlier"
+
+
+def test_json_and_figures_of_an_earlier_report(runs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    assert compare(*map(str, runs), "--out", str(out))[0] == 0
+    assert (out / "compare.png").is_file()
+    arguments = [*map(str, runs), "--out", str(out), "--force", "--no-plot", "--json"]
+    result = commands.CliRunner().invoke(commands.app, ["compare", *arguments])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads((out / "compare.json").read_text())
+    assert [path.name for path in out.iterdir()] == ["compare.json"]
 
 
 def test_short_names_lack_the_shared_folders() -> None:
@@ -146,15 +193,16 @@ def test_truncated_logs(runs: list[Path], tmp_path: Path, caplog: pytest.LogCapt
     log.write_bytes(b"no log at all" * 99)
     assert read_curves(run, 3).get("train/acc", []) == []
     assert "ends after 0 of 3 epochs" in caplog.text
+    caplog.clear()
     log.unlink()
     assert read_curves(run, 3) == {}
-    assert "has no TensorBoard log" in caplog.text
+    assert "ends after 0 of 3 epochs" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["cnn"], "needs two models or more: only cnn given"),
+        (["cnn"], "needs two models or more, not only cnn"),
         (["cnn", "nowhere"], "no such run or file"),
         (["cnn", "inception", "--data", "nowhere"], "nowhere is not a folder"),
     ],
@@ -181,5 +229,6 @@ def test_paired_intervals_are_narrower() -> None:
     second = (difficulty + generator.normal(0, 0.1, 400) > 0.5).astype(float)
     paired = metrics.bootstrap_mean(second - first, labels, groups, draws=2000)
     single = metrics.bootstrap_mean(first, labels, groups, draws=2000)
-    assert np.ptp(paired.by_group) < np.ptp(single.by_group)
-    assert paired.by_group[0] <= paired.value <= paired.by_group[1]
+    assert np.ptp(paired["by group"]) < np.ptp(single["by group"])
+    low, high = paired["by group"]
+    assert low <= paired["value"] <= high

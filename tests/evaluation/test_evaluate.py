@@ -56,7 +56,9 @@ def test_metrics_equal_those_of_training(run: Path) -> None:
     assert sum(int(row["right"]) for row in rows) == metrics["right"]
     assert sorted(row["picture"] for row in rows)[0] == "test/horses/horse1-000.webp"
     code, printed = evaluate("--model", str(run), "--no-plot")
-    assert (run / "evaluate-test-2" / "metrics.json").is_file()
+    assert (code, "evaluate-test holds a report already" in printed) == (1, True)
+    assert evaluate("--model", str(run), "--no-plot", "--force")[0] == 0
+    assert [path.name for path in run.glob("evaluate*")] == ["evaluate-test"]
 
 
 def test_training_images_are_recognized(run: Path, tree: Path, tmp_path: Path) -> None:
@@ -87,34 +89,41 @@ def test_report_of_a_folder(tree: Path, tmp_path: Path) -> None:
     }
     assert read_picture(out / "report.png").shape[1] > 1000
     assert "few groups (3)" in printed
-    assert "% of the evidence for the answers lies on the subject, which covers" in printed
     code, printed = evaluate(*arguments, "--out", str(out))
     assert code == 1
     assert "holds a report already" in printed
     assert evaluate(*arguments, "--out", str(out), "--force", "--no-plot")[0] == 0
+    assert {path.name for path in out.iterdir()} == {"metrics.json", "predictions.csv"}
+
+
+def test_json_is_all_that_is_printed(tree: Path, tmp_path: Path) -> None:
+    arguments = ["--model", "cnn", "--data", str(tree), "--no-plot", "--out", str(tmp_path / "o")]
+    result = commands.CliRunner().invoke(commands.app, ["evaluate", *arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    expected = json.loads((tmp_path / "o" / "metrics.json").read_text())
+    assert json.loads(result.stdout) == expected
 
 
 def test_groups_and_worst_predictions(tree: Path) -> None:
-    preds = predict_labelled(
+    predictions = predict_labelled(
         load_classifier("cnn"), find_image_set(str(tree), SUBJECT_PATTERN).split("train")
     )
-    rows = group_rows(preds)
+    rows = group_rows(predictions)
     assert len(rows) == 8
-    assert sum(row["right"] for row in rows) == preds.correct.sum()
+    assert sum(row["right"] for row in rows) == predictions.correct.sum()
     assert [row["right"] / row["pictures"] for row in rows] == sorted(
         row["right"] / row["pictures"] for row in rows
     )
-    order = most_wrong(preds, 24)
-    wrong = int((~preds.correct).sum())
-    assert not preds.correct[order[:wrong]].any()
-    assert np.all(np.diff(np.abs(preds.probabilities[order[wrong:]] - 0.5)) >= 0)
+    order = most_wrong(predictions, 24)
+    wrong = int((~predictions.correct).sum())
+    assert not predictions.correct[order[:wrong]].any()
+    assert np.all(np.diff(np.abs(predictions.probabilities[order[wrong:]] - 0.5)) >= 0)
 
 
 def test_metrics_of_a_missing_class_are_undefined(tree: Path) -> None:
     image_set = find_image_set(str(tree)).split("test")
     image_set.records[:] = [record for record in image_set.records if record.label == 1]
-    summary = summarize(predict_labelled(load_classifier("cnn"), image_set), draws=20)
-    summary["heat on the figure"] = None
+    summary = summarize(predict_labelled(load_classifier("cnn"), image_set))
     assert summary["metrics"]["ROC-AUC"]["value"] is None
     json.dumps(summary, allow_nan=False)
     lines = caveats(summary, grouped=False)
@@ -183,13 +192,14 @@ def test_training_with_special_names(odd: Path, tmp_path: Path) -> None:
         (["--data", "TREE", "--split", "validation"], "no such pictures"),
         (
             ["--data", "CATS"],
-            "contains the classes cats and humans, but the classifier's are horses and humans",
+            "holds cats and humans, the classifier knows horses and humans: rename folders",
         ),
-        (["--data", "EMPTY"], "must hold two class folders"),
+        (["--data", "EMPTY"], "needs two class folders"),
         (["--model", "CUT"], "config.yaml"),
         (["--group-pattern", "(.)"], "has groups of its own"),
-        (["--out", "RUN"], "is a run's folder: name another folder"),
+        (["--out", "RUN"], "is a run's folder: name another one"),
         (["--out", "CUT/config.yaml/x"], "cannot write into"),
+        (["--out", "FILE"], "config.yaml is a file: name a folder"),
     ],
 )
 def test_wrong_input_is_one_line(
@@ -202,6 +212,7 @@ def test_wrong_input_is_one_line(
     (tmp_path / "cut" / "config.yaml").unlink()
     places = {"TREE": tree, "CATS": tmp_path / "cats", "EMPTY": tmp_path / "empty"}
     places |= {"CUT": tmp_path / "cut", "RUN": run, "CUT/config.yaml/x": run / "config.yaml" / "x"}
+    places["FILE"] = run / "config.yaml"
     given = [str(places.get(argument, argument)) for argument in arguments]
     out = [] if "--out" in given else ["--out", str(tmp_path / "out")]
     code, printed = evaluate("--model", "cnn", *given, "--no-plot", *out)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import numpy as np
@@ -50,16 +49,15 @@ def test_similar_images_widen_the_interval_by_group() -> None:
     p, labels, groups = sample()
     estimates = metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=1000)
     for name, estimate in estimates.items():
-        for low, high in (estimate.by_group, estimate.by_image):
+        for low, high in (estimate["by group"], estimate["by picture"]):
             assert low <= high
-        assert name == "calibration error" or (
-            estimate.by_image[0] <= estimate.value <= estimate.by_image[1]
-        )
-    width = [np.ptp(estimates["accuracy"].by_group), np.ptp(estimates["accuracy"].by_image)]
+        low, high = estimate["by picture"]
+        assert name == "calibration error" or low <= estimate["value"] <= high
+    width = [np.ptp(estimates["accuracy"][name]) for name in ("by group", "by picture")]
     assert width[0] > 1.5 * width[1]
     again = metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=1000)
     assert again == estimates
-    assert metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=1000, seed=1) != estimates
+    assert metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=1001) != estimates
 
 
 def test_intervals_by_group_have_about_their_nominal_coverage() -> None:
@@ -69,7 +67,7 @@ def test_intervals_by_group_have_about_their_nominal_coverage() -> None:
     for seed in range(100, 180):
         p, labels, groups = sample(1200, seed)  # 60 groups
         estimates = metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=400)
-        low, high = estimates["accuracy"].by_group
+        low, high = estimates["accuracy"]["by group"]
         hits.append(low <= truth <= high)
         hits_of_half_width.append(abs(truth - (low + high) / 2) <= (high - low) / 4)
     assert np.mean(hits) >= 0.86
@@ -80,9 +78,9 @@ def test_undefined_metrics_are_nan() -> None:
     p = np.array([0.2, 0.9, 0.7])
     estimates = metrics.bootstrap_metrics(p, np.array([1, 1, 1]), ["a", "a", "b"], 0.5, draws=50)
     for name in ("ROC-AUC", "average precision", "recall 0", "balanced accuracy"):
-        assert math.isnan(estimates[name].value), name
-        assert all(math.isnan(bound) for bound in estimates[name].by_group), name
-    assert estimates["accuracy"].value == pytest.approx(2 / 3)
+        assert estimates[name]["value"] is None, name
+        assert estimates[name]["by group"] == estimates[name]["by picture"] == [None, None], name
+    assert estimates["accuracy"]["value"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("one_per_class", [False, True])
@@ -93,21 +91,21 @@ def test_a_single_group_has_no_interval(one_per_class: bool) -> None:
         metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=50)["accuracy"],
         metrics.bootstrap_mean(p, labels, groups, draws=50),
     ):
-        assert all(math.isnan(bound) for bound in estimate.by_group)
-        assert all(math.isfinite(bound) for bound in estimate.by_image)
+        assert estimate["by group"] == [None, None]
+        assert None not in estimate["by picture"]
 
 
 @pytest.mark.parametrize("mixed", [1, 2])
 def test_groups_with_both_classes_have_intervals(mixed: int) -> None:
     p, labels, groups = sample(1200)
-    unmixed = metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=500)["accuracy"].by_group
+    unmixed = metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=500)["accuracy"]
     for number in range(mixed):
         members = np.array(groups) == groups[20 * number]
         labels[np.flatnonzero(members)[0]] ^= 1
     estimates = metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=500)
-    low, high = estimates["accuracy"].by_group
-    assert (low, high) == pytest.approx(unmixed, abs=0.05)
-    assert np.isfinite(estimates["recall 0"].by_group).all()
+    low, high = estimates["accuracy"]["by group"]
+    assert [low, high] == pytest.approx(unmixed["by group"], abs=0.05)
+    assert None not in estimates["recall 0"]["by group"]
 
 
 def test_the_only_group_of_a_class_has_no_interval_even_if_it_contains_both() -> None:
@@ -115,7 +113,7 @@ def test_the_only_group_of_a_class_has_no_interval_even_if_it_contains_both() ->
     labels[:] = 1
     labels[0] = 0
     estimates = metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=50)
-    assert not np.isfinite(estimates["accuracy"].by_group).any()
+    assert estimates["accuracy"]["by group"] == [None, None]
 
 
 def test_clopper_pearson_interval() -> None:
@@ -123,3 +121,27 @@ def test_clopper_pearson_interval() -> None:
     low, high = metrics.clopper_pearson_interval(11, 11)
     assert low == pytest.approx(0.025 ** (1 / 11))
     assert high == 1
+
+
+@pytest.mark.parametrize(
+    ("p_values", "corrected"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # p.adjust(..., "holm") of R
+        ([0.04, 0.01], [0.04, 0.02]),
+        ([0.5, 0.4, 0.9], [1.0, 1.0, 1.0]),
+        ([0.02, 0.02, 0.001], [0.04, 0.04, 0.003]),
+        ([0.2], [0.2]),
+    ],
+)
+def test_holm_correction(p_values: list[float], corrected: list[float]) -> None:
+    assert metrics.holm_correction(p_values) == pytest.approx(corrected)
+
+
+def test_a_mean_leaves_out_undefined_values() -> None:
+    p, labels, groups = sample()
+    values = np.where(labels == 1, p, np.nan)
+    kept = labels == 1
+    expected = metrics.bootstrap_mean(p[kept], labels[kept], list(np.array(groups)[kept]), draws=50)
+    assert metrics.bootstrap_mean(values, labels, groups, draws=50) == expected
+    nothing = metrics.bootstrap_mean(np.full(len(p), np.nan), labels, groups, draws=50)
+    assert nothing == {"value": None, "by group": [None, None], "by picture": [None, None]}

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from horsehuman import HorseHumanError
 from horsehuman.decision import Prediction
-from horsehuman.inference.demo import PORTS, next_free_port, respond, sentence
+from horsehuman.inference.demo import respond, sentence
 from horsehuman.models.checkpoint import load_classifier
 
 BROWSER = next(
@@ -24,14 +23,18 @@ BROWSER = next(
 )
 
 
-def test_next_free_port() -> None:
+def test_a_port_in_use_is_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        assert port < next_free_port(port) < port + PORTS
-    with pytest.raises(HorseHumanError, match="65536"):
-        next_free_port(65_536)
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "horsehuman", "demo", "--no-browser", "--model", "cnn"]
+        done = subprocess.run(
+            [*command, "--port", port], capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == f"error: --port {port} is in use: name another one\n"
 
 
 def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
@@ -44,7 +47,7 @@ def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
     assert heat_map.shape == (96, 96, 3)
     (tmp_path / "x.jpg").write_text("<script>")
     answer, heat_map = respond(networks, str(tmp_path / "x.jpg"), "cnn")
-    assert "This file is not an image in a format that Pillow supports." in answer
+    assert "Cannot read this file: not an image format that Pillow supports." in answer
     assert heat_map is None
     assert "Waiting" in respond(networks, None, "cnn")[0]
     assert sentence(Prediction("x", "horses", 0.55, -0.2, "unsure")) == (
@@ -65,7 +68,9 @@ class Page(NamedTuple):
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """Serve the page with ``horsehuman demo``."""
     log = tmp_path_factory.mktemp("page") / "stderr.txt"
-    port = next_free_port(7900)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     command = [sys.executable, "-m", "horsehuman", "demo", "--no-browser", "--port", str(port)]
     with (
         log.open("w") as stderr,
@@ -130,7 +135,7 @@ def test_the_page_in_a_browser(page: Page, browser: Any, tree: Path, tmp_path: P
     expect("Waiting")
     (tmp_path / "text.jpg").write_text("no picture")
     upload(tmp_path / "text.jpg")
-    expect("is not an image in a format that Pillow supports")
+    expect("Cannot read this file: not an image format that Pillow supports")
     tab.screenshot(path=shots / "text.png")
     hosts = {url.split("/")[2].split(":")[0] for url in requested if url.startswith("http")}
     assert hosts == {"127.0.0.1"}

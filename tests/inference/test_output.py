@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
@@ -9,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -19,8 +20,9 @@ from horsehuman import HorseHumanError, load_classifier
 from horsehuman.cli import app
 from horsehuman.data.images import read_picture
 from horsehuman.decision import Prediction, Scores, decide
-from horsehuman.inference.output import COLUMNS, Sorter, Writer
+from horsehuman.inference.output import COLUMNS, FORMATS, copy_each, write_predictions
 from horsehuman.inference.predict import predict
+from horsehuman.runtime import Interrupted
 
 NAN = float("nan")
 NAMES = ["=1+1.png", "a,b.png", 'say "x".png', "two\nlines.png", os.fsdecode(b"\xff.png"), "-x.png"]
@@ -37,9 +39,7 @@ def predictions() -> list[Prediction]:
 
 
 def written(output_format: str, path: Path) -> str:
-    with Writer(output_format, path, 20) as writer:
-        for prediction in predictions():
-            writer.write(prediction)
+    assert not write_predictions(predictions(), output_format, path, 20)  # One is an error.
     return path.read_text(encoding="utf-8", errors="surrogateescape")
 
 
@@ -63,18 +63,52 @@ def test_json_and_jsonl_have_equal_contents(tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == rows
     assert [row["source"] for row in rows[: len(NAMES)]] == NAMES
     assert rows[-2]["class"] is None
-    with Writer("json", tmp_path / "none.json", 20):
-        pass
+    assert write_predictions([], "json", tmp_path / "none.json", 20)
     assert json.loads((tmp_path / "none.json").read_text()) == []
+    assert write_predictions([], "csv", tmp_path / "none.csv", 20)
+    assert (tmp_path / "none.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
-def test_predictions_before_an_exception_are_written(tmp_path: Path) -> None:
-    path = tmp_path / "out.json"
-    with contextlib.suppress(KeyboardInterrupt), Writer("json", path, 20) as writer:
-        writer.write(predictions()[0])
-        raise KeyboardInterrupt
-    assert len(json.loads(path.read_text())) == 1
-    assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_predictions_before_an_interruption_are_written(output_format: str, tmp_path: Path) -> None:
+    def interrupted() -> Iterator[Prediction]:
+        yield predictions()[0]
+        raise Interrupted(signal.SIGINT)
+
+    expected, path = tmp_path / "expected", tmp_path / "out"
+    write_predictions(predictions()[:1], output_format, expected, 20)
+    with pytest.raises(Interrupted):
+        write_predictions(interrupted(), output_format, path, 20)
+    assert path.read_bytes() == expected.read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_a_classifier_that_raises_leaves_no_half_written_file(
+    output_format: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fails:
+        class_names, threshold, confidence_threshold = ("a", "b"), 0.5, 0.5
+        preprocess = staticmethod(np.asarray)
+        batches = 0
+
+        def score(self, images: list[np.ndarray]) -> list[Scores]:
+            self.batches += 1
+            if self.batches > 1:
+                raise RuntimeError("out of memory")
+            return [Scores(1.0, 0.75)] * len(images)
+
+    monkeypatch.setattr("horsehuman.inference.predict.load", lambda model: Fails())
+    out = tmp_path / "out"
+    picture = str(tree / "test" / "horses" / "horse1-000.webp")
+    arguments = ["predict", *[picture] * 40, "--format", output_format, "--out", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    assert str(result.exception) == "out of memory"
+    assert not list(tmp_path.iterdir())
+    out.write_text("earlier answers")
+    assert CliRunner().invoke(app, [*arguments, "--force"]).exit_code == 1
+    assert out.read_text() == "earlier answers"
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
 def test_decide() -> None:
@@ -107,21 +141,26 @@ def test_images_of_every_type_in_python(tree: Path) -> None:
         assert next(predict(classifier, single)).class_name == "horses"
     assert len(list(predict(classifier, np.stack([pixels] * 3)))) == 3
     (bad,) = predict(classifier, pixels.astype(np.float32))
-    assert "is not an image: give (H, W, 3) and uint8" in bad.error
+    assert bad.error.endswith("picture 0: float32 (300, 300, 3) is not uint8 (H, W, 3)")
 
 
 def test_sorted_copies_overwrite_nothing(tree: Path, tmp_path: Path) -> None:
-    source = tree / "test" / "horses" / "horse1-000.webp"
-    sorter = Sorter(tmp_path / "sorted")
-    for name, status in (("horses", "ok"), ("horses", "ok"), ("", "neither")):
-        sorter.copy(Prediction(str(source), name, 0.9, 1.0, status))
-    sorter.copy(Prediction("missing", "", NAN, NAN, "error"))
+    source = str(tree / "test" / "horses" / "horse1-000.webp")
+    answers = [("horses", "ok"), ("horses", "ok"), ("", "neither"), ("humans", "unsure")]
+    predicted = [Prediction(source, name, 0.9, 1.0, status) for name, status in answers]
+    predicted.append(Prediction("missing", "", NAN, NAN, "error"))
+    predicted.append(Prediction("http://127.0.0.1/x.png", "horses", 0.9, 1.0, "ok"))
+    assert list(copy_each(predicted, tmp_path / "sorted")) == predicted
     copies = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.webp")}
     assert copies == {
         "sorted/horses/horse1-000.webp",
         "sorted/horses/horse1-000-2.webp",
         "sorted/neither/horse1-000.webp",
+        "sorted/unsure/horse1-000.webp",
     }
+    (tmp_path / "file").touch()
+    with pytest.raises(HorseHumanError, match=f"cannot copy {source} to .*file/horses/horse1-000"):
+        list(copy_each(predicted, tmp_path / "file"))
 
 
 def test_command(tree: Path, tmp_path: Path) -> None:
@@ -138,7 +177,9 @@ def test_command(tree: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "s").rglob("*.webp"))) == 4
     assert "exists already" in run(*arguments, "--out", str(out))[1]
     assert "use table | csv" in run(*arguments, "--format", "xml")[1]
-    assert "there is no folder" in run(*arguments, "--out", str(tmp_path / "no" / "o.csv"))[1]
+    assert (
+        "the folder does not exist" in run(*arguments, "--out", str(tmp_path / "no" / "o.csv"))[1]
+    )
     assert "copies files only" in run("http://127.0.0.1/x", "--sort-into", str(tmp_path))[1]
 
 

@@ -20,6 +20,23 @@ def test_normalize_resizes_and_normalises_like_timm() -> None:
     assert normalised.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ((0.1, 0.2, 0.7), (0.3, 1 / 3, 1e-3)),
+    ],
+)
+def test_constants_equal_those_of_tensor_arithmetic_to_the_bit(mean: tuple, std: tuple) -> None:
+    with torch.device("meta"):  # The constants are real wherever a network is built.
+        normalize = Normalize(32, mean, std)
+    expected = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
+    for buffer, values in zip((normalize.scale, normalize.shift), expected, strict=True):
+        assert torch.equal(buffer.view(torch.int32), values.view(3, 1, 1).view(torch.int32))
+
+
 def test_bundled_weights_expect_bicubic_interpolation() -> None:
     config = timm.get_pretrained_cfg("inception_v3.tf_in1k")
     assert config is not None
@@ -27,10 +44,13 @@ def test_bundled_weights_expect_bicubic_interpolation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "mean", "std"),
-    [(0, [0.5] * 3, [0.5] * 3), (32, [0.5], [0.5] * 3), (32, [0.5] * 3, [0.5, 0, 0.5]),
-     (32, None, [1.0] * 3)],
-)  # fmt: skip
-def test_invalid_values_are_refused(size: int, mean: list, std: list) -> None:
-    with pytest.raises(HorseHumanError):
-        Normalize(size, mean, std)
+    ("mean", "std", "name"),
+    [
+        ([0.5], [0.5] * 3, "model.mean"),
+        ([0.5] * 3, [0.5, 0, 0.5], "model.std=0"),
+        (None, [1.0] * 3, "model.mean=None"),
+    ],
+)
+def test_invalid_values_are_refused(mean: list, std: list, name: str) -> None:
+    with pytest.raises(HorseHumanError, match=name):
+        Normalize(32, mean, std)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -80,6 +81,33 @@ def test_pools(pool: str, features: int) -> None:
     assert model.eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1,)
 
 
+@pytest.mark.parametrize("padding", [True, False])
+def test_the_head_fits_the_maps_of_every_size(padding: bool) -> None:
+    """The size of the maps is computed without a forward pass."""
+    fitting = 0
+    for size, kernel, stride, convolutions in itertools.product(
+        (17, 24, 31), (1, 4, 5, 7), (1, 2, 3), (1, 2)
+    ):
+        options: dict[str, Any] = {
+            "channels": [2, 3],
+            "convolutions": convolutions,
+            "stem_kernel": kernel,
+            "stem_stride": stride,
+            "padding": padding,
+            "pool": "flatten",
+        }
+        try:
+            maps = CNN(image_size=200, **options).features(torch.zeros(2, 3, size, size))
+        except RuntimeError:
+            with pytest.raises(HorseHumanError, match="is too small"):
+                CNN(image_size=size, **options)
+        else:
+            head = CNN(image_size=size, **options).head
+            assert head[-1].in_features == maps[0].numel()
+            fitting += 1
+    assert fitting == 72 if padding else 0 < fitting < 72
+
+
 def test_prediction_does_not_depend_on_which_way_the_subject_faces() -> None:
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     for mirror in (True, False):
@@ -104,7 +132,7 @@ def test_resizing_is_part_of_the_network() -> None:
     ("arguments", "name"),
     [
         ({"image_size": 0}, "image_size"),
-        ({"image_size": 16}, "too small"),
+        ({"image_size": 16}, r"model\.image_size=16 is too small"),
         ({"channels": [0]}, "channels"),
         ({"dropout": 1}, "dropout"),
         ({"pool": "mean"}, "pool"),

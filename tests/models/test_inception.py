@@ -68,9 +68,7 @@ def test_feature_maps_equal_those_of_timm(bundled: dict[str, torch.Tensor]) -> N
 
 
 def test_training_needs_weights(tree: Path) -> None:
-    with pytest.raises(
-        HorseHumanError, match=r"model\.weights=checkpoint is reserved for saved checkpoints"
-    ):
+    with pytest.raises(HorseHumanError, match=r"model\.weights='checkpoint' is not known.*use box"):
         Inception(weights="checkpoint")
     half = [0.5, 0.5, 0.5]
     model = InceptionClassifier(weights="checkpoint", mean=half, std=half, scales=[SMALL])
@@ -113,11 +111,17 @@ def test_preprocessing_equals_that_of_timm_for_the_weights(tag: str) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda t: t.pop("Mixed_6e.branch1x1.conv.weight"), "1 keys missing"),
-        (lambda t: t.update({"layer4.0.conv1.weight": torch.zeros(1)}), "1 keys unknown"),
+        (
+            lambda t: t.pop("Mixed_6e.branch1x1.conv.weight"),
+            r'up to Mixed_6e: Missing key\(s\) .*"Mixed_6e\.branch1x1\.conv\.weight"\.; use',
+        ),
+        (
+            lambda t: t.update({"layer4.0.conv1.weight": torch.zeros(1)}),
+            r'up to Mixed_6e: Unexpected key\(s\) .*"layer4\.0\.conv1\.weight"\.; use weights',
+        ),
         (
             lambda t: t.update({"Mixed_5b.branch1x1.conv.weight": torch.zeros(1)}),
-            "1 keys of wrong shape",
+            r"up to Mixed_6e: size mismatch for Mixed_5b\.branch1x1\.conv\.weight: .*model\.cut$",
         ),
     ],
 )
@@ -128,8 +132,9 @@ def test_weights_are_loaded_strictly(
     change(tensors)  # type: ignore[operator]
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(tensors, path)
-    with pytest.raises(HorseHumanError, match=reason):
+    with pytest.raises(HorseHumanError, match=reason) as raised:
         InceptionClassifier(weights=str(path))
+    assert len(str(raised.value)) < 500
 
 
 @pytest.mark.slow
@@ -142,7 +147,7 @@ def test_layers_after_the_cut_are_ignored(bundled: dict[str, torch.Tensor], tmp_
     backbone = FrozenBackbone("Mixed_5d", read_pretrained("box"))
     kernel = "Mixed_5d.branch1x1.conv.weight"
     torch.testing.assert_close(backbone.trunk.state_dict()[kernel], bundled[kernel].float())
-    with pytest.raises(HorseHumanError, match=r"up to Mixed_7c.*missing.*Mixed_7a"):
+    with pytest.raises(HorseHumanError, match=r"up to Mixed_7c: Missing .*Mixed_7a.*\[\.\.\.\]"):
         InceptionClassifier(cut="Mixed_7c")
 
 
@@ -150,7 +155,7 @@ def test_layers_after_the_cut_are_ignored(bundled: dict[str, torch.Tensor], tmp_
     ("weights", "reason"),
     [
         ("nope", "is not known"),
-        ("nope.safetensors", "cannot be read as safetensors"),
+        ("nope.safetensors", r"model\.weights=nope\.safetensors: No such file or directory"),
         ("tv_in2k", "did you mean tv_in1k"),
     ],
 )
@@ -174,6 +179,7 @@ def test_training_leaves_the_backbone_bit_identical_and_changes_the_head(tree: P
     assert {type(m).__name__ for m in backbone.modules() if not list(m.children())} == {
         "Conv2d",
         "MaxPool2d",
+        "ReLU",
     }  # No layer depends on training or eval mode.
 
 
@@ -218,15 +224,13 @@ def test_notebook_head_has_its_layers_and_parameters() -> None:
     [
         ({"image_size": 0}, "model.image_size=0"),
         ({"image_size": "big"}, "model.image_size='big'"),
-        ({"scales": []}, r"model.scales=\[\] does not work: give a list of at least 1"),
+        ({"scales": []}, r"model.scales=\[\] does not work: give a list of 1 to 64 whole"),
         ({"scales": None}, "model.scales=None"),
         ({"scales": 224}, "model.scales=224"),
         ({"scales": [74]}, "model.scales=74"),
         ({"scales": [100000]}, "model.scales=100000"),
         ({"scales": [224.5]}, "model.scales=224.5"),
-        ({"scales": [224, 299], "pool": "flatten"}, "does not work with model.pool=flatten"),
-        ({"views": 0}, "model.views=0"),
-        ({"views": 2, "cache_features": False}, "model.views=2 goes with model.cache_features"),
+        ({"scales": [224, 299], "pool": "flatten"}, r"one scale: shorten model.scales=\["),
     ],
 )
 def test_invalid_values_are_refused(arguments: dict, reason: str) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,38 +10,77 @@ from pathlib import Path
 import benchmark as script
 import pytest
 
-ROWS = ("head_step", "evaluate")
+from horsehuman.data.images import read_picture
+from horsehuman.training.build import build
+from horsehuman.training.config import compose
+
+#: The rows that take least time, and how many lines each adds to the table.
+ROWS = {"head_step": 1, "evaluate": 1, "growth": 4}
 
 
 @pytest.mark.slow
-def test_the_short_form_fills_its_rows(tmp_path: Path) -> None:
-    """It gates no figure: it shows, of the rows that take least, that the benchmark works."""
+def test_short_rows_are_finite_and_written(tmp_path: Path) -> None:
+    """No value is checked against its target: ``--short`` only shows that the benchmark works."""
     out = tmp_path / "benchmark.json"
     command = [sys.executable, script.__file__, *ROWS, "--short", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
-    assert found["short"]
-    assert {"cpu", "cores", "instruction sets", "torch"} <= set(found["machine"])
-    names = [row["name"] for row in found["rows"]]
-    for part in ("head", "evaluate"):
-        assert any(part in name for name in names), part
-    assert all(row["ratio"] > 0 for row in found["rows"] if row["plain"])
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(out.read_text())
+    assert result["short"]
+    assert {"cpu", "cores", "instruction sets", "torch"} <= set(result["machine"])
+    rows = result["rows"]
+    assert len(rows) == sum(ROWS.values())
+    assert all(row["name"] in process.stdout for row in rows)
+    for row in rows:
+        values = [float(value.split()[0]) for value in (row["ours"], row["plain"]) if value]
+        values += [row["ratio"]] if row["plain"] else []
+        assert all(math.isfinite(value) and value > 0 for value in values), row
+    growth = rows[-ROWS["growth"] :]
+    assert [row["name"] for row in growth] == [
+        *(f"train {name}, 60 images" for name in script.GROWTH),
+        "audit, 60 images",
+    ]
+    assert all(float(re.search(r"([\d.]+) GB$", row["note"])[1]) > 0 for row in growth)
 
 
-def test_rows_that_do_not_exist(capsys: pytest.CaptureFixture) -> None:
+def test_a_set_has_distinct_images_of_both_classes(tmp_path: Path) -> None:
+    folder = script.make_set(tmp_path / "set", 1040)
+    train = sorted((folder / "train").rglob("*.webp"))
+    assert len(train) == 1040
+    assert {path.parent.name for path in train} == {"horses", "humans"}
+    assert any((folder / "test").rglob("*.webp"))
+    turned = [path for path in train if path.name.startswith("train1")]
+    assert turned
+    for path in turned[:5]:
+        original = path.with_name(path.name.replace("train1", "train0", 1))
+        assert (read_picture(path) != read_picture(original)).any()
+
+
+def test_unknown_rows_are_refused(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:
         script.main(["speed"])
     assert ended.value.code == 2
-    assert "use cnn_step | trunk" in capsys.readouterr().err
+    assert "speed: use cnn_step | backbone" in capsys.readouterr().err
 
 
-def test_both_networks_of_the_benchmark_are_the_same() -> None:
-    from benchmark_plain import plain_cnn
-    from benchmark_work import notebook_cnn
+def test_a_failed_command_ends_the_benchmark(tmp_path: Path) -> None:
+    bench = script.Bench(True, tmp_path)
+    with pytest.raises(SystemExit, match="No module named 'nothing'"):
+        bench.run("-c", "import nothing")
 
+
+def test_ratios_are_above_one_where_ours_is_faster() -> None:
+    assert script.compare("a step", 0.5, 1.0, ">= 3x", "").ratio == 2
+    row = script.compare("images", 0.5, 1.0, "", "", "images/s")
+    assert (row.ours, row.plain, row.ratio) == ("2.0 images/s", "1.0 images/s", 2)
+
+
+def test_both_networks_of_the_step_are_the_same() -> None:
     shapes = [
         sorted(tuple(parameter.shape) for parameter in network.parameters())
-        for network in (plain_cnn(), notebook_cnn())
+        for network in (
+            script.plain_cnn(),
+            build("model", compose("experiment=notebook_cnn")).network,
+        )
     ]
     assert shapes[0] == shapes[1]

@@ -26,13 +26,13 @@ def run(folder: Path, model: str, seed: int, right: int, **options: object) -> N
     (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
-def test_runs_that_differ_by_seed_are_one_line(
+def test_runs_that_differ_only_by_seed_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     for seed, right in ((1, 3), (0, 4), (2, 4)):
         run(tmp_path / "sweep" / str(seed), "cnn", seed, right)
     run(tmp_path / "other", "cnn", 0, 2, dropout=0.1)
-    report = tmp_path / "other" / "evaluate-test"  # of horsehuman evaluate: no run
+    report = tmp_path / "other" / "evaluate-test"  # a report of horsehuman evaluate is no run
     report.mkdir()
     (report / "metrics.json").write_text('{"pictures": 4}')
     (tmp_path / "latest").symlink_to(tmp_path / "sweep" / "0", target_is_directory=True)
@@ -58,15 +58,15 @@ def test_the_plot_is_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.json"])
-def test_a_damaged_run_is_one_line(
+def test_a_damaged_run_is_a_one_line_error(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     run(tmp_path / "a", "cnn", 0, 3)
     (tmp_path / "a" / name).write_text("{a: [")
     assert script.main([str(tmp_path)]) == 1
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: {tmp_path / 'a' / name}")
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {tmp_path / 'a' / name}")
+    assert message.count("\n") == 1
 
 
 def test_the_run_that_ended_later_counts(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_run_that_ended_later_counts(tmp_path: Path) -> None:
     assert result.folder == tmp_path / "a"
 
 
-def test_no_runs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_no_runs_are_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert script.main([str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("error: no tested run below ")
     (tmp_path / "metrics.json").write_text("{")
@@ -86,7 +86,7 @@ def test_no_runs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_runs_that_held_nothing_out_are_a_line_of_their_own(tmp_path: Path) -> None:
+def test_runs_without_held_out_images_are_a_line_of_their_own(tmp_path: Path) -> None:
     for seed in (0, 9):
         run(tmp_path / str(seed), "cnn", seed, 3)
     assert {result.data for result in script.collect([tmp_path])} == {

@@ -56,7 +56,7 @@ def test_typos_are_one_line(overrides: list[str], code: int, text: str, tmp_path
 def test_a_sweep_tells_each_failure_and_leaves_no_folder(tmp_path: Path) -> None:
     done = call(tmp_path, "-m", "model=cnn", "seed=0,1", "ema=1")
     assert done.returncode == 1
-    told = "error: ema=1 does not work: give a number above 0 and below 1"
+    told = "error: ema=1 does not work: give a number, above 0 and below 1"
     assert done.stderr.splitlines() == [told, told]
     assert not any(path.is_dir() for path in (tmp_path / "outputs").glob("cnn/*"))
 

@@ -115,7 +115,7 @@ def test_logged_figures_are_those_of_the_data() -> None:
 def test_probabilities_are_calibrated_logits() -> None:
     model = CNNClassifier(**TINY, temperature=2.0)
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    found = model.network.probabilities(images)
+    found = model.network.logits(images).sigmoid()
     for probability, logit in zip(found.tolist(), model(images).tolist(), strict=True):
         assert probability == pytest.approx(1 / (1 + math.exp(-logit / 2)), rel=1e-5)
     assert model.network.training is False

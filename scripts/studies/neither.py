@@ -1,0 +1,178 @@
+"""Count the predictions for images that are neither horse nor human: the table of docs/neither.md.
+
+    pip install -e '.[dev]' && python scripts/studies/neither.py --out neither
+
+Makes images that are neither (noise, plain colours, pages of text, plots, corners of training
+images, shuffled and blurred training images), takes photographs from scikit-image and scikit-learn,
+and predicts all of them with a classifier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import sklearn.datasets
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from horsehuman import plots
+from horsehuman.data.image_sets import find_image_set
+from horsehuman.data.records import Record
+from horsehuman.errors import HorseHumanError, one_line
+from horsehuman.inference.predict import predict
+from horsehuman.models.checkpoint import load_classifier
+from horsehuman.runtime import console, keep_freed_memory, log_to_stderr, table, track
+
+#: Number of images of each kind that is made.
+COUNT = 40
+
+#: Names of photographs in scikit-image and scikit-learn: of a person, and of something else.
+HUMANS = ("astronaut", "camera")
+OTHERS = (
+    *("brick", "cell", "chelsea", "chessboard_RGB", "clock_motion", "coffee", "coins", "color"),
+    *("grass", "gravel", "hubble_deep_field", "ihc", "logo", "microaneurysms", "moon"),
+    *("motorcycle_left", "motorcycle_right", "page", "phantom", "retina", "rocket", "text"),
+    *("china", "flower"),
+)
+
+WORDS = "he saw that many people find little time for long words and pages of plain text"
+
+Generator = np.random.Generator
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make and predict the images, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="inception")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write the images there")
+    options = parser.parse_args(arguments)
+    log_to_stderr()
+    keep_freed_memory()
+    try:
+        classifier = load_classifier(options.model)
+        lines = table("", "pictures", "neither", "unsure", *classifier.class_names)
+        kinds = {**make_images(find_image_set("box").split("train").records), **photographs()}
+        for kind, images in track(kinds.items(), "predicting", len(kinds)):
+            predictions = list(predict(classifier, images))
+            statuses = [p.class_name if p.status == "ok" else p.status for p in predictions]
+            columns = ("neither", "unsure", *classifier.class_names)
+            counts = (statuses.count(column) for column in columns)
+            lines.add_row(kind, str(len(predictions)), *map(str, counts))
+            if options.out:
+                write(options.out / kind, images)
+    except (HorseHumanError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    console(stderr=False).print(lines)
+    return 0
+
+
+def write(folder: Path, images: Sequence[Image.Image]) -> None:
+    """Write images as numbered PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        image.convert("RGB").save(folder / f"{index}.png")
+
+
+def make_images(records: Sequence[Record], seed: int = 0) -> dict[str, list[Image.Image]]:
+    """Make :data:`COUNT` images of each kind; the training images are those of the records."""
+    humans = [record for record in records if record.label == 1]
+    generator = np.random.default_rng(seed)
+
+    def draw(choices: Sequence[Record]) -> Image.Image:
+        return Image.open(choices[int(generator.integers(len(choices)))].path).convert("RGB")
+
+    def corner(generator: Generator, index: int) -> Image.Image:
+        image = draw(humans)
+        left = 0 if index % 2 else image.width - 110
+        return image.crop((left, 0, left + 110, 110))
+
+    def mosaic(generator: Generator, index: int) -> Image.Image:
+        side = (19, 38)[index % 2]
+        count = 304 // side
+        grid = np.asarray(draw(records).resize((304, 304))).reshape(count, side, count, side, 3)
+        tiles = grid.swapaxes(1, 2).reshape(-1, side, side, 3)
+        tiles = tiles[generator.permutation(len(tiles))].reshape(count, count, side, side, 3)
+        return Image.fromarray(tiles.swapaxes(1, 2).reshape(304, 304, 3))
+
+    def blur(generator: Generator, index: int) -> Image.Image:
+        return draw(records).filter(ImageFilter.GaussianBlur((12, 20)[index % 2]))
+
+    kinds: dict[str, Callable[[Generator, int], Image.Image]] = {
+        "noise": noise,
+        "one colour": colour,
+        "pages of text": text,
+        "plots": plot,
+        "shuffled training pictures": mosaic,
+        "corners of training scenes": corner,
+        "heavily blurred training pictures": blur,
+    }
+    return {kind: [make(generator, k) for k in range(COUNT)] for kind, make in kinds.items()}
+
+
+def noise(generator: Generator, index: int) -> Image.Image:
+    """Make fine, grey or coarse noise, by turns."""
+    if index % 3 == 0:
+        pixels = 256 * generator.random((300, 300, 3))
+    elif index % 3 == 1:
+        pixels = generator.normal(128, generator.uniform(10, 60), (300, 300, 1)).repeat(3, 2)
+    else:
+        side = int(generator.integers(4, 40))
+        small = Image.fromarray(generator.integers(0, 256, (side, side, 3)).astype(np.uint8))
+        return small.resize((300, 300), Image.Resampling.BICUBIC)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def colour(generator: Generator, index: int) -> Image.Image:
+    """Make an image of one colour: white, black, grey, then random ones."""
+    first = [(255, 255, 255), (0, 0, 0), (128, 128, 128)]
+    chosen = first[index] if index < 3 else tuple(generator.integers(0, 256, 3).tolist())
+    return Image.new("RGB", (300, 300), chosen)
+
+
+def text(generator: Generator, index: int) -> Image.Image:
+    """Make a page of text."""
+    page = Image.new("RGB", (300, 400), "white")
+    size = int(generator.integers(9, 20))
+    font = ImageFont.load_default(size)
+    for y in range(10, 390, int(size * 1.4)):
+        line = " ".join(generator.choice(WORDS.split(), 12))
+        ImageDraw.Draw(page).text((10, y), line, "black", font)
+    return page
+
+
+def plot(generator: Generator, index: int) -> Image.Image:
+    """Crop the report figure of random predictions."""
+    labels = generator.integers(0, 2, 60)
+    probabilities = generator.random(60)
+    groups = [f"g{k}" for k in generator.integers(0, 9, 60)]
+    figure = plots.report(probabilities, labels, groups, 0.5, ("a", "b"), "report")
+    top, left = index % 2 * 370, index % 3 * 400
+    crop = plots.pixels(figure)[top : top + 370, left : left + 400]
+    return Image.fromarray(np.ascontiguousarray(crop))
+
+
+def photographs() -> dict[str, list[Image.Image]]:
+    """Return images that are part of the packages scikit-image and scikit-learn."""
+    folders = Path(skimage.data.__file__).parent, Path(sklearn.datasets.__file__).parent / "images"
+
+    def find(name: str) -> Image.Image:
+        return Image.open(next(path for folder in folders for path in folder.glob(f"{name}.*g")))
+
+    faces = np.load(folders[0] / "lfw_subset.npy")[:100:3]
+    return {
+        "photographs of something else": [*map(find, OTHERS)],
+        "photographs of a person": [*map(find, HUMANS)],
+        "faces of 25 x 25 pixels": [Image.fromarray((f * 255).astype(np.uint8)) for f in faces],
+        "silhouette of a horse": [find("horse")],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
