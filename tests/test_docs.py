@@ -20,7 +20,8 @@ from tests import commands
 
 ROOT = Path(__file__).parents[1]
 
-PROGRAMS = tuple("python horsehuman torchrun tensorboard pip pytest find ruff bash".split())
+#: Programs whose commands are run or listed below.
+PROGRAMS = ("python", "horsehuman", "torchrun", "tensorboard", "pip", "pytest", "find", "bash")
 
 #: Commands that another test runs, or the gate.
 ELSEWHERE = (

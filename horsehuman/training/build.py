@@ -74,9 +74,8 @@ def build(part: str, config: DictConfig, **given: Any) -> Any:
         return kind(**arguments, **given)
     except TypeError as error:
         match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if match is None:
-            raise HorseHumanError(f"{part} does not take this: {first_line(error)}") from error
-        raise HorseHumanError(f"{part}.{match[1]} is not an option of {kind.__name__}") from error
+        reason = f".{match[1]} is not an option of {kind.__name__}" if match else f": {error}"
+        raise HorseHumanError(f"{part}{reason}") from error
 
 
 def build_trainer(
@@ -123,10 +122,8 @@ def build_callbacks(
     callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common))
     if config.early_stopping:
         if not held_out:
-            raise HorseHumanError(
-                f"early_stopping={config.early_stopping} needs held-out pictures: set "
-                "data.val_fraction above 0, or drop it"
-            )
+            option = f"early_stopping={config.early_stopping}"
+            raise HorseHumanError(f"{option} needs held-out pictures: raise data.val_fraction")
         callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
     if config.ema is not None:
         callbacks.append(AverageWeights(config.ema))

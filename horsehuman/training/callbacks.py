@@ -83,11 +83,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_checkpoint(Path(path), checkpoint)
         except OSError as error:
-            log.warning(
-                "%s is not saved (%s): the run goes on, with the one before, if any",
-                printable(path),
-                error.strerror,
-            )
+            message = "%s is not saved (%s): the run goes on, with the one before, if any"
+            log.warning(message, printable(path), error.strerror)
 
 
 class CheckpointMetrics(L.Callback):

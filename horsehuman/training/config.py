@@ -28,12 +28,10 @@ def load_config(run_dir: Path) -> DictConfig:
         HorseHumanError: There is none, or it is damaged.
     """
     values = read_run_config(run_dir)
-    complete = values.keys() >= _PARTS
-    complete = complete and all(isinstance(values[part], dict) for part in ("model", "trainer"))
-    if not complete or "${" in str(values):
-        raise HorseHumanError(
-            f"{printable(run_dir / 'config.yaml')} is not the config of a run: it cannot be resumed"
-        )
+    mappings = all(isinstance(values.get(part), dict) for part in ("model", "trainer"))
+    if not mappings or not values.keys() >= _PARTS or "${" in str(values):
+        path = printable(run_dir / "config.yaml")
+        raise HorseHumanError(f"{path} is not the config of a run: it cannot be resumed")
     values.setdefault("histograms", False)  # older runs have no such option
     config = OmegaConf.create(values)
     assert isinstance(config, DictConfig)
@@ -69,25 +67,19 @@ def _check_processes(config: DictConfig) -> None:
         value = options.get(name, 1)
         check_number(f"trainer.{name}", value, int, at_least=1, at_most=64)
         if value > 1 and options.get("strategy") != "ddp":
-            raise HorseHumanError(
-                f"trainer.{name}={value} needs several processes: add trainer=ddp"
-            )
+            raise HorseHumanError(f"trainer.{name}={value}: add trainer=ddp for several processes")
     devices, nodes = options.get("devices", 1), options.get("num_nodes", 1)
     count, running = devices * nodes, env_world_size()
     if count > 1 and running == 1:
         machines = "--standalone" if nodes == 1 else f"--nnodes {nodes} (see docs/use.md)"
-        raise HorseHumanError(
-            f"trainer=ddp asks for {count} processes and this is one: start them with torchrun "
-            f"{machines} --nproc-per-node {devices} {shlex.join(sys.argv)}"
-        )
+        command = f"torchrun {machines} --nproc-per-node {devices} {shlex.join(sys.argv)}"
+        raise HorseHumanError(f"this is one of {count} processes: start them with {command}")
     if running not in (1, count):
-        raise HorseHumanError(
-            f"torchrun started {running} processes, and trainer.devices x trainer.num_nodes is "
-            f"{count}: give trainer=ddp and the number of processes on each machine"
-        )
+        wanted = f"trainer.devices x trainer.num_nodes is {count}"
+        raise HorseHumanError(f"{running} processes are running, and {wanted}: add trainer=ddp")
     size = config.data.batch_size
     if isinstance(size, int) and size % count:
+        fix = f"give a multiple of {count}, such as {size + -size % count}"
         raise HorseHumanError(
-            f"data.batch_size={size} cannot be shared among {count} processes: give a multiple "
-            f"of {count}, such as {size + -size % count}"
+            f"data.batch_size={size} cannot be shared by {count} processes: {fix}"
         )

@@ -23,8 +23,13 @@ from horsehuman.models.inception import Inception
 #: Schedules of the learning rate; see :func:`make_schedule`.
 SCHEDULES = ("constant", "cosine", "one_cycle")
 
-# Optimizers that need sparse gradients, a closure, or matrices only.
-_UNSUPPORTED = {"Optimizer", "SparseAdam", "LBFGS", "Muon"}
+#: Optimizers of torch by name, without those that need sparse gradients, a closure, or matrices.
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    name: kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    if name not in ("Optimizer", "SparseAdam", "LBFGS", "Muon")
+}
 
 
 class BinaryClassifier(L.LightningModule):
@@ -52,7 +57,7 @@ class BinaryClassifier(L.LightningModule):
         super().__init__()
         check_choice("model.schedule", schedule, SCHEDULES)
         check_number("model.label_smoothing", label_smoothing, float, at_least=0, below=1)
-        optimizer_class(optimizer)
+        check_optimizer(optimizer)
         options |= {"optimizer": optimizer, "schedule": schedule}
         options["label_smoothing"] = label_smoothing
         self.hparams.update(to_plain({**network.settings, **options}))
@@ -114,10 +119,8 @@ class BinaryClassifier(L.LightningModule):
         checked = [loss, self.trainer.callback_metrics.get("val/loss", loss)]
         checked += [p.detach().sum() for p in self.parameters() if p.requires_grad]
         if not all(bool(torch.isfinite(value)) for value in checked):
-            raise HorseHumanError(
-                f"the loss is not finite after epoch {self.current_epoch + 1}: lower "
-                "model.optimizer.lr, or use trainer.precision=32-true"
-            )
+            fix = "lower model.optimizer.lr, or use trainer.precision=32-true"
+            raise HorseHumanError(f"epoch {self.current_epoch + 1}: the loss is not finite: {fix}")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log ``val/loss``, ``val/acc`` and ``val/margin``; see :meth:`test_step`."""
@@ -143,10 +146,9 @@ class BinaryClassifier(L.LightningModule):
         self.accuracy.update(self._predicted_labels(logits), labels.int())
         self.margin.update(((logits - boundary) * (2 * labels - 1)).min())
         # Metric objects reduce exactly over ranks; Lightning's mean over ranks rounds counts.
-        for name, metric in (("loss", self.loss), ("acc", self.accuracy), ("margin", self.margin)):
-            self.log(
-                f"{stage}/{name}", metric, on_step=False, on_epoch=True, batch_size=len(labels)
-            )
+        metrics = {"loss": self.loss, "acc": self.accuracy, "margin": self.margin}
+        named: Any = {f"{stage}/{name}": metric for name, metric in metrics.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=len(labels))
 
     def setup(self, stage: str) -> None:
         """Take the class names from the data module before training."""
@@ -237,10 +239,8 @@ class InceptionClassifier(BinaryClassifier):
         """Replace the images of the data module by their features, if they are to be cached."""
         super().setup(stage)
         if not self.network.has_weights:
-            raise HorseHumanError(
-                "model.weights=checkpoint names no weights: use box, or load the checkpoint that "
-                "has them"
-            )
+            fix = "use box, or load the checkpoint that has them"
+            raise HorseHumanError(f"model.weights=checkpoint names no weights: {fix}")
         data = getattr(self.trainer, "datamodule", None)
         if (
             stage == "fit"
@@ -253,42 +253,34 @@ class InceptionClassifier(BinaryClassifier):
             data.use_features(cache if self.hparams["pool"] != "flatten" else cache.embed)
 
 
-def optimizer_class(given: Mapping[str, Any]) -> type[torch.optim.Optimizer]:
-    """Look up ``given["name"]`` in :mod:`torch.optim`.
+def check_optimizer(options: Mapping[str, Any]) -> None:
+    """Check the name, the learning rate and the weight decay of an optimizer.
 
     Raises:
-        HorseHumanError: There is no such optimizer, or its learning rate or weight decay is out of
-            range.
+        HorseHumanError: There is no such optimizer, or a value is out of range.
     """
-    classes = {
-        name: kind
-        for name, kind in vars(torch.optim).items()
-        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
-    }
-    if not isinstance(given, Mapping):
-        raise HorseHumanError(f"model.optimizer={given!r} does not work: give name, lr, ...")
-    name = given.get("name")
-    check_choice("model.optimizer.name", name, sorted(set(classes) - _UNSUPPORTED))
-    decay = given.get("weight_decay", 0.0)
+    if not isinstance(options, Mapping):
+        raise HorseHumanError(f"model.optimizer={options!r} does not work: give name, lr, ...")
+    check_choice("model.optimizer.name", options.get("name"), sorted(OPTIMIZERS))
+    check_number("model.optimizer.lr", options.get("lr"), float, above=0)
+    decay = options.get("weight_decay", 0.0)
     check_number("model.optimizer.weight_decay", decay, float, at_least=0)
-    check_number("model.optimizer.lr", given.get("lr"), float, above=0)
-    return classes[str(name)]
 
 
 def make_optimizer(
-    given: Mapping[str, Any], parameters: Iterable[nn.Parameter]
+    options: Mapping[str, Any], parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
     """Build an optimizer over the parameters that require gradients.
 
     Args:
-        given: ``name`` of a class in :mod:`torch.optim`, and its arguments. Weight decay is not
-            applied to parameters of one dimension (biases, batch norm).
+        options: ``name``, one of :data:`OPTIMIZERS`, and its arguments. Weight decay is not applied
+            to parameters of one dimension (biases, batch norm).
         parameters: All parameters of a module.
 
     Raises:
         HorseHumanError: The optimizer does not take an argument.
     """
-    kind, arguments = optimizer_class(given), dict(given)
+    arguments = dict(options)
     name, decay = arguments.pop("name"), arguments.pop("weight_decay", 0.0)
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
@@ -296,7 +288,7 @@ def make_optimizer(
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     try:
-        return kind(groups, **arguments)
+        return OPTIMIZERS[name](groups, **arguments)
     except (TypeError, ValueError) as error:
         raise HorseHumanError(f"model.optimizer: {name} does not take this: {error}") from error
 

@@ -83,9 +83,8 @@ def compare_run_record(run_dir: Path, record: Mapping[str, Any], *, allow_change
         return
     message = f"{printable(run_dir)}: changed since this run began: {', '.join(changed.values())}"
     if "data" in changed and not allow_changes:
-        raise HorseHumanError(
-            f"{message}; restore the pictures and their splits, or add allow_changes=true"
-        )
+        fix = "restore the pictures and their splits, or add allow_changes=true"
+        raise HorseHumanError(f"{message}; {fix}")
     log.warning("%s; the result will differ from an uninterrupted run", message)
 
 
