@@ -28,9 +28,6 @@ log = logging.getLogger(__name__)
 #: started notice this, exit and release the lock within that time.
 LOCK_TIMEOUT = 15.0
 
-#: Files of a report that ``horsehuman evaluate`` writes.
-EVALUATION_FILES = ("metrics.json", "predictions.csv", "report.png", "pictures.png")
-
 
 def create_run_dir(folder: Path) -> None:
     """Create the folder of a new run.

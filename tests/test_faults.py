@@ -15,7 +15,7 @@ from torch import Tensor
 
 from horsehuman import HorseHumanError, load_classifier
 from horsehuman.data.archives import unpack
-from horsehuman.inference.export import export
+from horsehuman.inference.export import export_and_report
 from horsehuman.inference.onnx import OnnxClassifier
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import add_checksum, checksum, find_checkpoint, verify_checksum
@@ -80,7 +80,7 @@ def test_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_exported_files(tmp_path: Path) -> None:
     path = tmp_path / "cnn.onnx"
-    export("cnn", "onnx", path, force=False)
+    export_and_report("cnn", path, force=False)
     pictures = np.random.default_rng(0).integers(0, 256, (1, 3, 90, 70)).astype(np.uint8)
     classifier = OnnxClassifier(path)
     expected, names = classifier.run(pictures), classifier.class_names

@@ -222,8 +222,10 @@ def _safe_members(path: Path) -> list[zipfile.ZipInfo]:
             members could write outside the target folder.
     """
     with _damage_errors(path), zipfile.ZipFile(path) as archive:
-        members = [m for m in archive.infolist() if not m.filename.startswith("__MACOSX/")]
-    members = [member for member in members if not member.is_dir()]
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if any(b"PK\1\2" in member.comment for member in members):
+            raise zipfile.BadZipFile("a comment covers the entry of a file")
+    members = [m for m in members if not m.filename.startswith("__MACOSX/")]
     size = sum(member.file_size for member in members)
     packed = sum(member.compress_size for member in members)
     if len(members) > _MAX_FILES or size > min(_MAX_BYTES, _MAX_RATIO * packed + 2**20):

@@ -81,12 +81,12 @@ def decode_all(
     if not skip_bad:
         fix = "repair them, or leave them out with data.skip_bad=true"
         raise HorseHumanError(f"{count} are unreadable ({first}): {fix}")
-    log.warning("left out %s (%s)", count, first)
     remaining = {(records[index].label, records[index].split) for index in kept}
     for record in records:
         if (record.label, record.split) not in remaining:
             place = f"the class of {printable(record.path)} in {record.split or 'the set'}"
             raise HorseHumanError(f"no picture of {place} can be read ({first}): repair them")
+    log.warning("left out %s (%s)", count, first)
     skipped = {str(records[index].path): errors[index] for index in sorted(errors)}
     return [records[index] for index in kept], None if images is None else images[kept], skipped
 

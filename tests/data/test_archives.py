@@ -62,6 +62,17 @@ def no_deflate_stream(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def swallowed(path: Path) -> None:
+    """Flip a bit so that the comment of one member covers the entry of the next."""
+    make_zip(path, {"horses/1.png": b"one", "horses/" + 71 * "2" + ".png": b"two"})
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\1\2")
+    size = data.index(b"PK\5\6") - data.index(b"PK\1\2", entry + 1)
+    assert size.bit_count() == 1
+    data[entry + 32] ^= size  # length of the comment
+    path.write_bytes(bytes(data))
+
+
 def web_page(path: Path) -> None:
     path.write_text("<html>not found</html>")
 
@@ -77,6 +88,7 @@ def web_page(path: Path) -> None:
         (truncated, "is not an intact zip file"),
         (corrupt, "is not an intact zip file"),
         (no_deflate_stream, r"is not an intact zip file \(Error -3 while decompressing"),
+        (swallowed, "is not an intact zip file"),
         (web_page, "is not an intact zip file"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -101,13 +102,11 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
 
 
 def test_malformed_exif_tags_beside_the_orientation_are_ignored(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    exif[0x829A] = (1, 100)
-    content = bytearray(exif.tobytes())
-    place = content.index(b"\x9a\x82") if b"\x9a\x82" in content else content.index(b"\x82\x9a")
-    content[place + 3 - (content[6:8] == b"II")] = 99  # no such type
-    path = save(Image.new("RGB", (4, 2)), tmp_path / "a.jpg", exif=bytes(content))
+    """``ImageOps.exif_transpose`` raises for this file."""
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    resolution = struct.pack("<HHI4s", 0x011A, 2, 1, b"x")  # text instead of a rational
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + orientation + resolution + bytes(4)
+    path = save(Image.new("RGB", (4, 2)), tmp_path / "a.jpg", exif=exif)
     assert read_picture(path).shape == (4, 2, 3)
 
 

@@ -116,6 +116,18 @@ def test_clusters_are_chains_of_near_duplicates(tree: Path) -> None:
     assert len({clusters[index] for index in (10, 11, 570)}) == 1
 
 
+@pytest.mark.parametrize("readable", [0, 1])
+def test_hardly_any_readable_image(readable: int, tree: Path, tmp_path: Path) -> None:
+    for label in ("horses", "humans"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        (tmp_path / "set" / label / "broken.png").write_bytes(b"no picture")
+    if readable:
+        shutil.copy(tree / "train" / "horses" / "horse01-0.webp", tmp_path / "set" / "horses")
+    findings = audit(find_image_set(str(tmp_path / "set")))
+    assert finding_with(findings, "2 files cannot be read").severity == "error"
+    assert (len(findings) > 1) == bool(readable)
+
+
 def test_backgrounds_are_compared_by_class_name(tree: Path) -> None:
     (image,), _, _ = read_all_stats(find_image_set(str(tree)).records[:1])
     white = dataclasses.replace(image, label=1, white_edge=1.0)

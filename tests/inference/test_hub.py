@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from huggingface_hub import ModelCard
 
 from horsehuman import HorseHumanError, load_classifier
-from horsehuman.inference.hub import model_card
+from horsehuman.data.archives import image_root
 from horsehuman.models.checkpoint import find_checkpoint
 from tests import commands
 
@@ -32,28 +31,37 @@ def report(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["cnn", "inception"])
-def test_metadata_can_be_read_by_model_hubs(name: str, report: Path) -> None:
-    card = ModelCard(model_card(name, report))
-    card.data.to_dict()
+def test_metadata_can_be_read_by_model_hubs(name: str, tree: Path, report: Path) -> None:
+    text = command("--model", name, "--report", str(report))
+    card = ModelCard(text)
+    assert card.content == text
     assert card.data.license == ("mit" if name == "cnn" else "apache-2.0")
-    assert card.data.pipeline_tag == "image-classification"
-    accuracy = json.loads((report / "metrics.json").read_text())["metrics"]["accuracy"]["value"]
-    (first, *_) = card.data.eval_results
-    assert (first.metric_type, first.metric_value) == ("accuracy", accuracy)
-    block = yaml.safe_load(card.content.split("---")[1])
-    assert block["tags"][1:3] == ["horses", "humans"]
-    assert "CC BY 2.0" in card.content
-    assert ("Google" in card.content) == (name == "inception")
+    assert card.data.base_model == (None if name == "cnn" else "timm/inception_v3.tf_in1k")
+    assert card.data.pipeline_tag == card.data.tags[0] == "image-classification"
+    assert card.data.tags[1:] == ["horses", "humans", "horsehuman"]
+    assert card.data.datasets == ["horses-or-humans"]
+    metrics = json.loads((report / "metrics.json").read_text())["metrics"]
+    results = {result.metric_type: result for result in card.data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == {
+        "accuracy": metrics["accuracy"]["value"],
+        "roc-auc": metrics["ROC-AUC"]["value"],
+        "log_loss": metrics["log loss"]["value"],
+    }
+    assert {(r.dataset_name, r.dataset_split) for r in results.values()} == {(tree.name, "test")}
+    assert "CC BY 2.0" in text
+    assert ("Google" in text) == (name == "inception")
+    assert "\n\n\n" not in text
 
 
 def test_numbers_come_from_the_files(report: Path) -> None:
-    text = model_card("cnn", report)
+    text = command("--model", "cnn", "--report", str(report))
     evaluation = json.loads((report / "metrics.json").read_text())
     assert f"On {evaluation['pictures']} pictures" in text
     assert f"| log loss | {evaluation['metrics']['log loss']['value']:.4f} |" in text
     assert "| train | horses | 500 | 50 |" in text
     network = load_classifier("cnn")
     assert f"{sum(p.numel() for p in network.parameters()):,} parameters" in text
+    assert f"| temperature | {network.settings['temperature']:.4f} |" in text
 
 
 def test_a_hub_folder_loads_as_a_classifier(report: Path, tmp_path: Path) -> None:
@@ -83,23 +91,30 @@ def test_a_missing_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "not a report of horsehuman evaluate" in command("--report", str(tmp_path))
 
 
-def test_the_newest_report_on_the_test_set_is_used(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_report_in_the_default_folder_is_used_if_it_is_on_the_test_set(
+    report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "outputs" / "evaluate" / "cnn").mkdir(
-        parents=True
-    )  # as an interrupted evaluation leaves it
-    other = ["--data", str(tree), "--no-plot"]
-    assert commands.run("evaluate", "--model", "cnn", "--no-plot")[0] == 0
-    assert commands.run("evaluate", "--model", "cnn", *other)[0] == 0
-    folders = sorted(path.name for path in (tmp_path / "outputs" / "evaluate").iterdir())
-    assert folders == ["cnn", "cnn-2"]
-    text = command("--model", "cnn")
-    assert "On 256 pictures" in text
-    assert "metrics are those of outputs/evaluate/cnn\n" in text
-    assert commands.run("evaluate", "--model", "cnn", "--no-plot")[0] == 0
-    assert "metrics are those of outputs/evaluate/cnn-3\n" in command("--model", "cnn")
+    evaluation = json.loads((report / "metrics.json").read_text())
+    folder = tmp_path / "outputs" / "evaluate" / "cnn"
+    folder.mkdir(parents=True)  # as an interrupted evaluation leaves it
+    assert "Not measured yet" in command("--model", "cnn")
+    assert "no report of cnn: run horsehuman evaluate first" in caplog.text
+    box = image_root("box")
+    for data, split, used in (
+        (str(box), "test", True),
+        (f"/elsewhere/{box.name}", "test", True),
+        (str(box), "train", False),
+        (evaluation["data"], "test", False),
+    ):
+        changed = {**evaluation, "data": data, "split": split}
+        (folder / "metrics.json").write_text(json.dumps(changed))
+        caplog.clear()
+        text = command("--model", "cnn")
+        assert ("On 4 pictures (test split)" in text) == used
+        assert ("name: Horses or Humans" in text) == used
+        assert ("metrics are those of outputs/evaluate/cnn\n" in caplog.text) == used
+        assert "On 4 pictures" in command("--model", "cnn", "--report", str(folder))
 
 
 def test_a_checkpoint_outside_a_run_uses_any_report(
