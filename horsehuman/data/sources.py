@@ -56,31 +56,24 @@ def expand_sources(sources: Iterable[str], *, recursive: bool = False) -> Iterat
 def read_source(source: str) -> NDArray[np.uint8]:
     """Read an image from a file or URL; see :func:`~horsehuman.data.images.read_picture`.
 
+    A download may take :data:`MAX_BYTES` and :data:`MAX_SECONDS`.
+
     Raises:
         PictureError: If the image cannot be downloaded or read.
     """
-    if is_url(source):
-        return read_picture(download_image(source), printable(source))
-    return read_picture(source)
-
-
-def download_image(url: str) -> io.BytesIO:
-    """Download an image within :data:`MAX_BYTES` and :data:`MAX_SECONDS`.
-
-    Raises:
-        PictureError: If the download fails or exceeds a limit.
-    """
+    if not is_url(source):
+        return read_picture(source)
     content, start = bytearray(), time.monotonic()
     try:
-        for block, _ in download_blocks(url):
+        for block, _ in download_blocks(source):
             content += block
             if len(content) > MAX_BYTES:
                 raise DownloadError(f"larger than {MAX_BYTES / 1e6:.0f} MB")
             if time.monotonic() - start > MAX_SECONDS:
                 raise DownloadError(f"not complete after {MAX_SECONDS:.0f} s")
     except DownloadError as error:
-        raise PictureError(f"cannot read {printable(url)}: {error}") from error
-    return io.BytesIO(content)
+        raise PictureError(f"cannot read {printable(source)}: {error}") from error
+    return read_picture(io.BytesIO(content), printable(source))
 
 
 def download_blocks(url: str) -> Iterator[tuple[bytes, int]]:

@@ -276,10 +276,10 @@ def print_comparison(comparison: dict[str, Any], *, grouped: bool) -> None:
     for cost in models[0]["cost"]:
         lines.add_row(cost, *(_format_cost(model["cost"][cost]) for model in models))
     out = console(stderr=False)
-    out.print(lines)
+    out.print(lines, "", sep="\n")
     columns = ("difference", "95 % by group, paired", "95 % by picture, paired")
     for pair, (first, second) in zip(pairs, itertools.combinations(names, 2), strict=True):
-        title = f"\n{second} less {first}"
+        title = f"{second} less {first}"
         out.print(estimates_table(pair["second less first"], *columns, title=title))
         out.print(*pair_lines(pair), "", sep="\n")
     if grouped:
