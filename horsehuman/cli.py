@@ -247,7 +247,7 @@ def export(
 @app.command(epilog="Example: horsehuman card --model outputs/cnn/latest --folder upload")
 def card(
     model: Model = "inception",
-    report: Annotated[Path | None, Option(metavar="DIR", help="Report [default: latest].")] = None,
+    report: Annotated[Path | None, Option(metavar="DIR", help="Report of evaluate.")] = None,
     folder: Annotated[Path | None, Option(metavar="DIR", help="Folder for a model hub.")] = None,
     force: Force = False,
 ) -> None:

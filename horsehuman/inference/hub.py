@@ -54,8 +54,8 @@ def write_model_card(model: str, report: Path | None, folder: Path | None, *, fo
         print(card)
         return
     tensors = {f"network.{k}": v.contiguous() for k, v in network.state_dict().items()}
-    config: dict[str, Any] = {"hyper_parameters": network.settings, "horsehuman": origin}
-    config["state_dict"] = dict(sorted(tensors.items()))
+    metadata = {"hyper_parameters": network.settings, "horsehuman": origin}
+    config = checkpoint.hub_checkpoint(metadata, tensors)
     checkpoint.add_checksum(config)
     del config["state_dict"]  # The checksum is that of a checkpoint with these tensors.
     weights = safetensors.torch.save(tensors, {"format": "pt"})
