@@ -193,11 +193,11 @@ def data(
 
     With `--augmented`, they are augmented as in the training of the run, or of `model=cnn`.
     """
-    from horsehuman.data.contact_sheets import show_images
+    from horsehuman.data.contact_sheets import report_images
     from horsehuman.data.image_sets import ImageQuery
 
     query = ImageQuery(data, group_pattern=group_pattern)
-    return show_images(query, ReportOptions(out, force, plot, json), augmented=augmented)
+    return report_images(query, ReportOptions(out, force, plot, json), augmented=augmented)
 
 
 @app.command(epilog="Example: horsehuman audit --data DIR --fail-on error")

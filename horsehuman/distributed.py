@@ -4,7 +4,10 @@ All ranks must call a collective. Without a process group the rank is 0, the wor
 collective returns what it is given.
 """
 
+import contextlib
+import ctypes
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -15,6 +18,9 @@ from torch import Tensor, distributed, nn
 from horsehuman.errors import HorseHumanError, PeerGoneError, first_line
 
 T = TypeVar("T")
+
+# Option of prctl(2) on Linux: the signal that a process gets when its parent ends.
+_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -30,6 +36,8 @@ def process_group() -> Iterator[None]:
     if env_world_size() == 1:
         yield
         return
+    with contextlib.suppress(AttributeError, OSError):  # Linux: end when torchrun is killed
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         distributed.init_process_group()
     except (RuntimeError, ValueError) as error:

@@ -25,7 +25,8 @@ from horsehuman.errors import HorseHumanError, PeerGoneError, one_line
 
 log = logging.getLogger("horsehuman.train")  # silent on ranks above 0
 
-RANK = int(os.environ.get("RANK", 0))  # torchrun sets it
+# torchrun sets both
+RANK = int(os.environ.get("RANK", 0)) if os.environ.get("WORLD_SIZE", "1") != "1" else 0
 
 COMMAND = sys.argv
 
@@ -44,7 +45,8 @@ thread_errors: list[str] = []
 def main(config: DictConfig) -> None:
     """Train, test and report one run. A failed run of a sweep does not end the sweep."""
     sys.argv = COMMAND  # error messages quote it
-    run_dir = Path(config.resume or HydraConfig.get().runtime.output_dir).expanduser()
+    folder = HydraConfig.get().runtime.output_dir if config.resume is None else config.resume
+    run_dir = Path(str(folder)).expanduser()
     if run_dir.is_relative_to(Path.cwd()):
         run_dir = run_dir.relative_to(Path.cwd())
     try:
@@ -57,16 +59,17 @@ def main(config: DictConfig) -> None:
             resume_run(run_dir, allow_changes=config.allow_changes)
     except (HorseHumanError, OSError) as error:
         exit_codes.append(1)
-        if RANK > 0:
-            time.sleep(5)  # rank 0 prints; torchrun ends all ranks when the first one fails
         hint = resume_hint(run_dir) if isinstance(error, PeerGoneError) else ""
-        log.error("error: %s%s", one_line(error), hint)
+        if RANK > 0:
+            time.sleep(5)  # torchrun ends all ranks meanwhile if rank 0 prints the same error
+        print(f"error: {one_line(error)}{hint}", file=sys.stderr)
     except runtime.Interrupted:
         log.error("interrupted%s", resume_hint(run_dir))
         raise
     finally:
-        with contextlib.suppress(OSError):  # unless it is empty: the run has not begun
-            os.removedirs(run_dir)
+        if STARTED in str(run_dir):
+            with contextlib.suppress(OSError):  # unless it is empty: the run has not begun
+                os.removedirs(run_dir)
 
 
 def check_command(config: DictConfig) -> None:
@@ -108,6 +111,9 @@ def run() -> int:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         log.error("error: %s", explain(error))
         return 2
+    except OSError as error:  # Hydra cannot make the folder
+        log.error("error: %s", one_line(error))
+        return 1
     except runtime.Interrupted as interrupted:
         return interrupted.exit_code
     if thread_errors and not exit_codes:  # otherwise the run has failed with the same cause

@@ -84,7 +84,7 @@ def trainings(folder: Path, canary: Path) -> Iterator[Case]:
                     "log_every_n_steps": 1, "devices": 1},
     }  # fmt: skip
     command = {"_target_": "subprocess.Popen", "args": f"touch {canary}", "shell": True}
-    through = {**command, "_target_": "horsehuman.training.launch.subprocess.Popen"}
+    through = {**command, "_target_": "horsehuman.training.resume.subprocess.Popen"}
     changes: list[dict[str, Any]] = [
         {},  # it can be gone on with
         {"model": command},

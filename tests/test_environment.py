@@ -51,7 +51,7 @@ def test_pictures_that_vanish_end_the_run_in_one_line(tree: Path, tmp_path: Path
     process = begin(tmp_path, copy, "data.memory_limit=0")
     shutil.rmtree(copy)
     line = last_line(process)
-    assert line.startswith(f"error: {copy}")
+    assert line.startswith(f"error: cannot read {copy}")
     assert "No such file" in line
     assert process.returncode == 1
     assert load_classifier(tmp_path / "run" / "checkpoints" / "last.ckpt")

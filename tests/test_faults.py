@@ -83,10 +83,11 @@ def test_exported_files(tmp_path: Path) -> None:
     export_and_report("cnn", path, force=False)
     pictures = np.random.default_rng(0).integers(0, 256, (1, 3, 90, 70)).astype(np.uint8)
     classifier = OnnxClassifier(path)
-    expected, names = classifier.run(pictures), classifier.class_names
+    expected, names = classifier.predict_batch(pictures), classifier.class_names
 
     def same(found: OnnxClassifier) -> bool:
-        return np.array_equal(found.run(pictures), expected) and found.class_names == names
+        outputs = found.predict_batch(pictures)
+        return np.array_equal(outputs, expected) and found.class_names == names
 
     assert refusals(path, OnnxClassifier, same) > 0.9 * PLACES
 

@@ -27,9 +27,9 @@ MIRRORS = (
     "https://storage.googleapis.com/learning-datasets/",
 )
 
-#: Retries per mirror. A mirror is given up when it delivers fewer than ``MIN_SPEED`` bytes per
-#: second, averaged over ``SPEED_WINDOW`` seconds.
-RETRIES, MIN_SPEED, SPEED_WINDOW = 1, 10_000, 30.0
+RETRIES = 1  #: Retries per mirror.
+MIN_SPEED = 10_000  #: Lowest speed of a mirror in bytes per second; a slower one is given up.
+SPEED_WINDOW = 30.0  #: Seconds over which the speed is averaged.
 
 #: Largest number of files in an archive.
 _MAX_FILES = 200_000
@@ -40,7 +40,6 @@ _MAX_BYTES = 4 * 2**30
 #: Largest ratio of unpacked to packed size. Images are compressed already and hardly shrink, so a
 #: far larger ratio means a zip bomb.
 _MAX_RATIO = 100
-
 
 #: What to do when a folder in the cache cannot be written.
 _CACHE_FIX = "free space there, or set the environment variable HORSEHUMAN_CACHE to another folder"

@@ -2,10 +2,10 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,23 +27,30 @@ log = logging.getLogger(__name__)
 #: The file that holds the counts and the names of the sheets.
 REPORT_FILE = "data.json"
 
-#: Images per row, largest number of rows per sheet, and side of an image on a sheet in pixels.
-COLUMNS, ROWS, SIDE = 8, 60, 96
+COLUMNS = 8  #: Images per row.
+ROWS = 60  #: Largest number of rows per sheet.
+SIDE = 96  #: Side of an image on a sheet in pixels, without augmentation.
+MAX_CELL = 128  #: Largest side of an augmented image on a sheet; larger training images are shrunk.
 
 #: Label of a row of a sheet, and its images, each uint8 ``(3, size, size)``.
 Row = tuple[str, list[Tensor]]
 
-#: Size of training images in pixels, and their augmentation.
-Recipe = tuple[int, Augment]
+
+class TrainingAugmentation(NamedTuple):
+    """The augmentation of training images, and their size in pixels."""
+
+    image_size: int
+    augment: Augment
 
 
-def show_images(query: ImageQuery, options: ReportOptions, *, augmented: bool) -> bool:
+def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool) -> bool:
     """Count the images of a set and write one contact sheet for each class and split.
 
     Args:
         query: The images; its ``split`` is not used.
         options: The folder of the sheets, by default ``outputs/data``, and what is written.
-        augmented: Draw training images as augmented for training; see :func:`training_recipe`.
+        augmented: Show each training image with augmented versions of it, see
+            :func:`training_augmentation`, and no validation and test images.
 
     Returns:
         Whether all images on the sheets could be read.
@@ -54,31 +61,31 @@ def show_images(query: ImageQuery, options: ReportOptions, *, augmented: bool) -
     """
     data = query.data or "box"
     image_set = find_image_set(data, query.group_pattern)
-    recipe = training_recipe(data) if augmented else None
-    folder = options.create_dir(Path("outputs/data"), [REPORT_FILE])
+    augmentation = training_augmentation(data) if augmented else None
     parts = _by_split_and_class(image_set)
-    counts, lines = _count(parts, image_set.grouped)
+    names = _sheet_names(parts, augmented) if options.plot else {}
+    folder = options.create_dir(Path("outputs/data"), [REPORT_FILE, *names.values()])
+    counts, summary = _count(parts, image_set.grouped)
     if not options.json:
-        console(stderr=False).print(lines)
+        console(stderr=False).print(summary)
     caption = "one row per group" if image_set.grouped else "ordered by name"
-    if recipe:
+    if augmentation:
         caption = "original, then augmented as in training"
-    sheets: list[Path] = []
+    sheets: list[str] = []
     errors: list[str] = []
-    for (split, class_name), records in track(parts.items(), "drawing", len(parts)):
-        if options.plot and not (recipe and split in ("validation", "test")):
-            rows = _rows(records, image_set.grouped, recipe, errors)
-            if rows:
-                words = filter(None, (split, class_name, "augmented" if recipe else ""))
-                name = re.sub(r"[^\w-]", "_", "-".join(words))
-                sheets.append(unused_path(folder / f"{name}.png", sheets.__contains__))
-                title = f"{len(records)} pictures: {class_name}" + (f", {split}" if split else "")
-                _draw(sheets[-1], rows, f"{title}; {caption}")
-    names = [path.name for path in sheets]
-    for name in set(read_json(folder / REPORT_FILE).get("sheets", ())) - set(names):
-        if name.endswith(".png") and name == Path(name).name:
-            (folder / name).unlink(missing_ok=True)  # a sheet of an earlier report
-    report = {"root": str(image_set.root), "counts": counts, "sheets": names}
+    for (split, class_name), name in track(names.items(), "drawing", len(names)):
+        records = parts[split, class_name]
+        if rows := _rows(records, image_set.grouped, augmentation, errors):
+            title = f"{len(records)} pictures: {class_name}" + (f", {split}" if split else "")
+            _draw(folder / name, rows, f"{title}; {caption}")
+            sheets.append(name)
+    # Remove the sheets of an earlier report; its JSON file may hold anything.
+    earlier = read_json(folder / REPORT_FILE).get("sheets")
+    for name in earlier if isinstance(earlier, list) else ():
+        stale = isinstance(name, str) and name.endswith(".png") and name not in sheets
+        if stale and name == Path(name).name:
+            (folder / name).unlink(missing_ok=True)
+    report = {"root": str(image_set.root), "counts": counts, "sheets": sheets}
     write_json(folder / REPORT_FILE, report)
     if options.json:
         print_json(report)
@@ -87,8 +94,19 @@ def show_images(query: ImageQuery, options: ReportOptions, *, augmented: bool) -
     return not errors
 
 
-def training_recipe(data: str) -> Recipe:
-    """Return the recipe of a run, or that of ``model=cnn`` for other data.
+def _sheet_names(parts: Iterable[tuple[str, str]], augmented: bool) -> dict[tuple[str, str], str]:
+    """Return the file name of the sheet of each (split, class name); only training is augmented."""
+    names: dict[tuple[str, str], str] = {}
+    for split, class_name in parts:
+        if not (augmented and split in ("validation", "test")):
+            words = filter(None, (split, class_name, "augmented" if augmented else ""))
+            path = Path(re.sub(r"[^\w-]", "_", "-".join(words)) + ".png")
+            names[split, class_name] = unused_path(path, lambda p: p.name in names.values()).name
+    return names
+
+
+def training_augmentation(data: str) -> TrainingAugmentation:
+    """Return the augmentation of a run, or that of ``model=cnn`` for other data.
 
     Args:
         data: See :func:`~horsehuman.data.image_sets.find_image_set`.
@@ -104,9 +122,10 @@ def training_recipe(data: str) -> Recipe:
     augment = make_augment(config["data"].get("augment"))
     if augment is None:
         raise HorseHumanError(f"--augmented: {printable(data)} was trained without augmentation")
-    size: Any = dict(config.get("model") or {}).get("image_size")
+    model = config.get("model")
+    size: Any = model.get("image_size") if isinstance(model, Mapping) else None
     check_number(f"model.image_size of {printable(data)}", size, int, at_least=8, at_most=4096)
-    return size, augment
+    return TrainingAugmentation(size, augment)
 
 
 def _by_split_and_class(image_set: ImageSet) -> dict[tuple[str, str], list[Record]]:
@@ -127,28 +146,31 @@ def _count(
 ) -> tuple[list[dict[str, Any]], Table]:
     """Count the images and, if they are known, the groups of each split and class."""
     counts = []
-    lines = table("split", "class", "pictures", "groups", left=2)
+    summary = table("split", "class", "pictures", "groups", left=2)
     for (split, class_name), records in parts.items():
         count, groups = len(records), len({record.group for record in records})
         row = {"split": split or None, "class": class_name, "pictures": count}
         counts.append({**row, "groups": groups if grouped else None})
         known = str(groups) if grouped else "unknown"
-        lines.add_row(split or "none yet", printable(class_name), str(count), known)
-    return counts, lines
+        summary.add_row(split or "none yet", printable(class_name), str(count), known)
+    return counts, summary
 
 
 def _rows(
-    records: Sequence[Record], grouped: bool, recipe: Recipe | None, errors: list[str]
+    records: Sequence[Record],
+    grouped: bool,
+    augmentation: TrainingAugmentation | None,
+    errors: list[str],
 ) -> list[Row]:
     """Decode the images of a sheet.
 
     Args:
         records: Records of one split and class.
         grouped: Whether each row shows one group; otherwise rows are filled in order.
-        recipe: Makes each row show one image and augmented versions of it.
-        errors: The errors of images that cannot be read are appended to it, and logged.
+        augmentation: Makes each row show one image and augmented versions of it.
+        errors: List to which the messages of unreadable images are appended; they are also logged.
     """
-    size, augment = recipe or (SIDE, None)
+    size, augment = augmentation or (SIDE, None)
     groups: dict[str, list[Record]] = {}
     for index, record in enumerate(records):
         groups.setdefault(record.group if grouped else str(index // COLUMNS), []).append(record)
@@ -157,13 +179,13 @@ def _rows(
         images: list[Tensor] = []
         for record in evenly_spaced(groups[name], 1 if augment else COLUMNS):
             try:
-                images.append(decode(record.path, size))
+                images.append(decode(record.path, min(size, MAX_CELL)))
             except PictureError as error:
                 errors.append(str(error))
                 log.warning("error: %s", error)
         if images and augment:
             with torch.random.fork_rng():
-                torch.manual_seed(len(rows))
+                torch.manual_seed(len(rows))  # the same augmentation on every call
                 images += augment(images[0].expand(COLUMNS - 1, -1, -1, -1))
         if images:
             label = f"{printable(name)[-24:]} ({len(groups[name])})" if grouped else ""

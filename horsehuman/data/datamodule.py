@@ -138,13 +138,13 @@ class HorseHumanDataModule(L.LightningDataModule):
         if self.root is None:
             self.prepare_data()
         assert self.root is not None
-        self.class_names, records = scan_folder(self.root, self.group_pattern)
+        class_names, records = scan_folder(self.root, self.group_pattern)
         size_in_bytes = len(records) * 3 * self.image_size**2
         keep = size_in_bytes <= self.memory_limit * 2**30
         records, images, self.skipped = datasets.decode_all(
             records, self.image_size, keep=keep, skip_bad=self.skip_bad
         )
-        self.records = assign_splits(records, self.splits)
+        self.class_names, self.records = list(class_names), assign_splits(records, self.splits)
         for split in ("train", self._held_out, "test"):
             count = len(self._indices(split))
             if 0 < count < world_size():

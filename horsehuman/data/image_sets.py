@@ -16,8 +16,11 @@ from horsehuman.errors import HorseHumanError, check_choice, os_errors, printabl
 from horsehuman.run_dir import find_run, is_run
 from horsehuman.runtime import BUNDLED
 
+#: Splits of an image set.
+SPLITS = ("train", "validation", "test")
+
 #: Values of ``--split``.
-SPLITS = ("train", "validation", "test", "all")
+SPLIT_CHOICES = (*SPLITS, "all")
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class ImageQuery:
     Attributes:
         data: ``box`` (the bundled set), the folder of a run, or a folder of images. ``None`` stands
             for the images of the classifier's run, or for the bundled set if there is no run.
-        split: One of :data:`SPLITS`. ``None`` stands for ``test``, or for ``all`` if no image is in
-            the test split.
+        split: One of :data:`SPLIT_CHOICES`. ``None`` stands for ``test``, or for ``all`` if no
+            image is in the test split.
         group_pattern: See :func:`~horsehuman.data.records.scan_folder`; for a folder of images.
     """
 
@@ -61,17 +64,17 @@ class ImageSet:
         """Return the images of one split.
 
         Args:
-            name: One of :data:`SPLITS`; ``all`` stands for all images, also those without a split.
+            name: One of :data:`SPLIT_CHOICES`; ``all`` includes images without a split.
 
         Raises:
             HorseHumanError: If the split is unknown or empty.
         """
-        check_choice("--split", name, SPLITS)
+        check_choice("--split", name, SPLIT_CHOICES)
         records = [r for r in self.records if name in ("all", r.split)]
         if not records:
             splits = ", ".join(sorted({record.split or "no split" for record in self.records}))
-            place = f"{printable(self.root)} has no such pictures, only {splits}"
-            raise HorseHumanError(f"--split {name}: {place}")
+            reason = f"{printable(self.root)} has no such pictures, only {splits}"
+            raise HorseHumanError(f"--split {name}: {reason}")
         return ImageSet(self.root, self.class_names, records, self.grouped)
 
 
@@ -87,17 +90,17 @@ def find_image_set(data: str, group_pattern: str | None = None) -> ImageSet:
         HorseHumanError: If there are no images, or ``group_pattern`` cannot be used.
     """
     folder = Path(data).expanduser()
-    if data != "box" and not is_run(folder):
-        classes, records = scan_folder(folder, group_pattern, to_train=False)
-        return ImageSet(folder, (classes[0], classes[1]), records, group_pattern is not None)
-    if group_pattern is not None:
-        option, name = f"--group-pattern={group_pattern!r}", printable(data)
-        raise HorseHumanError(f"{option} is for folders, but {name} has groups of its own: drop it")
-    if data != "box":
+    if group_pattern is not None and (data == "box" or is_run(folder)):
+        reason = f"is for folders, but {printable(data)} has groups of its own"
+        raise HorseHumanError(f"--group-pattern={group_pattern!r} {reason}: drop it")
+    if data == "box":
+        root = image_root("box")
+        class_names, records = scan_folder(root, SUBJECT_PATTERN)
+        return ImageSet(root, class_names, records, True)
+    if is_run(folder):
         return read_run_images(folder)
-    root = image_root("box")
-    classes, records = scan_folder(root, SUBJECT_PATTERN)
-    return ImageSet(root, (classes[0], classes[1]), records, True)
+    class_names, records = scan_folder(folder, group_pattern, require_train=False)
+    return ImageSet(folder, class_names, records, group_pattern is not None)
 
 
 def select_images(model: str, query: ImageQuery) -> tuple[ImageSet, str]:
@@ -122,7 +125,7 @@ def select_images(model: str, query: ImageQuery) -> tuple[ImageSet, str]:
     return image_set.split(split), split
 
 
-def count_training_images(model: str, records: Iterable[Record]) -> int | None:
+def count_images_seen_in_training(model: str, records: Iterable[Record]) -> int | None:
     """Return how many images have the same bytes as an image the classifier was trained on.
 
     Args:
@@ -130,7 +133,8 @@ def count_training_images(model: str, records: Iterable[Record]) -> int | None:
         records: The images to look up.
 
     Returns:
-        The count; ``None`` if the training images are unknown or no longer exist.
+        The count; ``None`` if the training images are unknown, would have to be downloaded, or are
+        all gone.
     """
     run = find_run(model)
     if run is None and model not in BUNDLED:
@@ -161,19 +165,22 @@ def read_run_images(run: Path) -> ImageSet:
     data = read_run_config(run)["data"]
     root = image_root(data.get("source", "folder"), data.get("root"), data.get("archives_dir"))
     path = run / "splits.csv"
+    damaged = HorseHumanError(f"{printable(path)} is damaged: choose the images with --data")
     try:
         with os_errors("read", path):
             text = path.read_bytes().decode(errors="surrogateescape")
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         names = sorted({row["label"] for row in rows})
+        paths = [Path(row["picture"]) for row in rows]
         records = [
             Record(root / row["picture"], names.index(row["label"]), row["group"], row["split"])
             for row in rows
         ]
-    except (KeyError, TypeError, csv.Error):
-        names = []
-    if len(names) != 2 or not {record.split for record in records} <= set(SPLITS[:3]):
-        raise HorseHumanError(f"{printable(path)} is damaged: name pictures with --data")
+    except (KeyError, TypeError, csv.Error) as error:
+        raise damaged from error
+    outside = any(path.is_absolute() or ".." in path.parts for path in paths)
+    if len(names) != 2 or outside or not {record.split for record in records} <= set(SPLITS):
+        raise damaged
     grouped = any(row["group"] != row["picture"] for row in rows)
     return ImageSet(root, (names[0], names[1]), records, grouped)
 
@@ -195,13 +202,13 @@ def read_run_config(run: Path) -> dict[str, Any]:
         config = None
     if isinstance(config, dict) and isinstance(config.get("data"), dict):
         return config
-    raise HorseHumanError(f"{printable(path)} is not a run's config: name pictures with --data")
+    raise HorseHumanError(f"{printable(path)} is not a run's config: choose the images with --data")
 
 
 def file_digest(path: Path) -> bytes:
     """Return a digest of a file's contents, 16 bytes of BLAKE2b.
 
-    The digest of a file that cannot be read is its path, which equals no other file's digest.
+    A file that cannot be read gets its path as a key, which equals no digest and no other key.
     """
     try:
         return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()

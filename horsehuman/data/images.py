@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from horsehuman.errors import HorseHumanError, printable
 
-#: Smallest value of all three channels, 0 to 255, at which a pixel counts as white.
+#: A pixel counts as white if each channel is at least this (0 to 255).
 WHITE_LEVEL = 245
 
 #: Largest number of pixels; larger images are refused before they are decoded. Pillow itself only
@@ -22,7 +22,7 @@ MAX_PIXELS = 100_000_000
 #: Files and folders that operating systems and file managers create.
 _SYSTEM_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
-#: Pixels scaled to 8 bits per step, which bounds the memory for float64 values.
+#: Number of pixels that are converted at a time, which bounds the memory for float64 values.
 _PIXELS_PER_STEP = 1_000_000
 
 #: EXIF tag of the orientation.
@@ -35,6 +35,10 @@ warnings.filterwarnings("ignore", module="PIL")
 
 class PictureError(HorseHumanError):
     """An image cannot be read; the message names the image and the reason."""
+
+
+class _UnreadableError(ValueError):
+    """The reason why an image cannot be read, without its name."""
 
 
 def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDArray[np.uint8]:
@@ -61,7 +65,7 @@ def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDAr
         with Image.open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
-                raise PictureError(f"{size} pixels, over the limit of {MAX_PIXELS:,}")
+                raise _UnreadableError(f"{size} pixels, over the limit of {MAX_PIXELS:,}")
             return as_rgb(image)
     except Exception as error:  # decoders raise many types of exception for malformed files
         raise PictureError(f"cannot read {name}: {_reason(error)}") from error
@@ -89,26 +93,26 @@ def _check_source(source: str | Path | BinaryIO) -> None:
     """Check that there is a regular file, or an open file, that is not empty.
 
     Raises:
-        PictureError: If it is something else; the message is the reason, without the name.
+        _UnreadableError: If it is something else.
     """
     if isinstance(source, str | Path):
         status = Path(source).stat()
         if stat.S_ISDIR(status.st_mode):
-            raise PictureError("a folder, not a file (for folders inside it: --recursive)")
+            raise _UnreadableError("a folder, not an image file (use --recursive for subfolders)")
         if not stat.S_ISREG(status.st_mode):
-            raise PictureError("not a regular file")
+            raise _UnreadableError("not a regular file")
         size = status.st_size
     else:
         size = source.seek(0, os.SEEK_END)
         source.seek(0)
     if not size:
-        raise PictureError("empty (0 bytes)")
+        raise _UnreadableError("empty (0 bytes)")
 
 
 def _turn_upright(pixels: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
     """Apply an EXIF orientation, 1 to 8; other values change nothing.
 
-    ``ImageOps.exif_transpose`` fails if another EXIF tag of the image is malformed.
+    Used instead of ``ImageOps.exif_transpose``, which fails if another EXIF tag is malformed.
     """
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
@@ -142,7 +146,8 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, PictureError):
+    """Return in one line, for users, why an image cannot be read."""
+    if isinstance(error, _UnreadableError):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
         return "not an image format that Pillow supports"

@@ -58,7 +58,7 @@ class SplitPlan:
     """The options that assign a split to records.
 
     Attributes:
-        validation: ``held_out``, or ``test`` to hold nothing out.
+        validation: ``held_out``, or ``test`` to validate on the test split, holding nothing out.
         val_fraction: Fraction of the training groups to hold out for validation, in [0, 1); 0 for
             none.
         test_fraction: Fraction of all groups for the test split if the records have none, in
@@ -88,13 +88,13 @@ class SplitPlan:
             return
         check_number("data.fold", self.fold, int, at_least=0, below=self.folds)
         if self.validation == "test":
-            option = f"data.fold={self.fold}"
-            raise HorseHumanError(f"{option} does not go with data.validation=test: drop one")
+            setting = f"data.fold={self.fold}"
+            raise HorseHumanError(f"{setting} does not go with data.validation=test: drop one")
 
 
 def scan_folder(
-    root: Path, group_pattern: str | None = None, *, to_train: bool = True
-) -> tuple[list[str], list[Record]]:
+    root: Path, group_pattern: str | None = None, *, require_train: bool = True
+) -> tuple[tuple[str, str], list[Record]]:
     """List the images of ``root/{train,validation,test}/{a,b}/`` or of ``root/{a,b}/``.
 
     Subfolders of class folders are included. Hidden files and those of file managers are ignored;
@@ -105,7 +105,7 @@ def scan_folder(
         group_pattern: Regular expression with one capturing group. It is searched for in the path
             below the class folder (with forward slashes), and what it captures is the image's
             group. ``None`` makes each image a group by itself.
-        to_train: Whether a tree with split folders must have one for training.
+        require_train: Whether a tree with split folders must have one for training.
 
     Returns:
         The two class names in sorted order, and the records sorted by path within each split and
@@ -118,12 +118,12 @@ def scan_folder(
     pattern = _compile_pattern(group_pattern)
     if not root.is_dir():
         raise HorseHumanError(f"{printable(root)} is not a folder: name one with class folders")
-    folders = _split_folders(root, to_train)
+    folders = _split_folders(root, require_train)
     names = {_class_names(folder) for folder in folders.values()}
     if len(names) > 1:
         pairs = printable(" against ".join(" and ".join(pair) for pair in sorted(names)))
         raise HorseHumanError(f"{printable(root)}: name the classes alike in all splits: {pairs}")
-    class_names = list(names.pop())
+    class_names = names.pop()
     records = [
         Record(path, label, group, split)
         for split, folder in folders.items()
@@ -155,8 +155,8 @@ def assign_splits(records: Sequence[Record], options: SplitPlan) -> list[Record]
     splits = {record.split for record in records}
     is_test = options.validation == "test"
     if "validation" in splits and (options.fold is not None or is_test):
-        option = "data.validation=test" if is_test else f"data.fold={options.fold}"
-        raise HorseHumanError(f"{option} does not go with a validation folder: drop one of them")
+        setting = "data.validation=test" if is_test else f"data.fold={options.fold}"
+        raise HorseHumanError(f"{setting} does not go with a validation folder: drop one of them")
     if "test" not in splits:
         records = _hold_out(records, "test", options, "test_fraction")
     if options.fold is not None:
@@ -183,16 +183,16 @@ def group_folds(
         Fold of each image, shape ``(N,)``.
     """
     index = np.unique(groups, return_inverse=True)[1]
-    kinds = classes_of_groups(labels, index)
-    assigned = np.zeros(len(kinds), np.int64)
+    classes = classes_of_groups(labels, index)
+    assigned = np.zeros(len(classes), np.int64)
     generator = np.random.default_rng(seed)
     for kind in (1, 2, 3):
-        assigned[kinds == kind] = generator.permutation((kinds == kind).sum()) % folds
+        assigned[classes == kind] = generator.permutation((classes == kind).sum()) % folds
     return assigned[index]
 
 
 def classes_of_groups(labels: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the classes in each of G groups: 1 for class 0 only, 2 for class 1 only, 3 for both.
+    """Return the classes in each of G groups as a bit mask: 1 is class 0, 2 class 1, 3 both.
 
     Args:
         labels: Labels of the images, 0 or 1, shape ``(N,)``.
@@ -201,9 +201,9 @@ def classes_of_groups(labels: NDArray[np.int64], index: NDArray[np.int64]) -> ND
     Returns:
         Array of shape ``(G,)``.
     """
-    kinds = np.zeros(index.max() + 1, np.int64)
-    np.bitwise_or.at(kinds, index, labels + 1)
-    return kinds
+    masks = np.zeros(index.max() + 1, np.int64)
+    np.bitwise_or.at(masks, index, labels + 1)
+    return masks
 
 
 def min_groups_per_class(labels: NDArray[np.int64], groups: Sequence[str]) -> int:
@@ -234,27 +234,27 @@ def write_splits(
     write_csv(folder / "splits.csv", ("picture", "label", "group", "split"), rows)
 
 
-def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
-    """Return at most ``most`` items at even distances, the first one included."""
-    count = min(most, len(items))
+def evenly_spaced(items: Sequence[T], limit: int) -> list[T]:
+    """Return at most ``limit`` items at even distances, the first one included."""
+    count = min(limit, len(items))
     return [items[k * len(items) // count] for k in range(count)]
 
 
 def _compile_pattern(group_pattern: str | None) -> re.Pattern[str] | None:
     if group_pattern is None:
         return None
-    option = f"data.group_pattern={group_pattern!r}"
+    setting = f"data.group_pattern={group_pattern!r}"
     try:
         pattern = re.compile(group_pattern)
     except (re.error, TypeError) as error:
-        raise HorseHumanError(f"{option} is not a regular expression: {error}") from error
+        raise HorseHumanError(f"{setting} is not a regular expression: {error}") from error
     if pattern.groups != 1:
-        count = f"{pattern.groups} capturing groups"
-        raise HorseHumanError(f"{option} has {count}: put one (...) around the group's name")
+        fix = "put one (...) around the group's name"
+        raise HorseHumanError(f"{setting} has {pattern.groups} capturing groups: {fix}")
     return pattern
 
 
-def _split_folders(root: Path, to_train: bool) -> dict[str, Path]:
+def _split_folders(root: Path, require_train: bool) -> dict[str, Path]:
     """Return the folder of each split; of a tree without split folders, ``{"": root}``."""
     split_of = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
     folders: dict[str, Path] = {}
@@ -264,8 +264,8 @@ def _split_folders(root: Path, to_train: bool) -> dict[str, Path]:
         if split is None:
             others.append(folder.name)
         elif split in folders:
-            names = f"{folders[split].name}/ and {folder.name}/"
-            raise HorseHumanError(f"{printable(root)} has both {names}: keep one")
+            pair = f"{folders[split].name}/ and {folder.name}/"
+            raise HorseHumanError(f"{printable(root)} has both {pair}: keep one")
         else:
             folders[split] = folder
     if not folders:
@@ -273,19 +273,19 @@ def _split_folders(root: Path, to_train: bool) -> dict[str, Path]:
     if others:
         listing = printable(", ".join(others))
         log.warning("%s: ignored folders that are not splits (%s)", printable(root), listing)
-    if to_train and "train" not in folders:
-        names = " and ".join(sorted(folders))
-        raise HorseHumanError(f"{printable(root)} has {names} but no train folder: add one")
+    if require_train and "train" not in folders:
+        present = " and ".join(sorted(folders))
+        raise HorseHumanError(f"{printable(root)} has {present} but no train folder: add one")
     return folders
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in _subfolders(folder)))
+def _class_names(folder: Path) -> tuple[str, str]:
+    names = sorted(entry.name for entry in _subfolders(folder))
     if len(names) != 2:
         listing = printable(f"{len(names)} ({', '.join(names[:5])})") if names else "none"
         fix = "put the pictures of each class into a folder of its own"
         raise HorseHumanError(f"{printable(folder)} needs two class folders, not {listing}: {fix}")
-    return names
+    return names[0], names[1]
 
 
 def _groups_of_files(root: Path, folder: Path, pattern: re.Pattern[str] | None) -> dict[Path, str]:
@@ -303,10 +303,10 @@ def _groups_of_files(root: Path, folder: Path, pattern: re.Pattern[str] | None) 
     groups = {path: match[1] for path, match in matches.items() if match and match[1] is not None}
     unmatched = [path.name for path in paths if path not in groups]
     if unmatched:
-        count = f"{len(unmatched)} of {len(paths)} names in {printable(folder)}"
-        names = f"{printable(', '.join(unmatched[:3]))}: change it to match all"
-        option = f"data.group_pattern={pattern.pattern!r}"
-        raise HorseHumanError(f"{option} does not match {count}, such as {names}")
+        setting, fix = f"data.group_pattern={pattern.pattern!r}", "change it to match all"
+        share = f"{len(unmatched)} of {len(paths)} names in {printable(folder)}"
+        examples = printable(", ".join(unmatched[:3]))
+        raise HorseHumanError(f"{setting} does not match {share}, such as {examples}: {fix}")
     return groups
 
 
@@ -345,11 +345,11 @@ def _check_groups(root: Path, records: Sequence[Record]) -> None:
     divided = sorted(group for group, names in splits.items() if len(names) > 1)
     if divided:
         example = f"{printable(divided[0])} in {' and '.join(sorted(splits[divided[0]]))}"
-        place = f"{printable(root)}: {len(divided)} groups are in more than one split ({example})"
-        raise HorseHumanError(f"{place}: move each into one, or change data.group_pattern")
+        problem = f"{printable(root)}: {len(divided)} groups are in more than one split ({example})"
+        raise HorseHumanError(f"{problem}: move each into one, or change data.group_pattern")
 
 
-def _hold_out(records: Sequence[Record], split: str, options: SplitPlan, name: str) -> list[Record]:
+def _hold_out(records: Sequence[Record], split: str, plan: SplitPlan, option: str) -> list[Record]:
     """Move training groups of each class to another split.
 
     Groups with both classes, such as scenes with both, are chosen from like a third class: they are
@@ -358,14 +358,15 @@ def _hold_out(records: Sequence[Record], split: str, options: SplitPlan, name: s
     Args:
         records: All records; a group is in one split only.
         split: The split that groups move to.
-        options: The options.
-        name: The option that sets how many groups move: ``folds``, or that of a fraction. At least
-            one group moves, but not all.
+        plan: The options.
+        option: Name of the option that sets how many groups move: ``folds``, ``val_fraction`` or
+            ``test_fraction``. With a fraction, at least one of several groups moves, but not all; a
+            single group stays.
 
     Raises:
         HorseHumanError: If a class has no images left to train on, or none in the split.
     """
-    value = getattr(options, name)
+    value = getattr(plan, option)
     labels: dict[str, set[int]] = {}
     for record in records:
         if record.split == "train":
@@ -373,9 +374,9 @@ def _hold_out(records: Sequence[Record], split: str, options: SplitPlan, name: s
     held_out: set[str] = set()
     for classes in ((0,), (1,), (0, 1)):
         groups = sorted(group for group in labels if labels[group] == set(classes))
-        random.Random(f"{options.seed}-{classes}").shuffle(groups)
-        if name == "folds":
-            held_out.update(groups[options.fold :: value])
+        random.Random(f"{plan.seed}-{classes}").shuffle(groups)
+        if option == "folds":
+            held_out.update(groups[plan.fold :: value])
         else:
             held_out.update(groups[: min(max(round(value * len(groups)), 1), len(groups) - 1)])
     moved = [replace(r, split=split if r.group in held_out else r.split) for r in records]
@@ -383,6 +384,6 @@ def _hold_out(records: Sequence[Record], split: str, options: SplitPlan, name: s
         missing = {r.label for r in records} - {r.label for r in moved if r.split == part}
         if missing:
             example = next(record.path for record in records if record.label in missing)
-            place = f"data.{name}={value:g}: the class of {printable(example)} has too few groups"
-            raise HorseHumanError(f"{place}: add pictures of it, or hold out less")
+            cause = f"data.{option}={value:g}: the class of {printable(example)} has too few groups"
+            raise HorseHumanError(f"{cause}: add pictures of it, or hold out less")
     return moved

@@ -32,14 +32,14 @@ from horsehuman.runtime import console, format_interval, format_number, table
 log = logging.getLogger(__name__)
 
 #: TensorBoard tags of the accuracy after each epoch.
-CURVES = ("train/acc", "val/acc")
+ACCURACY_TAGS = ("train/acc", "val/acc")
 
 #: Metrics that the printed table shows; ``compare.json`` contains all.
 METRICS = ("accuracy", "balanced accuracy", "ROC-AUC", "Brier score", "log loss")
 
-#: Names of the p-values of a pair in ``compare.json``.
-MCNEMAR = "p of McNemar's exact test, frames taken for independent"
-HOLM = "p, Holm-corrected"
+#: Keys of the p-values of a pair in ``compare.json``.
+MCNEMAR_KEY = "p of McNemar's exact test, frames taken for independent"
+HOLM_KEY = "p, Holm-corrected"
 
 #: Names of the files that a comparison writes.
 REPORT_FILES = ("compare.json", "compare.png", "disagreements.png")
@@ -54,8 +54,8 @@ def compare_and_report(models: Sequence[str], query: ImageQuery, options: Report
     Args:
         models: Two or more runs, checkpoints or names of bundled classifiers. Each is compared with
             each.
-        query: The images; by default the test split of those of the runs, which must be the same,
-            or of the bundled ones.
+        query: The images. By default the test split of the runs' data, which must be identical for
+            all runs; for bundled classifiers, that of the bundled set.
         options: The report's folder, by default ``outputs/compare``, and what the report consists
             of.
 
@@ -75,17 +75,20 @@ def compare_and_report(models: Sequence[str], query: ImageQuery, options: Report
     with report_dir(options, Path("outputs/compare"), REPORT_FILES) as folder:
         for model in models:
             warn_if_trained_on(model, image_set)
-        pairs = zip(models, classifiers, strict=True)
-        results = [evaluate_model(*pair, image_set) for pair in pairs]
+        results = [
+            evaluate_model(model, classifier, image_set)
+            for model, classifier in zip(models, classifiers, strict=True)
+        ]
         predictions, entries = zip(*results, strict=True)
         if any(other.records != predictions[0].records for other in predictions):
             raise HorseHumanError("pictures changed during the comparison: run it again")
+    # The block has removed the earlier report, as nothing failed; the new one is written now.
     comparison = {
         "data": str(image_set.root),
         "pictures": len(predictions[0].records),
         "groups": len(set(predictions[0].groups)),
         "models": entries,
-        "differences": all_differences(models, predictions),
+        "differences": compare_pairs(models, predictions),
     }
     write_json(folder / "compare.json", comparison)
     if options.plot:
@@ -115,11 +118,11 @@ def shared_images(models: Sequence[str], query: ImageQuery) -> ImageSet:
         {s.name(r): (file_digest(r.path), r.label, r.group) for r in s.records} for s in sets
     ]
     for model, other in zip(models[1:], others, strict=True):
-        if differ := sorted({name for name, _ in first.items() ^ other.items()}):
+        if mismatched_names := sorted({name for name, _ in first.items() ^ other.items()}):
             raise HorseHumanError(
                 f"{printable(models[0])} and {printable(model)} were tested on different pictures, "
-                f"labels or groups: {len(differ)} differ ({_first_names(differ)}); choose the same "
-                "pictures for all with --data"
+                f"labels or groups: {len(mismatched_names)} differ "
+                f"({_first_names(mismatched_names)}); choose the same pictures for all with --data"
             )
     return sets[0]
 
@@ -174,22 +177,22 @@ def read_curves(run: Path, epochs: float | None = None) -> dict[str, list[float]
         epochs: Number of epochs that the run was trained for; ``None`` if unknown.
 
     Returns:
-        For each tag of :data:`CURVES` in the log, the values in the order of the steps.
+        For each tag of :data:`ACCURACY_TAGS` in the log, the values in the order of the steps.
     """
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns about resumed runs
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     curves = {}
-    for tag in sorted(set(CURVES) & set(events.Tags()["scalars"])):
+    for tag in sorted(set(ACCURACY_TAGS) & set(events.Tags()["scalars"])):
         by_step = {event.step: event.value for event in events.Scalars(tag)}
         curves[tag] = [value for _, value in sorted(by_step.items())]
-    logged = len(curves.get(CURVES[0], ()))
+    logged = len(curves.get(ACCURACY_TAGS[0], ()))
     if epochs is not None and logged < epochs:
         log.warning("the log of %s ends after %d of %d epochs", printable(run), logged, epochs)
     return curves
 
 
-def all_differences(
+def compare_pairs(
     models: Sequence[str], predictions: Sequence[LabelledPredictions]
 ) -> list[dict[str, Any]]:
     """Compare each pair of classifiers.
@@ -202,15 +205,15 @@ def all_differences(
         The content of ``differences`` in ``compare.json``.
     """
     pairs = [
-        {"first": models[i], "second": models[j], **differences(predictions[i], predictions[j])}
+        {"first": models[i], "second": models[j], **compare_pair(predictions[i], predictions[j])}
         for i, j in itertools.combinations(range(len(models)), 2)
     ]
-    for pair, p in zip(pairs, holm_correction([pair[MCNEMAR] for pair in pairs]), strict=True):
-        pair[HOLM] = p
+    for pair, p in zip(pairs, holm_correction([pair[MCNEMAR_KEY] for pair in pairs]), strict=True):
+        pair[HOLM_KEY] = p
     return pairs
 
 
-def differences(first: LabelledPredictions, second: LabelledPredictions) -> dict[str, Any]:
+def compare_pair(first: LabelledPredictions, second: LabelledPredictions) -> dict[str, Any]:
     """Compute the second classifier's metrics less the first's, with paired intervals.
 
     Args:
@@ -218,7 +221,7 @@ def differences(first: LabelledPredictions, second: LabelledPredictions) -> dict
         second: Predictions of the second classifier for the same images.
 
     Returns:
-        One entry of ``differences`` in ``compare.json``, without names and :data:`HOLM`.
+        One entry of ``differences`` in ``compare.json``, without names and :data:`HOLM_KEY`.
     """
     names, labels = first.image_set.class_names, first.labels
     correct = second.correct.astype(float) - first.correct
@@ -233,19 +236,19 @@ def differences(first: LabelledPredictions, second: LabelledPredictions) -> dict
     }
     groups = first.groups
     only_first, only_second, p_value = mcnemar(first.correct, second.correct)
-    different = [first.records[index] for index in disagreements(first, second)]
+    disagreements = [first.records[index] for index in disagreement_indices(first, second)]
     return {
         "second less first": {
             name: bootstrap_mean(value, labels, groups) for name, value in values.items()
         },
         "right in the first only": only_first,
         "right in the second only": only_second,
-        MCNEMAR: p_value,
-        "pictures with two answers": list(map(first.image_set.name, different)),
+        MCNEMAR_KEY: p_value,
+        "pictures with two answers": list(map(first.image_set.name, disagreements)),
     }
 
 
-def disagreements(first: LabelledPredictions, second: LabelledPredictions) -> list[int]:
+def disagreement_indices(first: LabelledPredictions, second: LabelledPredictions) -> list[int]:
     """Return the indices of images with different predicted classes.
 
     Those with the largest difference in probability come first.
@@ -283,7 +286,8 @@ def print_comparison(comparison: dict[str, Any], *, grouped: bool) -> None:
         out.print(estimates_table(pair["second less first"], *columns, title=title))
         out.print(*pair_lines(pair), "", sep="\n")
     if grouped:
-        out.print("each p is too small because pictures of one group are not independent")
+        reason = "p values ignore that pictures of one group are correlated"
+        out.print(f"{reason}, so they tend to be too small")
     for line in few_groups_caveats(comparison["groups"], grouped):
         out.print(line)
 
@@ -299,7 +303,7 @@ def pair_lines(pair: dict[str, Any]) -> list[str]:
     examples = f" ({_first_names(names)})" if names else ""
     return [
         f"{first} right in the first only, {second} in the second only: McNemar's exact test "
-        f"p = {pair[MCNEMAR]:.2g}, Holm-corrected {pair[HOLM]:.2g}",
+        f"p = {pair[MCNEMAR_KEY]:.2g}, Holm-corrected {pair[HOLM_KEY]:.2g}",
         f"pictures with two answers: {len(names)}{examples}",
     ]
 
@@ -320,7 +324,7 @@ def short_names(names: Sequence[str]) -> list[str]:
     """Remove the parent folders that all names share, and number equal names."""
     parts = [Path(name).parts for name in names]
     folders = zip(*(path[:-1] for path in parts), strict=False)
-    shared = len(list(itertools.takewhile(lambda names: len(set(names)) == 1, folders)))
+    shared = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, folders)))
     short = [printable("/".join(path[shared:])) for path in parts]
     return [
         f"{name} ({short[:index].count(name) + 1})" if short.count(name) > 1 else name
@@ -344,13 +348,14 @@ def draw_comparison(
     names = short_names([model["model"] for model in models])
     curves = [model["accuracy over the epochs"] for model in models]
     accuracies = [model["metrics"]["accuracy"] for model in models]
-    title = f"Accuracy on {comparison['pictures']} pictures, {comparison['groups']} groups"
+    title = f"Accuracy on {comparison['pictures']} pictures"
+    title += f", {comparison['groups']} groups" if predictions[0].image_set.grouped else ""
     plots.save(plots.comparison(names, curves, accuracies, title), folder / "compare.png")
     first, second = predictions[:2]
     classes = first.image_set.class_names
     captions = {
         index: f"{classes[int(first.predicted[index])]} | {classes[int(second.predicted[index])]}"
-        for index in disagreements(first, second)[:MAX_DISAGREEMENTS]
+        for index in disagreement_indices(first, second)[:MAX_DISAGREEMENTS]
     }
     if captions:
         title = f"Different answers: {names[0]} | {names[1]} (red: the second is wrong)"

@@ -13,7 +13,12 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from horsehuman.data.image_sets import ImageQuery, ImageSet, count_training_images, select_images
+from horsehuman.data.image_sets import (
+    ImageQuery,
+    ImageSet,
+    count_images_seen_in_training,
+    select_images,
+)
 from horsehuman.data.images import read_picture
 from horsehuman.data.records import Record
 from horsehuman.decision import Floats, Prediction
@@ -81,7 +86,8 @@ def evaluate_and_report(model: str, query: ImageQuery, options: ReportOptions) -
 
     Args:
         model: Value of ``--model``: a run, a checkpoint, or the name of a bundled classifier.
-        query: The images; by default the test split of those of the run, or of the bundled ones.
+        query: The images. By default the test split of the run's data; for a bundled classifier,
+            that of the bundled set.
         options: The report's folder, by default one in the run or in ``outputs/evaluate``, and what
             the report consists of.
 
@@ -117,7 +123,8 @@ def evaluate_and_report(model: str, query: ImageQuery, options: ReportOptions) -
 def report_dir(options: ReportOptions, default: Path, files: Sequence[str]) -> Iterator[Path]:
     """Create the folder of a report, and remove the earlier report in it when the block succeeds.
 
-    If the block fails, an earlier report is unchanged, and a new folder is removed.
+    If the block fails, an earlier report is unchanged, and a new folder is removed. The new report
+    is therefore computed in the block and written after it.
 
     Args:
         options: The folder, and whether an earlier report may be overwritten.
@@ -148,7 +155,7 @@ def check_classes(classifier: Network, image_set: ImageSet) -> None:
 
 def warn_if_trained_on(model: str, image_set: ImageSet) -> None:
     """Log how many of the images the classifier was trained on, or that this is unknown."""
-    count, name = count_training_images(model, image_set.records), printable(model)
+    count, name = count_images_seen_in_training(model, image_set.records), printable(model)
     if count is None:
         log.warning("the training pictures of %s are unknown: they may be among these", name)
     elif count:

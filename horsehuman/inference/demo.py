@@ -4,9 +4,11 @@ The page is built with Gradio. It is served on the loopback interface only, and 
 nor the server sends a request to another host.
 """
 
+import errno
 import html
 import logging
 import os
+import socket
 import time
 import traceback
 from collections.abc import Mapping
@@ -57,38 +59,51 @@ def serve(model: str, port: int, *, browser: bool) -> None:
         browser: Whether to open the page in a browser.
 
     Raises:
-        HorseHumanError: If Gradio is not installed, the model cannot be loaded or the port is in
-            use.
+        HorseHumanError: If Gradio is not installed, the model cannot be loaded or the port cannot
+            be used.
     """
-    # Gradio reads this at import time; without it, it reports the start to a host of its own.
+    # Unless this is set before the import, Gradio reports the start to its own server.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
     except ImportError as error:
         raise HorseHumanError("the page needs Gradio: pip install -e '.[demo]'") from error
 
-    traceback.print_exc = log_exception  # Gradio calls it for every malformed request.
+    check_port(port)
+    # Gradio calls it for every malformed request. This process serves only the page, so that no
+    # other code is affected.
+    traceback.print_exc = log_exception
     examples = image_root("box") / "test"
-    page = build(gradio, model, examples)
-    try:
-        page.launch(
-            server_name=HOST,
-            server_port=port,
-            inbrowser=browser,
-            prevent_thread_lock=True,
-            share=False,
-            quiet=True,
-            show_error=True,
-            max_file_size=MAX_UPLOAD,
-            allowed_paths=[str(examples)],  # the only files that are sent, beside uploads
-            css="footer { display: none !important }",
-            theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-            footer_links=[],
-        )
-    except OSError as error:
-        raise HorseHumanError(f"--port {port} is in use: name another one") from error
+    page = build_page(gradio, model, examples)
+    page.launch(
+        server_name=HOST,
+        server_port=port,
+        inbrowser=browser,
+        prevent_thread_lock=True,
+        share=False,
+        quiet=True,
+        show_error=True,
+        max_file_size=MAX_UPLOAD,
+        allowed_paths=[str(examples)],  # the only files that are sent, beside uploads
+        css="footer { display: none !important }",
+        theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        footer_links=[],
+    )
     print(f"http://{HOST}:{port}  (press Ctrl-C to stop)", flush=True)
     page.block_thread()
+
+
+def check_port(port: int) -> None:
+    """Raise :class:`HorseHumanError` if a TCP port of :data:`HOST` is in use or not permitted."""
+    try:
+        with socket.socket() as probe:
+            # As in Gradio: connections of an earlier server that still close do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        reason = "is in use" if taken else f"cannot be used ({error.strerror})"
+        raise HorseHumanError(f"--port {port} {reason}: name another one") from error
 
 
 def log_exception(*unused: object, **options: object) -> None:
@@ -96,7 +111,7 @@ def log_exception(*unused: object, **options: object) -> None:
     log.warning("request failed (%s)", traceback.format_exc(limit=0).splitlines()[-1])
 
 
-def build(gradio: Any, model: str, examples: Path) -> Any:
+def build_page(gradio: Any, model: str, examples: Path) -> Any:
     """Build the page, a ``gradio.Blocks``.
 
     Args:
@@ -154,13 +169,14 @@ def respond(networks: Mapping[str, Network], path: str | None, name: str) -> Ans
     try:
         image = network.preprocess(read_picture(Path(path), "this file"))
     except PictureError as error:
-        return _status(f"{error}.".replace("cannot", "Cannot", 1)), None
-    scores, heat = explain_answer(network, image, None)
+        message = str(error)
+        return _status(f"{message[:1].upper()}{message[1:]}."), None
+    scores, heat = explain_answer(network, image, layer=None)
     note = f"{1000 * (time.perf_counter() - start):.0f} ms, {printable(name)}"
-    return _status(sentence(decide(network, path, scores)), note), overlay(image, heat)
+    return _status(answer_text(decide(network, path, scores)), note), overlay(image, heat)
 
 
-def sentence(prediction: Prediction) -> str:
+def answer_text(prediction: Prediction) -> str:
     """Format a prediction as a sentence for the page."""
     if prediction.status == "neither":
         return "Neither: unlike anything that this classifier was trained on"

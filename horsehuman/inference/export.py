@@ -1,7 +1,8 @@
 """Export a classifier as an ONNX file for other programs, and compare it with the network.
 
 The exported file contains preprocessing, network and calibration: it takes uint8 images of any size
-and returns calibrated logits, probabilities and strangeness.
+and returns calibrated logits, probabilities and neither scores. The output of the neither score is
+named ``strangeness``, so that programs that read earlier files go on working.
 """
 
 import importlib.util
@@ -26,7 +27,7 @@ from horsehuman.run_dir import check_output_file, write_bytes
 #: Packages that the export needs in addition to this package's own.
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
-#: Largest accepted difference of probabilities and of strangeness between a network and its
+#: Largest accepted difference of probabilities and of neither scores between a network and its
 #: exported file. Both round resized images to integers, and operations in another order change
 #: the rounding of a few pixels.
 TOLERANCE = 2e-3
@@ -38,7 +39,7 @@ SIZES = ((300, 300), (96, 96), (224, 310), (480, 640), (75, 50), (1, 1))
 def export_and_report(model: str, out: Path, *, force: bool) -> None:
     """Write a classifier as an ONNX file after comparing it with the network on real images.
 
-    Its size and the largest difference of probabilities and strangeness are printed.
+    Its size and the largest difference of probabilities and neither scores are printed.
 
     Args:
         model: See :func:`~horsehuman.models.checkpoint.load_classifier`.
@@ -58,15 +59,17 @@ def export_and_report(model: str, out: Path, *, force: bool) -> None:
         path = Path(folder) / "exported.onnx"
         path.write_bytes(content)
         difference = largest_difference(module, OnnxClassifier(path))
-    if not difference <= TOLERANCE:
+    if not difference <= TOLERANCE:  # also true for NaN
         raise HorseHumanError(
-            f"nothing is exported: probabilities or strangeness differ by {difference:.2g}, more "
-            f"than {TOLERANCE:g}, from the network's; report it with the versions of your packages"
+            f"export cancelled: probability or neither score differs by {difference:.2g} from the "
+            f"network's, more than {TOLERANCE:g}; please report this with your versions"
         )
     with os_errors("write", f"--out {out}"):
         write_bytes(out, content)
     print(f"{printable(out)}: {len(content) / 1e6:.1f} MB")
-    print(f"largest difference from the checkpoint in probability or strangeness: {difference:.1g}")
+    print(
+        f"largest difference from the checkpoint in probability or neither score: {difference:.1g}"
+    )
 
 
 class ExportedNetwork(nn.Module):
@@ -81,14 +84,16 @@ class ExportedNetwork(nn.Module):
         self.network = network.eval()
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the outputs of the exported file; the argument's name is that of its input.
+        """Compute the outputs of the exported file.
+
+        ``pictures`` must equal ``onnx.INPUT``: the exporter takes the name from this signature.
 
         Args:
             pictures: uint8 ``(N, 3, H, W)``.
 
         Returns:
-            Calibrated logits, probabilities of class 1 (0 to 1) and strangeness, which is the
-            neither score (1 and above is neither class); float32 ``(N,)`` each.
+            Calibrated logits, probabilities of class 1 (0 to 1) and neither scores (1 and above
+            is neither class); float32 ``(N,)`` each.
         """
         features = self.network.pool_features(self.network.forward_features(pictures))
         return self.network.score_features(features)
@@ -104,25 +109,28 @@ def largest_difference(module: ExportedNetwork, classifier: OnnxClassifier) -> f
         classifier: The exported file.
 
     Returns:
-        The largest absolute difference of probabilities and strangeness; NaN if one is NaN.
+        The largest absolute difference of probabilities and neither scores; NaN if one is NaN.
     """
     folders = [image_root("box") / "train" / name for name in ("horses", "humans")]
     pictures = [read_picture(min(folder.iterdir())) for folder in folders]
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
     differences = []
     for index, size in enumerate(SIZES):
+        batch_size = 4 - index % 4
         resized = nn.functional.interpolate(images, size, mode="bilinear")
-        batch = resized.round().to(torch.uint8).repeat(2, 1, 1, 1)[index % 4 :]
+        batch = resized.round().to(torch.uint8).repeat(2, 1, 1, 1)[-batch_size:]
         with torch.inference_mode():
             expected = module(batch)
-        for values, others in zip(expected[1:], classifier.run(batch.numpy())[1:], strict=True):
+        exported = classifier.predict_batch(batch.numpy())
+        for values, others in zip(expected[1:], exported[1:], strict=True):
             differences.append(np.abs(values.numpy() - others).max())
     return float(np.max(differences))
 
 
 def _to_onnx(module: ExportedNetwork) -> bytes:
     """Return the content of an ONNX file with decision settings and digest in its metadata."""
-    dynamic = torch.export.Dim.DYNAMIC  # Older exporters refuse a named dimension with min=1.
+    # DYNAMIC lets the exporter choose bounds; older ones refuse a named dimension with min=1.
+    dynamic = torch.export.Dim.DYNAMIC
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The exporter warns about its own internals.
         program: Any = torch.onnx.export(
@@ -139,7 +147,7 @@ def _to_onnx(module: ExportedNetwork) -> bytes:
         horsehuman_format=str(FORMAT),
         class_names=json.dumps(network.class_names),
         threshold=str(network.threshold),
-        certain_from=str(network.confidence_threshold),
+        certain_from=str(network.confidence_threshold),  # the key is fixed by the file format
         **{DIGEST: placeholder},
     )
     model = program.model_proto

@@ -15,8 +15,11 @@ from horsehuman.errors import HorseHumanError, os_errors, printable
 #: Version of the export format. It increases when older code cannot read newer files.
 FORMAT = 1
 
-#: Names of the file's input and of its outputs.
-INPUT, OUTPUTS = "pictures", ("logit", "probability", "strangeness")
+#: Name of the file's input.
+INPUT = "pictures"
+
+#: Names of the file's outputs; the neither score is named ``strangeness`` for compatibility.
+OUTPUTS = ("logit", "probability", "strangeness")
 
 #: Metadata key of the file's digest.
 DIGEST = "horsehuman_digest"
@@ -48,7 +51,7 @@ class OnnxClassifier:
         with os_errors("read", path):
             content = path.read_bytes()
         options, provider = onnxruntime.SessionOptions(), "CPUExecutionProvider"
-        options.log_severity_level = 4
+        options.log_severity_level = 4  # fatal errors only
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=[provider])
         except Exception as error:  # ONNX Runtime raises many types for damaged or foreign files.
@@ -59,9 +62,9 @@ class OnnxClassifier:
             raise HorseHumanError(f"{name} has been damaged: copy or export it again")
         version = metadata.get("horsehuman_format")
         if version != str(FORMAT):
-            found = f"has format {printable(version)}, not {FORMAT}"
-            found = found if version else "was not written by horsehuman"
-            raise HorseHumanError(f"{name} {found}: write it with horsehuman export")
+            reason = f"has format {printable(version)}, not {FORMAT}"
+            reason = reason if version else "was not written by horsehuman"
+            raise HorseHumanError(f"{name} {reason}: write it with horsehuman export")
         try:
             first, second = json.loads(metadata["class_names"])
             self.class_names = str(first), str(second)
@@ -71,9 +74,10 @@ class OnnxClassifier:
             if self._session.get_inputs()[0].name != INPUT or not outputs >= set(OUTPUTS):
                 raise ValueError
         except (KeyError, ValueError, TypeError) as error:
-            raise HorseHumanError(f"{name} has invalid metadata: export it again") from error
+            reason = "has invalid inputs, outputs or metadata"
+            raise HorseHumanError(f"{name} {reason}: export it again") from error
 
-    def run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    def predict_batch(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """Run the file on a batch.
 
         Args:
@@ -92,7 +96,11 @@ class OnnxClassifier:
 
     def score(self, images: Sequence[Any]) -> list[Scores]:
         """Score preprocessed images one at a time, because their sizes differ."""
-        return [Scores(*(values.item() for values in self.run(image))) for image in images]
+        scores = []
+        for image in images:
+            logit, probability, neither = (out.item() for out in self.predict_batch(image))
+            scores.append(Scores(logit=logit, probability=probability, neither_score=neither))
+        return scores
 
 
 def digest_of(content: bytes, digest: str) -> str:

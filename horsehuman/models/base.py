@@ -27,7 +27,8 @@ class Network(nn.Module, ABC):
 
     Args:
         settings: The constructor arguments of the subclass by name. The base class reads
-            ``image_size`` (pixels, 8 to 4096), ``hidden`` and ``dropout`` (of the dense layers),
+            ``image_size`` (pixels, 8 to 4096), ``hidden`` (widths of the dense layers before the
+            last one), ``dropout`` (probability of dropping an input of a dense layer, in [0, 1)),
             ``class_names`` (names of class 0 and class 1), ``threshold`` (an image is of class 1
             if its probability of class 1 is at least this, in (0, 1)), ``temperature`` (see
             :meth:`calibrate`, above 0) and ``certain_from`` (a prediction with a smaller
@@ -36,8 +37,8 @@ class Network(nn.Module, ABC):
     Attributes:
         settings: The same arguments as plain values, as they are stored in a checkpoint.
         image_size: Height and width in pixels of the canonical image, the size to store data at.
-        heat_layer: Name of the module whose output :func:`~horsehuman.inference.explain.explain`
-            shows.
+        heat_layer: Name of the module from whose output
+            :func:`~horsehuman.inference.explain.explain` computes its heat map by default.
         pool: Module that maps ``(N, C, H', W')`` to features ``(N, F)``.
         head: Layers that map features ``(N, F)`` to logits ``(N, 1)``.
 
@@ -156,9 +157,9 @@ class Network(nn.Module, ABC):
         return logits, logits.sigmoid(), self.neither_score(features)
 
     def neither_score(self, features: Tensor) -> Tensor:
-        """Compute the relative distance of features ``(N, F)`` from the training images, ``(N,)``.
+        """Compute the neither scores ``(N,)`` of features ``(N, F)``.
 
-        An image with a score of 1 or more is of neither class. The base class returns 0.
+        An image with a score of 1 or more is of neither class. The base class returns 0 for all.
         """
         return torch.zeros_like(features[:, 0])
 
@@ -171,7 +172,7 @@ class Network(nn.Module, ABC):
         """Score a batch of images in eval mode.
 
         Args:
-            pictures: Output of :meth:`preprocess` for each image.
+            pictures: Output of :meth:`preprocess` for each image, uint8 ``(3, S, S)``.
         """
         features = self.eval().embed(torch.stack(list(pictures)).to(self.device))
         return to_scores(self.score_features(features))
@@ -205,7 +206,7 @@ class Normalize(nn.Module):
             for value in values:
                 check_number(f"model.{name}", value, float, above=above)
         self.size = size
-        # NumPy: arithmetic with tensors on the meta device imports torch's compiler, for a second.
+        # In NumPy: tensor arithmetic under ``torch.device("meta")`` would import torch's compiler.
         deviation = np.array(std, np.float32).reshape(3, 1, 1)
         shift = (-np.array(mean)).astype(np.float32).reshape(3, 1, 1) / deviation
         self.register_buffer("scale", torch.from_numpy(1 / (255 * deviation)), persistent=False)

@@ -1,7 +1,7 @@
-"""Fit temperature, decision thresholds and linear probes on held-out groups.
+"""Fit temperature and thresholds to predictions for groups that the model was not fitted to.
 
-Images of one group resemble each other. A value that is fitted to groups of the training data
-would therefore be too optimistic about new images.
+Images of one group resemble each other. Values that are fitted to predictions for the model's own
+training groups would therefore be too optimistic about new images.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,12 @@ TEMPERATURE_BOUNDS = (0.25, 4.0)
 DISTANCE_QUANTILE = 0.95
 
 #: Factor between that quantile and the neither threshold. Photographs of people, which must not be
-#: refused, were at up to 1.51 times the quantile for a classifier that was trained on rendered
-#: subjects alone; one tenth was added. See docs/neither.md.
-SLACK = 1.65
+#: refused, reached 1.51 times the quantile for a classifier that was trained on rendered subjects
+#: alone. The factor is about a tenth above that (1.65 / 1.51 = 1.09). See docs/neither.md.
+NEITHER_THRESHOLD_FACTOR = 1.65
+
+#: Factor of the sum of squared weights in the loss of the linear probe.
+RIDGE_PENALTY = 0.01
 
 
 def group_weights(groups: Sequence[str]) -> Floats:
@@ -54,8 +57,8 @@ def fit_temperature(logits: Floats, labels: Ints, groups: Sequence[str], thresho
     """Fit the temperature (Guo et al. 2017) of :func:`scale_logits`.
 
     It minimises the log loss of the calibrated probabilities, in which each group weighs the same,
-    within :data:`TEMPERATURE_BOUNDS`. If no prediction is wrong, the loss has no minimum, and the
-    temperature is 1.
+    within :data:`TEMPERATURE_BOUNDS`. If no prediction is wrong, the optimum would be as small a
+    temperature as allowed; return 1 instead.
 
     Args:
         logits: Uncalibrated logits of images of held-out groups, ``(N,)``.
@@ -81,17 +84,20 @@ def fit_confidence_threshold(
 ) -> float:
     """Fit the probability of the predicted class below which a prediction is unsure.
 
-    At most a share of ``rate`` of the predictions at or above that probability is wrong; each group
-    weighs the same. It is not below the smallest probability of a correct prediction, because
-    nothing is known about smaller ones. It is rounded down to 4 decimals and lies in [0.5, 0.999];
-    0.999 if no probability reaches the rate.
+    The threshold is the smallest probability of a correct prediction at which the error rate of
+    the predictions at or above it is at most about ``rate``: ties and rounding may exceed it. Each
+    group weighs the same.
 
     Args:
         logits: Calibrated logits of images of held-out groups, ``(N,)``.
         labels: 0 or 1, ``(N,)``.
         groups: Group of each image.
         threshold: Smallest probability of class 1, in (0, 1), at which an image is of class 1.
-        rate: Target error rate, 0 to 1.
+        rate: Target error rate of the predictions that are not unsure, 0 to 1.
+
+    Returns:
+        The threshold in [0.5, 0.999], rounded down to 4 decimals; 0.999 if every cut-off has a
+        higher error rate.
     """
     predicted = 1 / (1 + np.exp(-logits)) >= threshold
     confidences = 1 / (1 + np.exp(np.where(predicted, -logits, logits)))
@@ -107,20 +113,20 @@ def fit_confidence_threshold(
 def fit_neither_threshold(
     features: Tensor, labels: Tensor, groups: Sequence[str], folds: int = 5, seed: int = 0
 ) -> tuple[Tensor, float]:
-    """Compute class means and fit the distance from which an image is of neither class.
+    """Compute class means and fit the neither threshold.
 
-    The threshold is :data:`SLACK` times the :data:`DISTANCE_QUANTILE` quantile of the distances
-    of all images to the class means of the other folds.
+    The threshold is :data:`NEITHER_THRESHOLD_FACTOR` times the :data:`DISTANCE_QUANTILE` quantile
+    of the distances of all images to the nearer class mean of the other folds.
 
     Args:
-        features: Features of the training images, ``(N, F)``, not negative.
+        features: Features of the training images, ``(N, F)``.
         labels: 0 or 1, ``(N,)``.
         groups: Group of each image.
-        folds: Number of folds, at most the number of groups of either class.
+        folds: Number of folds, at most the number of groups of the class with fewer groups.
         seed: Seed of the assignment of groups to folds.
 
     Returns:
-        Class means ``(2, F)`` of all images, and the threshold, rounded to 6 decimals.
+        Class means ``(2, F)`` of all images, and the neither threshold, rounded to 6 decimals.
     """
     fold_index = torch.from_numpy(group_folds(labels.numpy(), groups, folds, seed))
     distances = torch.empty(len(features))
@@ -128,7 +134,7 @@ def fit_neither_threshold(
         held_out = fold_index == fold
         means = class_means(features[~held_out], labels[~held_out])
         distances[held_out] = class_mean_distance(features[held_out], means)
-    threshold = SLACK * float(distances.quantile(DISTANCE_QUANTILE))
+    threshold = NEITHER_THRESHOLD_FACTOR * float(distances.quantile(DISTANCE_QUANTILE))
     return class_means(features, labels), round(threshold, 6)
 
 
@@ -172,12 +178,12 @@ def _fit_probe(features: Tensor, targets: Tensor, held_out: Tensor) -> Tensor:
     train = features[~held_out]
     mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
     x, y = (train - mean) / std, targets[~held_out]
-    weight = torch.zeros(x.shape[1] + 1, requires_grad=True)
+    weight = torch.zeros(x.shape[1] + 1, requires_grad=True)  # entry 0 is the bias
     optimizer = torch.optim.LBFGS([weight], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        penalty = 0.01 * weight[1:].square().sum()
+        penalty = RIDGE_PENALTY * weight[1:].square().sum()
         logits = x @ weight[1:] + weight[0]
         value = functional.binary_cross_entropy_with_logits(logits, y) + penalty
         value.backward()  # type: ignore[no-untyped-call]

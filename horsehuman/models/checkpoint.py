@@ -25,11 +25,11 @@ from horsehuman.models.inception import CHECKPOINT, Inception
 from horsehuman.run_dir import write_atomic
 from horsehuman.runtime import BACKBONE_FILE, BUNDLED, asset
 
-# Keys that every checkpoint of Lightning has: its version, the weights and their age.
+# Keys of every Lightning checkpoint: version of Lightning, epoch and step, and the weights.
 _LIGHTNING_KEYS = ("pytorch-lightning_version", "epoch", "global_step", "state_dict")
 
 #: Keys of a checkpoint that inference needs: everything that :func:`load_classifier` and
-#: ``load_from_checkpoint`` read, and the time of the checkpoint in epochs and steps.
+#: ``load_from_checkpoint`` read, and the epoch and step at which it was written.
 INFERENCE_KEYS = (*_LIGHTNING_KEYS, "hparams_name", "hyper_parameters", "horsehuman")
 
 #: Names of the two files of a classifier in a model hub folder.
@@ -77,8 +77,8 @@ def _build_network(kind: type[Network], checkpoint: Mapping[str, Any]) -> Networ
 
     Args:
         kind: Class of the network.
-        checkpoint: Its ``hyper_parameters`` of training are ignored. If its ``state_dict`` lacks
-            the backbone, the network gets the bundled one.
+        checkpoint: The loaded checkpoint. Training settings in its ``hyper_parameters`` are
+            ignored. If its ``state_dict`` lacks the backbone, the network gets the bundled one.
 
     Raises:
         HorseHumanError: If a setting is invalid, or the weights do not match the settings.
@@ -150,8 +150,8 @@ def read_classifier_file(path: Path) -> dict[str, Any]:
             is read, too.
 
     Returns:
-        The checkpoint with at least ``hyper_parameters``, ``horsehuman`` and ``state_dict`` if
-        the file is safetensors; otherwise see :func:`read_checkpoint`.
+        The checkpoint. If the file is safetensors, it has the keys ``hyper_parameters``,
+        ``horsehuman`` and ``state_dict``; otherwise see :func:`read_checkpoint`.
 
     Raises:
         HorseHumanError: If a file cannot be read or is damaged; see :func:`read_checkpoint`.
@@ -170,7 +170,7 @@ def read_classifier_file(path: Path) -> dict[str, Any]:
 
 
 def hub_checkpoint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the checkpoint that the two files of a model hub folder hold.
+    """Combine the contents of the two files of a model hub folder into a checkpoint.
 
     Args:
         config: Content of :data:`CONFIG_FILE`: ``hyper_parameters`` and ``horsehuman``.
@@ -223,9 +223,9 @@ def _describe_content(start: bytes) -> str:
 
 
 def strip_optimizer_state(source: Path, target: Path) -> None:
-    """Copy a checkpoint of training with nothing but the keys that inference needs.
+    """Copy the :data:`INFERENCE_KEYS` of a training checkpoint to a smaller one.
 
-    If weights are averaged, ``state_dict`` of a training checkpoint already is the average.
+    If training averages the weights, ``state_dict`` already contains the average.
 
     Args:
         source: A checkpoint that Lightning wrote during training.

@@ -17,17 +17,18 @@ class CNN(Network):
 
     Args:
         image_size: Height and width in pixels that images are resized to, 8 to 4096.
-        channels: Output channels of each block, at least one block. Each block halves the maps.
+        channels: Output channels of each block, at least one block. Each block ends with 2x2 max
+            pooling, which halves the maps; the first one also has the stem's stride.
         convolutions: Convolutions in each block, 1 to 64.
         stem_kernel: Kernel size of the first convolution in pixels, 1 to ``image_size``.
         stem_stride: Stride of the first convolution in pixels, at least 1.
-        padding: Pad convolutions so that they keep the size (``same``); otherwise they shrink
-            the maps (``valid``).
+        padding: Pad convolutions by half their kernel size, rounded down: those with an odd kernel
+            and stride 1 keep the size. Without padding, every kernel above 1 shrinks the maps.
         batch_norm: Add batch norm after each convolution, before the ReLU.
         pool: Kind of :class:`~horsehuman.models.base.Pool`: ``avg``, ``max``, ``avgmax`` or
             ``flatten``.
         hidden: Widths of dense layers before the last one.
-        dropout: Probability of dropping a feature before the dense layers, in [0, 1).
+        dropout: Probability of dropping an input of the first dense layer, in [0, 1).
         mirror: Outside training, average the features of an image and its mirror image. A
             prediction takes twice the time and does not depend on which way the subject faces.
         initialisation: ``torch`` or ``keras``; see :func:`~horsehuman.models.base.initialise`.
@@ -65,6 +66,7 @@ class CNN(Network):
         temperature: float = 1.0,
         certain_from: float = 0.5,
     ) -> None:
+        # The arguments by name: no other local variables than the excluded ones exist yet.
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
         self.normalize = Normalize(image_size, mean, std)
         check_widths("model.channels", channels, at_least=1)
@@ -73,7 +75,7 @@ class CNN(Network):
         check_number("model.stem_stride", stem_stride, int, at_least=1)
         for name in ("padding", "mirror", "batch_norm"):
             check_flag(f"model.{name}", self.settings[name])
-        self.features, size = self._build_blocks()
+        self.features, size = self._build_layers()
         if size < 1:
             raise HorseHumanError(
                 f"model.image_size={image_size} is too small for {len(channels)} blocks: "
@@ -98,11 +100,11 @@ class CNN(Network):
             one follows: the maps of the mirrored images, which are not mirrored back.
         """
         x = self.normalize(images)  # N x 3 x S x S
-        both = self.settings["mirror"] and not self.training
-        return [self.features(x), self.features(x.flip(3))] if both else [self.features(x)]
+        add_mirrored = self.settings["mirror"] and not self.training
+        return [self.features(x), self.features(x.flip(3))] if add_mirrored else [self.features(x)]
 
-    def _build_blocks(self) -> tuple[nn.Sequential, int]:
-        """Return the blocks, and the height and width of their output; below 1 if it is empty."""
+    def _build_layers(self) -> tuple[nn.Sequential, int]:
+        """Return the layers of all blocks, and the size of their output; below 1 if it is empty."""
         settings = self.settings
         layers: list[nn.Module] = []
         in_channels, size = 3, self.image_size
@@ -114,9 +116,11 @@ class CNN(Network):
                 padding = kernel // 2 if settings["padding"] else 0
                 bias = not settings["batch_norm"]
                 layers.append(nn.Conv2d(in_channels, channels, kernel, stride, padding, bias=bias))
-                layers += [nn.BatchNorm2d(channels)] if settings["batch_norm"] else []
-                # Max pooling and ReLU commute; after pooling, ReLU has a quarter of the values.
-                layers += [nn.MaxPool2d(2)] if index == settings["convolutions"] - 1 else []
+                if settings["batch_norm"]:
+                    layers.append(nn.BatchNorm2d(channels))
+                # Pooling before ReLU gives the same result, and ReLU gets a quarter of the values.
+                if index == settings["convolutions"] - 1:
+                    layers.append(nn.MaxPool2d(2))
                 layers.append(nn.ReLU(inplace=True))
                 in_channels, size = channels, (size + 2 * padding - kernel) // stride + 1
             size //= 2

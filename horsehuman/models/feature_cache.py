@@ -21,7 +21,7 @@ Features = dict[bytes, Tensor]
 # Version of the file format; part of each cache key.
 _VERSION = 2
 
-# The values are of type BLOB, as all that have no type in the schema.
+# Columns without a declared type have BLOB affinity: SQLite stores the bytes unchanged.
 _SCHEMA = "CREATE TABLE IF NOT EXISTS features (picture PRIMARY KEY, feature) WITHOUT ROWID"
 
 
@@ -29,8 +29,8 @@ class FeatureCache:
     """Compute the features of images, and keep them in a SQLite file by digest of the pixels.
 
     Only images that are not in the file are embedded. Each batch is one transaction, so several
-    processes can use a file at once, and an interrupted write leaves no trace. A file that is no
-    database, or a damaged one, is deleted and created again. If the file cannot be written,
+    processes can use a file at once, and an interrupted write leaves no trace. A file that is not
+    a database, or a damaged one, is deleted and created again. If the file cannot be written,
     features are computed without it. Either is logged in one line.
 
     Args:
@@ -70,7 +70,7 @@ class FeatureCache:
         except (OSError, sqlite3.OperationalError) as error:
             if not self._disabled:
                 log.warning("features are not cached in %s: %s", printable(self.path), error)
-            self._disabled.add(action.__name__)  # A full disk can still be read.
+            self._disabled.add(action.__name__)  # Only this one: a full disk can still be read.
         except sqlite3.DatabaseError as error:
             log.warning("%s is not a feature cache (%s): recreated", printable(self.path), error)
             try:
@@ -81,8 +81,8 @@ class FeatureCache:
 
     def _read(self, digests: Sequence[bytes]) -> Features:
         """Return the intact features in the file."""
-        marks = ",".join("?" * len(digests))
-        query = f"SELECT picture, feature FROM features WHERE picture IN ({marks})"
+        placeholders = ",".join("?" * len(digests))
+        query = f"SELECT picture, feature FROM features WHERE picture IN ({placeholders})"
         with self._open() as connection:
             rows = connection.execute(query, digests).fetchall()
         return {
@@ -103,7 +103,7 @@ class FeatureCache:
 
         Raises:
             OSError: If the folder cannot be created.
-            sqlite3.Error: If the file cannot be opened, or is no database.
+            sqlite3.Error: If the file cannot be opened, or is not a database.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:

@@ -23,16 +23,17 @@ from horsehuman.runtime import BACKBONE_FILE, asset, cache_dir
 #: Value of ``weights`` in a checkpoint: the weights are in the checkpoint, nothing else is read.
 CHECKPOINT = "checkpoint"
 
-#: Images that are embedded at a time. A larger batch is no faster on a CPU, and each image takes
-#: some 20 MB.
+#: Images that are embedded at a time. A larger batch is no faster on a CPU, and each image
+#: in a batch takes some 20 MB of memory.
 BATCH_SIZE = 8
 
 #: Layers after which the backbone can be cut, in the order of timm's feature levels (Szegedy et al.
 #: 2016, names as in torchvision).
 CUTS = ("Conv2d_2b_3x3", "Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e", "Mixed_7c")
 
-# Beginnings of the names of all layers of Inception-v3, of which a backbone has the first ones.
-_LAYERS = ("Conv2d_", "Mixed_", "AuxLogits.", "fc.")
+# Prefixes of all parameter names of the full Inception-v3; keys with these prefixes after the cut
+# are ignored.
+_FULL_MODEL_PREFIXES = ("Conv2d_", "Mixed_", "AuxLogits.", "fc.")
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Inception(Network):
         pool: Kind of :class:`~horsehuman.models.base.Pool`: ``avg``, ``max``, ``avgmax`` or
             ``flatten``.
         hidden: Widths of dense layers before the last one.
-        dropout: Probability of dropping a feature before the last layer, in [0, 1).
+        dropout: Probability of dropping an input of the last dense layer, in [0, 1).
         initialisation: Of the head, ``torch`` or ``keras``; see
             :func:`~horsehuman.models.base.initialise`.
         mean: Mean of each channel, on the scale 0 to 1; ``None`` for what the weights expect.
@@ -62,19 +63,21 @@ class Inception(Network):
         temperature: See :meth:`~horsehuman.models.base.Network.calibrate`, above 0.
         certain_from: Probability of the predicted class, in [0.5, 1), below which a prediction
             is unsure.
-        far_from: Distance to the nearer class mean, above 0, from which on an image is of neither
-            class; ``None`` to compute no such score. See :func:`class_mean_distance`.
+        far_from: Neither threshold, above 0: threshold on the distance to the nearer class mean at
+            and above which an image is neither; ``None`` disables the neither score. See
+            :func:`class_mean_distance`.
 
     Attributes:
         width: Number of features F.
-        class_means: Mean features of each class, ``(2, F)``; only if ``far_from`` is given.
+        class_means: Means of the power-normalised features of each class, ``(2, F)``, zeros until
+            they are fitted; only if ``far_from`` is given. See :func:`class_means`.
 
     Raises:
         HorseHumanError: If a value is of the wrong type or out of range, or the weights cannot be
             read.
     """
 
-    heat_layer = "backbone"
+    heat_layer = "backbone"  # its output, the maps that are pooled
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class Inception(Network):
         certain_from: float = 0.5,
         far_from: float | None = None,
     ) -> None:
+        # The arguments by name: no other local variables than the excluded ones exist yet.
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
         _check_scales(scales, pool)
         pretrained = None
@@ -133,7 +137,7 @@ class Inception(Network):
             One float32 tensor ``(N, C, H', W')`` for each scale.
         """
         images = resize(images, self.image_size)
-        return [self.backbone(preprocess(images)) for preprocess in self.normalize]
+        return [self.backbone(normalize(images)) for normalize in self.normalize]
 
     def embed(self, images: Tensor) -> Tensor:
         """Compute features ``(N, F)``, float32, of uint8 images ``(N, 3, H, W)``, in batches."""
@@ -141,14 +145,14 @@ class Inception(Network):
         return torch.cat([self.pool_features(self.forward_features(batch)) for batch in batches])
 
     def neither_score(self, features: Tensor) -> Tensor:
-        """Compute the distance to the nearer class mean, divided by ``far_from``.
+        """Compute the distance to the nearer class mean, divided by the neither threshold.
 
         Args:
-            features: float32 of shape ``(N, F)``, not negative.
+            features: float32 of shape ``(N, F)``.
 
         Returns:
-            Scores ``(N,)``. An image with a score of 1 or more is of neither class. All are 0 if
-            ``far_from`` is ``None``.
+            Neither scores ``(N,)``. An image with a score of 1 or more is of neither class. All are
+            0 if ``far_from`` is ``None``.
         """
         if self.settings["far_from"] is None:
             return super().neither_score(features)
@@ -157,12 +161,12 @@ class Inception(Network):
     def feature_cache(self) -> FeatureCache:
         """Return a cache that embeds on the model's device and returns features on the CPU.
 
-        Its file is that of this backbone, preprocessing and pooling, and of the kind of device, the
-        precision and the version of torch, whose results differ in the last bits or more.
+        The file name is a hash of everything but the image that affects the features: weights,
+        cut, preprocessing, pooling, kind of device, precision and version of torch.
         """
         names = ("image_size", "scales", "cut", "pool", "mean", "std")
-        computed_by = [self.device.type, next(self.backbone.parameters()).dtype, torch.__version__]
-        key = cache_key(self.backbone, [*(self.settings[name] for name in names), *computed_by])
+        computation = [self.device.type, next(self.backbone.parameters()).dtype, torch.__version__]
+        key = cache_key(self.backbone, [*(self.settings[name] for name in names), *computation])
 
         def embed(images: Tensor) -> Tensor:
             return self.embed(images.to(self.device)).float().cpu()
@@ -183,7 +187,7 @@ def class_means(features: Tensor, labels: Tensor) -> Tensor:
     """Compute the mean features of each class for :func:`class_mean_distance`.
 
     Args:
-        features: float32 of shape ``(N, F)``, not negative.
+        features: float32 of shape ``(N, F)``.
         labels: 0 or 1, ``(N,)``.
 
     Returns:
@@ -201,7 +205,7 @@ def class_mean_distance(features: Tensor, means: Tensor) -> Tensor:
     this score with others.
 
     Args:
-        features: float32 of shape ``(N, F)``, not negative.
+        features: float32 of shape ``(N, F)``.
         means: Output of :func:`class_means`, ``(2, F)``.
 
     Returns:
@@ -212,7 +216,7 @@ def class_mean_distance(features: Tensor, means: Tensor) -> Tensor:
 
 
 def _power_normalize(features: Tensor) -> Tensor:
-    """Return the fourth roots of features ``(N, F)``, each row scaled to length 1."""
+    """Return fourth roots of features ``(N, F)``, negative ones as 0, each row of length 1."""
     return functional.normalize(features.clamp_min(0).sqrt().sqrt(), dim=1)
 
 
@@ -246,15 +250,18 @@ class FrozenBackbone(nn.Module):
         with torch.device("cpu" if random else "meta"):
             trunk: Any = timm.create_model("inception_v3", features_only=True, out_indices=(level,))
         self.width = int(trunk.feature_info.channels()[0])
-        if weights:
+        if weights is not None:
             load_pretrained(trunk, weights, cut)
         for block in trunk.eval().modules():
-            if hasattr(block, "bn"):  # A batch norm, which is folded into ``conv``, and a ReLU.
+            # timm's `bn` is batch norm + ReLU; the norm is folded into `conv`, the ReLU keeps the
+            # name `bn`.
+            if hasattr(block, "bn"):
                 block.conv = fuse_conv_bn_eval(block.conv, block.bn)
                 block.bn = nn.ReLU(inplace=True)
         if weights is None:
             nan = {key: torch.full(t.shape, float("nan")) for key, t in trunk.state_dict().items()}
             trunk.load_state_dict(nan, assign=True)
+        # The mode has no effect here, but Lightning warns of modules in eval mode.
         self.trunk: nn.Module = trunk.train().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -265,7 +272,9 @@ class FrozenBackbone(nn.Module):
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """Weights of an Inception-v3 and the preprocessing that they expect, by default Google's.
+    """Weights of an Inception-v3, and the mean and std of the images that they expect.
+
+    Mean and std default to 0.5, as Google's weights expect.
 
     Attributes:
         source: Name of the weights as the user gave it, for error messages.
@@ -293,6 +302,9 @@ def read_pretrained(source: str) -> PretrainedWeights:
             safetensors file. A file is assumed to expect the preprocessing of Google's weights
             (mean and std 0.5).
 
+    Returns:
+        The weights, with the mean and std that they expect; no tensors if ``random``.
+
     Raises:
         HorseHumanError: If there is no such source, or it cannot be read.
     """
@@ -314,7 +326,7 @@ def read_pretrained(source: str) -> PretrainedWeights:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         model: Any = timm.create_model(f"inception_v3.{source}", pretrained=True)
-    except Exception as error:  # The hub's clients have no common class of errors.
+    except Exception as error:  # The hub's clients raise errors without a common base class.
         raise HorseHumanError(
             f"cannot download model.weights={source} ({type(error).__name__}): if offline, use "
             "model.weights=box or a local safetensors file"
@@ -338,13 +350,13 @@ def load_pretrained(network: nn.Module, weights: PretrainedWeights, cut: str) ->
     """
     if weights.tensors is None:
         return
-    present = tuple(f"{name}." for name, _ in network.named_children())
-    given = dict(weights.tensors)
+    prefixes_before_cut = tuple(f"{name}." for name, _ in network.named_children())
+    tensors = dict(weights.tensors)
     for key in weights.tensors:
-        if key.startswith(_LAYERS) and not key.startswith(present):
-            del given[key]
+        if key.startswith(_FULL_MODEL_PREFIXES) and not key.startswith(prefixes_before_cut):
+            del tensors[key]
     try:
-        network.load_state_dict(given, assign=True)
+        network.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         _, _, faults = str(error).partition("\n")
         raise HorseHumanError(

@@ -23,6 +23,7 @@ from horsehuman.training.callbacks import (
     Histograms,
     SyncBuffers,
     TerminalProgress,
+    TorchrunSignals,
 )
 from horsehuman.training.module import CNNClassifier, InceptionClassifier
 
@@ -115,7 +116,8 @@ def build_callbacks(
 ) -> list[L.Callback]:
     """Build the callbacks of a run, in the order in which Lightning must call them."""
     common: dict[str, Any] = {"dirpath": run_dir / "checkpoints", "enable_version_counter": False}
-    callbacks: list[L.Callback] = [EpochSeed(config.seed), TerminalProgress(), CheckpointMetrics()]
+    callbacks: list[L.Callback] = [EpochSeed(config.seed), TerminalProgress()]
+    callbacks += [CheckpointMetrics(), TorchrunSignals()]
     held_out = bool(data.val_dataloader())
     if held_out:  # before "last", whose checkpoint then names the best one
         callbacks.append(ModelCheckpoint(filename="best", monitor="val/loss", **common))

@@ -13,10 +13,10 @@ from lightning.pytorch.utilities.model_summary.model_summary import summarize
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
-from horsehuman.distributed import rank, sync_buffers
+from horsehuman.distributed import rank, sync_buffers, world_size
 from horsehuman.errors import printable
 from horsehuman.models.checkpoint import write_checkpoint
-from horsehuman.runtime import console, progress_bar, table
+from horsehuman.runtime import console, progress_bar, raise_on_signals, table
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,15 @@ class EpochSeed(L.Callback):
         """Seed torch's generators, which augmentation and dropout draw from."""
         epoch = 1_000_003 * self.seed + trainer.current_epoch
         torch.manual_seed(epoch + 500_009 * rank())
+
+
+class TorchrunSignals(L.Callback):
+    """Raise ``Interrupted`` when torchrun ends a rank; Lightning's handler waits for all ranks."""
+
+    def on_fit_start(self, *unused: Any) -> None:
+        """Replace Lightning's handler of SIGTERM."""
+        if world_size() > 1:
+            raise_on_signals()
 
 
 class SyncBuffers(L.Callback):
@@ -100,9 +109,12 @@ class CheckpointMetrics(L.Callback):
         self.seconds_before = 0.0
         self._started = time.monotonic()
 
-    def on_save_checkpoint(self, trainer: L.Trainer, *unused: Any) -> None:
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Take the epoch's metrics, and flush the log before the checkpoint is written."""
         self.metrics = epoch_metrics(trainer)
+        checkpoint["callbacks"][self.state_key] = self.state_dict()  # Lightning took it before
         logger: Any = trainer.logger
         logger.experiment.flush()
 

@@ -12,7 +12,7 @@ from horsehuman.distributed import env_world_size
 from horsehuman.errors import HorseHumanError, check_flag, check_number, printable
 from horsehuman.runtime import configs_dir
 
-_PARTS = {"data", "early_stopping", "ema", "model", "seed", "test", "trainer"}
+_REQUIRED_SECTIONS = {"data", "early_stopping", "ema", "model", "seed", "test", "trainer"}
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -22,17 +22,21 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def load_config(run_dir: Path) -> DictConfig:
-    """Read the config that a run began with. Nothing in it is resolved.
+    """Read the config that a run began with. Interpolations (``${...}``) are refused.
 
     Raises:
-        HorseHumanError: There is none, or it is damaged.
+        HorseHumanError: If there is none, or it is damaged or has an interpolation.
     """
     values = read_run_config(run_dir)
-    mappings = all(isinstance(values.get(part), dict) for part in ("model", "trainer"))
-    if not mappings or not values.keys() >= _PARTS or "${" in str(values):
+    sections_are_dicts = all(
+        isinstance(values.get(section), dict) for section in ("model", "trainer")
+    )
+    if not sections_are_dicts or not values.keys() >= _REQUIRED_SECTIONS or "${" in str(values):
         path = printable(run_dir / "config.yaml")
         raise HorseHumanError(f"{path} is not the config of a run: it cannot be resumed")
     values.setdefault("histograms", False)  # older runs have no such option
+    if values["model"].pop("views", 1) != 1:
+        raise HorseHumanError(f"{printable(run_dir)}: model.views no longer exists: train it again")
     config = OmegaConf.create(values)
     assert isinstance(config, DictConfig)
     return config
@@ -42,7 +46,7 @@ def check_options(config: DictConfig) -> None:
     """Check the options of a run that neither the model nor the data module checks.
 
     Raises:
-        HorseHumanError: A value is out of range, or two options contradict each other.
+        HorseHumanError: If a value is out of range, or two options contradict each other.
     """
     options = config.trainer
     check_number("seed", config.seed, int, at_least=0, below=2**32)
@@ -69,17 +73,23 @@ def _check_processes(config: DictConfig) -> None:
         if value > 1 and options.get("strategy") != "ddp":
             raise HorseHumanError(f"trainer.{name}={value}: add trainer=ddp for several processes")
     devices, nodes = options.get("devices", 1), options.get("num_nodes", 1)
-    count, running = devices * nodes, env_world_size()
-    if count > 1 and running == 1:
-        machines = "--standalone" if nodes == 1 else f"--nnodes {nodes} (see docs/use.md)"
-        command = f"torchrun {machines} --nproc-per-node {devices} {shlex.join(sys.argv)}"
-        raise HorseHumanError(f"this is one of {count} processes: start them with {command}")
-    if running not in (1, count):
-        wanted = f"trainer.devices x trainer.num_nodes is {count}"
-        raise HorseHumanError(f"{running} processes are running, and {wanted}: add trainer=ddp")
-    size = config.data.batch_size
-    if isinstance(size, int) and size % count:
-        fix = f"give a multiple of {count}, such as {size + -size % count}"
+    expected, running = devices * nodes, env_world_size()
+    if expected > 1 and running == 1:
+        node_options = "--standalone" if nodes == 1 else f"--nnodes {nodes} (see docs/use.md)"
+        command = f"torchrun {node_options} --nproc-per-node {devices} {shlex.join(sys.argv)}"
         raise HorseHumanError(
-            f"data.batch_size={size} cannot be shared by {count} processes: {fix}"
+            f"the config needs {expected} processes and only this one is running: start them with "
+            f"{command}"
+        )
+    if running not in (1, expected):
+        raise HorseHumanError(
+            f"{running} processes are running, and trainer.devices x trainer.num_nodes is "
+            f"{expected}: add trainer=ddp"
+        )
+    size = config.data.batch_size
+    if isinstance(size, int) and size % expected:
+        multiple = size + -size % expected  # the next one above size
+        raise HorseHumanError(
+            f"data.batch_size={size} cannot be shared by {expected} processes: give a multiple of "
+            f"{expected}, such as {multiple}"
         )

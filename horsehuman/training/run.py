@@ -112,7 +112,7 @@ def _train(
 def share_cores() -> None:
     """Give each process of a machine its share of the cores, unless the user has chosen.
 
-    ``torchrun`` sets one thread for each process unless ``OMP_NUM_THREADS`` is set.
+    ``torchrun`` sets ``OMP_NUM_THREADS`` to 1 unless it is set; another value is kept.
     """
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if local_world_size > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
@@ -131,7 +131,6 @@ def prepare_run_dir(
     record = resume.make_run_record(text, data)
     if resuming:
         resume.compare_run_record(run_dir, record, allow_changes=allow_changes)
-        remove_partial_files(run_dir / "checkpoints")
         return
     assert data.root is not None
     create_run_dir(run_dir)
@@ -159,6 +158,8 @@ def fit(
         reason = "this CPU has no bf16 instructions, 32-true is over 20 times faster"
         log.warning("trainer.precision=%s: %s", precision, reason)
     last = run_dir / "checkpoints" / "last.ckpt"
+    if rank() == 0:
+        remove_partial_files(last.parent)
     checkpoint = broadcast(str(last) if last.is_file() else None)
     if rank() == 0 and checkpoint is None:
         logger: Any = trainer.logger

@@ -11,7 +11,7 @@ from PIL import Image
 
 from horsehuman import HorseHumanError, plots
 from horsehuman.data import contact_sheets
-from horsehuman.data.contact_sheets import training_recipe
+from horsehuman.data.contact_sheets import training_augmentation
 from horsehuman.data.images import read_picture
 from horsehuman.data.records import SUBJECT_PATTERN
 from tests import commands
@@ -86,7 +86,7 @@ def test_augmented_sheets_show_training_images_reproducibly(tree: Path, tmp_path
     assert data(*arguments, "--out", str(again))[0] == 0
     first, second = (read_picture(folder / names[0]) for folder in (out, again))
     assert np.array_equal(first, second)
-    size, augment = training_recipe("box")
+    size, augment = training_augmentation("box")
     assert size == 96
     assert augment.hue == 60
 
@@ -127,11 +127,15 @@ def test_a_run_shows_its_own_augmentation(tmp_path: Path) -> None:
     )
     config = tmp_path / "config.yaml"
     config.write_text("model: {image_size: 64}\ndata: {augment: {flip: true}}\n")
-    size, augment = training_recipe(str(tmp_path))
+    size, augment = training_augmentation(str(tmp_path))
     assert (size, augment.flip, augment.rotation) == (64, True, 0)
     config.write_text("model: {image_size: 64}\ndata: {augment: null}\n")
     with pytest.raises(HorseHumanError, match="without augmentation"):
-        training_recipe(str(tmp_path))
+        training_augmentation(str(tmp_path))
+    for section in ("[1]", "text", "null", "{image_size: large}"):
+        config.write_text(f"model: {section}\ndata: {{augment: {{flip: true}}}}\n")
+        with pytest.raises(HorseHumanError, match=r"model\.image_size of"):
+            training_augmentation(str(tmp_path))
 
 
 def test_groups_of_a_run_are_those_of_its_splits(tmp_path: Path) -> None:
@@ -161,7 +165,7 @@ def test_the_caption_names_what_a_row_shows(
     assert captions[8:] == ["original, then augmented as in training"] * 2
 
 
-def test_the_recipe_of_the_cnn_is_found_in_an_installed_package(
+def test_the_augmentation_of_the_cnn_is_found_in_an_installed_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model").mkdir()
@@ -169,4 +173,36 @@ def test_the_recipe_of_the_cnn_is_found_in_an_installed_package(
         "model: {image_size: 32}\ndata: {augment: {flip: true}}\n"
     )
     monkeypatch.setattr(contact_sheets, "configs_dir", lambda: tmp_path)
-    assert training_recipe("box")[0] == 32
+    assert training_augmentation("box")[0] == 32
+
+
+def test_large_training_images_are_shown_smaller(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths: list[int] = []
+    monkeypatch.setattr(plots, "sheet", lambda image, labels, title: widths.append(image.shape[1]))
+    monkeypatch.setattr(plots, "save", lambda figure, path: None)
+    monkeypatch.setattr(contact_sheets, "configs_dir", lambda: tmp_path)
+    (tmp_path / "model").mkdir()
+    for size in (100, 300):
+        (tmp_path / "model" / "cnn.yaml").write_text(
+            f"model: {{image_size: {size}}}\ndata: {{augment: {{flip: true}}}}\n"
+        )
+        data("--data", str(tree), "--augmented", "--out", str(tmp_path / str(size)))
+    assert widths == [8 * (100 + 2)] * 2 + [8 * (128 + 2)] * 2
+
+
+def test_a_picture_of_the_user_is_not_overwritten(tree: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "train-horses.png"
+    picture.write_text("mine")
+    code, printed = commands.run("data", "--data", str(tree), "--out", str(tmp_path))
+    assert code == 1
+    assert "holds a report already: add --force" in printed
+    assert picture.read_text() == "mine"
+
+
+def test_a_damaged_earlier_report_does_no_harm(tree: Path, tmp_path: Path) -> None:
+    for sheets in ("5", "[1]", "[{}]", '["../x.png"]'):
+        (tmp_path / "data.json").write_text(f'{{"sheets": {sheets}}}')
+        arguments = ["--data", str(tree), "--out", str(tmp_path), "--force", "--no-plot"]
+        assert commands.run("data", *arguments)[0] == 0

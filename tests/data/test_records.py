@@ -31,7 +31,7 @@ def test_split_folders_by_alternative_names(tmp_path: Path) -> None:
         tmp_path, "train/b/1.png", "train/a/2.jpg", "val/a/3", "val/b/4", "test/a/5", "test/b/6"
     )
     class_names, records = scan_folder(tmp_path)
-    assert class_names == ["a", "b"]
+    assert class_names == ("a", "b")
     assert {(r.path.name, r.label, r.split) for r in records} == {
         ("1.png", 1, "train"),
         ("2.jpg", 0, "train"),
@@ -45,7 +45,7 @@ def test_split_folders_by_alternative_names(tmp_path: Path) -> None:
 def test_class_folders_without_splits_leave_the_split_empty(tmp_path: Path) -> None:
     make_tree(tmp_path, "pferd ä/ein bild.png", "mensch/bild\nzwei.png", "mensch/deep/er/3.png")
     class_names, records = scan_folder(tmp_path)
-    assert class_names == ["mensch", "pferd ä"]
+    assert class_names == ("mensch", "pferd ä")
     assert len(records) == 3
     assert {record.split for record in records} == {""}
     assert len({record.group for record in records}) == 3

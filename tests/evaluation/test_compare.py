@@ -40,7 +40,10 @@ def runs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 compare = partial(commands.run, "compare")
 
-MCNEMAR, HOLM = "p of McNemar's exact test, frames taken for independent", "p, Holm-corrected"
+MCNEMAR_KEY, HOLM_KEY = (
+    "p of McNemar's exact test, frames taken for independent",
+    "p, Holm-corrected",
+)
 
 
 def test_two_runs(runs: list[Path], tmp_path: Path) -> None:
@@ -86,17 +89,17 @@ def test_three_bundled_models_without_logs(tree: Path, tmp_path: Path) -> None:
         ("cnn", "inception"),
         ("cnn", "inception"),
     ]
-    p_values = [pair[MCNEMAR] for pair in content["differences"]]
+    p_values = [pair[MCNEMAR_KEY] for pair in content["differences"]]
     corrected = [pair["p, Holm-corrected"] for pair in content["differences"]]
     assert corrected == metrics.holm_correction(p_values)
     for pair in others:
-        assert f"p = {pair[MCNEMAR]:.2g}, Holm-corrected {pair[HOLM]:.2g}" in printed
+        assert f"p = {pair[MCNEMAR_KEY]:.2g}, Holm-corrected {pair[HOLM_KEY]:.2g}" in printed
     assert same["second less first"]["accuracy"] == {
         "value": 0.0,
         "by group": [None, None],  # only one group of horses
         "by picture": [0.0, 0.0],
     }
-    assert same[MCNEMAR] == same[HOLM] == 1.0
+    assert same[MCNEMAR_KEY] == same[HOLM_KEY] == 1.0
     sizes = [model["cost"]["weights, MB"] for model in content["models"]]
     assert sizes[0] < 2
     assert sizes[2] > 15  # with the backbone

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from horsehuman import HorseHumanError
-from horsehuman.data.image_sets import count_training_images, find_image_set
+from horsehuman.data.image_sets import count_images_seen_in_training, find_image_set
 from horsehuman.data.images import read_picture
 from horsehuman.data.records import SUBJECT_PATTERN
 from horsehuman.evaluation.evaluate import (
@@ -62,16 +62,24 @@ def test_metrics_equal_those_of_training(run: Path) -> None:
 
 
 def test_training_images_are_recognized(run: Path, tree: Path, tmp_path: Path) -> None:
-    assert count_training_images(str(run), find_image_set(str(run)).split("test").records) == 0
-    assert count_training_images(str(run), find_image_set(str(run)).split("train").records) == 18
-    assert count_training_images("cnn", find_image_set(str(tree)).split("train").records) == 24
-    assert count_training_images(str(run / "checkpoints" / "final.ckpt"), []) == 0
+    assert (
+        count_images_seen_in_training(str(run), find_image_set(str(run)).split("test").records) == 0
+    )
+    assert (
+        count_images_seen_in_training(str(run), find_image_set(str(run)).split("train").records)
+        == 18
+    )
+    assert (
+        count_images_seen_in_training("cnn", find_image_set(str(tree)).split("train").records) == 24
+    )
+    assert count_images_seen_in_training(str(run / "checkpoints" / "final.ckpt"), []) == 0
     lost = shutil.copy(run / "checkpoints" / "final.ckpt", tmp_path / "lost.ckpt")
-    assert count_training_images(str(lost), []) is None
+    assert count_images_seen_in_training(str(lost), []) is None
     broken = shutil.copytree(run, tmp_path / "broken")
     for row in ("x.webp,hor", "/etc/passwd,horses,1,test", "a/../../x,horses,1,test"):
-        (broken / "splits.csv").write_text(f"picture,label,group,split\n{row}\n")
-        assert count_training_images(str(broken), []) is None
+        rows = f"x.webp,humans,1,test\n{row}\n"
+        (broken / "splits.csv").write_text(f"picture,label,group,split\n{rows}")
+        assert count_images_seen_in_training(str(broken), []) is None
         with pytest.raises(HorseHumanError, match="damaged"):
             find_image_set(str(broken))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from horsehuman.decision import Prediction
-from horsehuman.inference.demo import respond, sentence
+from horsehuman.errors import HorseHumanError
+from horsehuman.inference.demo import answer_text, check_port, respond
 from horsehuman.models.checkpoint import load_classifier
 
 BROWSER = next(
@@ -37,6 +39,15 @@ def test_a_port_in_use_is_one_line() -> None:
     assert done.stderr == f"error: --port {port} is in use: name another one\n"
 
 
+def test_a_port_that_is_not_permitted_is_not_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*unused: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("horsehuman.inference.demo.socket.socket.bind", refuse)
+    with pytest.raises(HorseHumanError, match=r"--port 80 cannot be used \(Permission denied\)"):
+        check_port(80)
+
+
 def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
     networks = {"cnn": load_classifier("cnn")}
     picture = str(tree / "test" / "humans" / "valhuman01-00.webp")
@@ -50,10 +61,10 @@ def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
     assert "Cannot read this file: not an image format that Pillow supports." in answer
     assert heat_map is None
     assert "Waiting" in respond(networks, None, "cnn")[0]
-    assert sentence(Prediction("x", "horses", 0.55, -0.2, "unsure")) == (
+    assert answer_text(Prediction("x", "horses", 0.55, -0.2, "unsure")) == (
         "Unsure: perhaps horses, 55.0%"
     )
-    assert sentence(Prediction("x", "", 0, 1, "neither")).startswith("Neither")
+    assert answer_text(Prediction("x", "", 0, 1, "neither")).startswith("Neither")
 
 
 class Page(NamedTuple):

@@ -105,7 +105,7 @@ def test_a_file_whose_outputs_differ_is_not_written(
     monkeypatch.setattr(ExportedNetwork, "forward", wrong)
     code, printed = commands.run("export", "--model", "cnn", "--out", str(tmp_path / "cnn.onnx"))
     assert code == 1
-    assert "nothing is exported: probabilities or strangeness differ by" in printed
+    assert "export cancelled: probability or neither score differs by" in printed
     assert not list(tmp_path.iterdir())
 
 
@@ -132,7 +132,7 @@ def test_wrong_files_are_refused(exported: Path, tmp_path: Path) -> None:
         "missing.onnx": "cannot read",
         "foreign.onnx": "was not written by horsehuman",
         "newer.onnx": "has format 99, not 1",
-        "bare.onnx": "has invalid metadata",
+        "bare.onnx": "has invalid inputs, outputs or metadata",
     }
     for name, reason in reasons.items():
         with pytest.raises(HorseHumanError, match=reason):

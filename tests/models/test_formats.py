@@ -34,5 +34,5 @@ def test_checkpoints() -> None:
 
 
 def test_exports() -> None:
-    logits = OnnxClassifier(FIXTURES / "cnn-export1.onnx").run(IMAGE.numpy())[0]
+    logits = OnnxClassifier(FIXTURES / "cnn-export1.onnx").predict_batch(IMAGE.numpy())[0]
     assert logits.item() == pytest.approx(LOGIT, abs=1e-4)

@@ -9,7 +9,7 @@ import safetensors.torch
 import timm
 import torch
 
-from horsehuman import HorseHumanDataModule, HorseHumanError, InceptionClassifier
+from horsehuman import HorseHumanDataModule, HorseHumanError, InceptionClassifier, load_classifier
 from horsehuman.data.records import SUBJECT_PATTERN
 from horsehuman.data.transforms import resize
 from horsehuman.models.inception import (
@@ -236,3 +236,18 @@ def test_notebook_head_has_its_layers_and_parameters() -> None:
 def test_invalid_values_are_refused(arguments: dict, reason: str) -> None:
     with pytest.raises(HorseHumanError, match=reason):
         InceptionClassifier(**{"weights": "random", **arguments})
+
+
+def test_checkpoints_with_the_removed_option_views_load(tmp_path: Path) -> None:
+    """Version 0.1 saved it."""
+    model = InceptionClassifier(image_size=80, scales=[75], weights="random")
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.strategy.connect(model)
+    path = tmp_path / "old.ckpt"
+    trainer.save_checkpoint(path)
+    saved = torch.load(path, weights_only=True)
+    saved["hyper_parameters"]["views"] = 3
+    torch.save(saved, path)
+    loaded = InceptionClassifier.load_from_checkpoint(path, map_location="cpu")
+    assert torch.equal(loaded.network.head[-1].weight, model.network.head[-1].weight)
+    assert load_classifier(path).settings["scales"] == [75]

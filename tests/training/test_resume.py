@@ -204,6 +204,23 @@ def test_a_config_that_would_look_something_up_is_refused(
         resume_run(tmp_path / "run")
 
 
+@pytest.mark.parametrize("held_out", [[], ["data.val_fraction=0"]], ids=["held out", "nothing"])
+def test_a_run_that_was_killed_after_its_last_epoch_reports_the_same_metrics(
+    held_out: list[str], tree: Path, tmp_path: Path
+) -> None:
+    expected = run(tmp_path / "run", tree, *held_out)
+    (tmp_path / "run" / "metrics.json").unlink()
+    found = resume_run(tmp_path / "run")
+    assert found | dict.fromkeys(CLOCK) == expected | dict.fromkeys(CLOCK)
+
+
+def test_a_run_with_the_removed_option_views_is_refused(tree: Path, tmp_path: Path) -> None:
+    path = unfinished(tmp_path / "run", tree) / "config.yaml"
+    path.write_text(path.read_text().replace("model:\n", "model:\n  views: 3\n"))
+    with pytest.raises(HorseHumanError, match=r"model\.views no longer exists"):
+        resume_run(tmp_path / "run")
+
+
 def test_a_run_that_was_killed_before_its_first_epoch_begins_again(
     tree: Path, tmp_path: Path
 ) -> None:
