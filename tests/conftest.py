@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import logging
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path

@@ -19,7 +19,7 @@ from horsehuman.data.image_sets import (
     count_images_seen_in_training,
     select_images,
 )
-from horsehuman.data.images import read_picture
+from horsehuman.data.images import PictureError, read_picture
 from horsehuman.data.records import Record
 from horsehuman.decision import Floats, Prediction
 from horsehuman.errors import HorseHumanError, printable
@@ -382,5 +382,14 @@ def draw_pictures(
     names = [printable(source.stem)[-22:] for source in sources]
     texts = [f"{name}\n{text}" for name, text in zip(names, captions.values(), strict=True)]
     wrong = [not predictions.correct[index] for index in captions]
-    figure = plots.contact_sheet(list(map(read_picture, sources)), texts, wrong, title)
+    figure = plots.contact_sheet(list(map(_read_or_grey, sources)), texts, wrong, title)
     plots.save(figure, path)
+
+
+def _read_or_grey(path: Path) -> NDArray[np.uint8]:
+    """Read an image; one that has vanished since it was classified is grey."""
+    try:
+        return read_picture(path)
+    except PictureError as error:
+        log.warning("not drawn: %s", error)
+        return np.full((64, 64, 3), 128, np.uint8)

@@ -149,7 +149,7 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, i
     """Compute McNemar's exact test of two classifiers on the same images (McNemar 1947).
 
     The test assumes independent images. Frames of one subject are not independent, and for them its
-    p-value is too small.
+    p-value tends to be too small.
 
     Args:
         first: Whether the first classifier is right, ``(N,)``.
