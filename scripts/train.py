@@ -51,7 +51,11 @@ def main(config: DictConfig) -> None:
         run_dir = run_dir.relative_to(Path.cwd())
     try:
         check_command(config)
-        from horsehuman.training.run import resume_run, train  # imports Lightning
+        from horsehuman.training.config import check_options
+
+        if config.resume is None:
+            check_options(config)  # before the import of Lightning, which takes seconds
+        from horsehuman.training.run import resume_run, train
 
         if config.resume is None:
             train(config, run_dir)

@@ -53,6 +53,7 @@ def test_typos_are_one_line(overrides: list[str], code: int, text: str, tmp_path
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_sweep_tells_each_failure_and_leaves_no_folder(tmp_path: Path) -> None:
     done = call(tmp_path, "-m", "model=cnn", "seed=0,1", "ema=1")
     assert done.returncode == 1
@@ -68,6 +69,7 @@ def test_help_shows_groups_and_examples(tmp_path: Path) -> None:
     assert "python scripts/train.py model=inception" in done.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_last_whole_epoch(tree: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT), *CNN, *options(tree), "trainer.max_epochs=100000"],

@@ -103,6 +103,7 @@ def in_each(tree: Path, found: Path) -> None:
         found.write_text(json.dumps(seen))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_pictures(tree: Path, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     process = torchrun(root, "-m", __name__, str(tree), str(tmp_path / "found.json"))
@@ -156,6 +157,7 @@ def test_wrong_use_is_one_line(arguments: list[str], code: int, text: str, tmp_p
     assert not list(tmp_path.rglob("outputs/*/*"))
 
 
+@pytest.mark.slow
 def test_an_error_of_all_processes_is_one_line(tmp_path: Path) -> None:
     process = torchrun(tmp_path, script.__file__, "model=cnn", "trainer=ddp", "data.batch_size=33")
     lines = printed_by(process).splitlines()

@@ -253,6 +253,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_alive_is_left_alone(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
