@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import pytest
+import train
 from typer.testing import CliRunner
 
 from horsehuman import HorseHumanError
@@ -20,6 +24,21 @@ def run(*arguments: str) -> tuple[int, str]:
         return 1, f"error: {result.exception}"
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.output
+
+
+def run_train_script(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
+    """Run ``scripts/train.py`` in this process, as if it were called in ``folder``."""
+    monkeypatch.chdir(folder)
+    command = ["scripts/train.py", *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(train, "COMMAND", command)
+    monkeypatch.setattr(train, "exit_codes", [])
+    monkeypatch.setattr(train.runtime, "raise_on_signals", lambda: None)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    try:
+        return train.run()
+    except SystemExit as ended:
+        return int(ended.code or 0)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pytest
 import train as script
 
 from horsehuman import load_classifier
+from tests.commands import run_train_script
 from tests.training.test_run import CNN, options
 
 SCRIPT = Path(script.__file__)
@@ -44,13 +45,27 @@ def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["test=false", "data.validation=test"], 1, "does not go with"),
     ],
 )
-def test_typos_are_one_line(overrides: list[str], code: int, text: str, tmp_path: Path) -> None:
-    done = call(tmp_path, *overrides)
-    assert done.returncode == code
-    assert done.stderr.startswith("error: ")
+def test_typos_are_one_line(
+    overrides: list[str],
+    code: int,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_train_script(monkeypatch, tmp_path, *overrides) == code
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert text in printed.err
+    assert printed.out == ""
+
+
+def test_an_error_of_a_process_is_one_line(tmp_path: Path) -> None:
+    done = call(tmp_path, "model=cnn", "seed=-1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: seed=-1 does not work: ")
     assert done.stderr.count("\n") == 1
-    assert text in done.stderr
-    assert done.stdout == ""
 
 
 @pytest.mark.slow

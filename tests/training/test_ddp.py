@@ -31,6 +31,7 @@ from horsehuman.distributed import (
     shard_indices,
     sync_buffers,
 )
+from tests.commands import run_train_script
 from tests.training.test_resume import (
     CLOCK,
     CNN,
@@ -147,10 +148,16 @@ def test_what_cannot_be_shared_evenly_is_repeated(monkeypatch: pytest.MonkeyPatc
         (["trainer.devices=2"], 1, "add trainer=ddp"),
     ],
 )
-def test_wrong_use_is_one_line(arguments: list[str], code: int, text: str, tmp_path: Path) -> None:
-    process = start(tmp_path, "model=cnn", *arguments)
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == code
+def test_wrong_use_is_one_line(
+    arguments: list[str],
+    code: int,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_train_script(monkeypatch, tmp_path, "model=cnn", *arguments) == code
+    printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert len(printed.splitlines()) == 1
     assert text in printed

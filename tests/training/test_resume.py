@@ -26,6 +26,7 @@ from horsehuman.data.records import SUBJECT_PATTERN
 from horsehuman.training.callbacks import AtomicCheckpointIO
 from horsehuman.training.config import compose
 from horsehuman.training.run import resume_run, train
+from tests.commands import run_train_script
 
 SMALL = ["data.batch_size=4", "trainer.max_epochs=40", "trainer.log_every_n_steps=3"]
 CNN = ["model=cnn", "model.image_size=48", "model.channels=[4,8]"]
@@ -278,10 +279,15 @@ def test_a_run_that_is_alive_is_left_alone(
         (["resume=nowhere", "allow_changes=perhaps"], "give true or false"),
     ],
 )
-def test_wrong_use_is_one_line(arguments: list[str], text: str, tmp_path: Path) -> None:
-    process = start(tmp_path, *arguments)
-    printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
+def test_wrong_use_is_one_line(
+    arguments: list[str],
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_train_script(monkeypatch, tmp_path, *arguments) == 1
+    printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert len(printed.splitlines()) == 1
     assert text in printed
