@@ -91,6 +91,7 @@ def test_inception_with_the_score_for_neither(tmp_path: Path, tree: Path) -> Non
     assert [answer.status for answer in answers] == ["neither", "ok", "ok", "ok", "ok"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.99, float("nan")])
 def test_a_file_whose_outputs_differ_is_not_written(
     factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -205,6 +205,7 @@ def test_a_config_that_would_look_something_up_is_refused(
         resume_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [[], ["data.val_fraction=0"]], ids=["held out", "nothing"])
 def test_a_run_that_was_killed_after_its_last_epoch_reports_the_same_metrics(
     held_out: list[str], tree: Path, tmp_path: Path
@@ -222,6 +223,7 @@ def test_a_run_with_the_removed_option_views_is_refused(tree: Path, tmp_path: Pa
         resume_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_epoch_begins_again(
     tree: Path, tmp_path: Path
 ) -> None:

@@ -135,6 +135,7 @@ def test_bf16_without_instructions_is_said(
     assert caplog.text.count("has no bf16 instructions") == ("avx512_bf16" not in flags)
 
 
+@pytest.mark.slow
 def test_same_config_and_seed_give_the_same_weights(tree: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         train(tmp_path / name, *CNN, *options(tree), f"seed={seed}", "test=false")
@@ -143,6 +144,7 @@ def test_same_config_and_seed_give_the_same_weights(tree: Path, tmp_path: Path) 
     assert not all(torch.equal(value, other[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     workers: int, tree: Path, tmp_path: Path
