@@ -25,6 +25,7 @@ PROGRAMS = ("python", "horsehuman", "torchrun", "tensorboard", "pip", "pytest", 
 ELSEWHERE = (
     (r"pip install|pytest|ruff|bash \.ci/run", ".ci/run"),
     (r"horsehuman demo", "tests/inference/test_demo.py"),
+    (r"horsehuman calibrate", "tests/training/test_calibrate.py"),
     (r"torchrun", "tests/training/test_ddp.py"),
     (r"python scripts/train\.py.* trainer=ddp", "tests/training/test_ddp.py"),
     (r"python scripts/benchmark\.py", "tests/scripts/test_benchmark.py"),
