@@ -51,11 +51,7 @@ def main(config: DictConfig) -> None:
         run_dir = run_dir.relative_to(Path.cwd())
     try:
         check_command(config)
-        from horsehuman.training.config import check_options
-
-        if config.resume is None:
-            check_options(config)  # before the import of Lightning, which takes seconds
-        from horsehuman.training.run import resume_run, train
+        from horsehuman.training.run import resume_run, train  # imports Lightning: takes seconds
 
         if config.resume is None:
             train(config, run_dir)
@@ -77,14 +73,18 @@ def main(config: DictConfig) -> None:
 
 
 def check_command(config: DictConfig) -> None:
-    """Refuse combinations of ``-m``, ``resume`` and ``trainer=ddp`` that have no meaning."""
+    """Refuse invalid options and combinations of ``-m``, ``resume`` and ``trainer=ddp``."""
+    from horsehuman.training.config import check_options  # imports torch
+
     sweep = "MULTIRUN" in str(HydraConfig.get().mode)
     if sweep and config.trainer.get("strategy") == "ddp":
         log.error("error: -m does not go with trainer=ddp: start one run after another")
         sys.exit(2)
     overrides = HydraConfig.get().overrides.task
     others = [o for o in overrides if o.split("=")[0] not in ("resume", "allow_changes")]
-    if config.resume is not None and (others or sweep):
+    if config.resume is None:
+        check_options(config)
+    elif others or sweep:
         names = ", ".join(others) or "-m"
         raise HorseHumanError(f"resume={config.resume} uses the run's own options: drop {names}")
 
