@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 
 from horsehuman.data.archives import bundled_archives
+from horsehuman.data.records import SUBJECT_PATTERN
 
 #: Frames of figures that make a small set: class, figures, frames of each.
 TRAIN = {"horses": [f"horse{n:02}-{k}" for n in (1, 2, 3, 4) for k in (0, 4, 8)]}
 TRAIN["humans"] = [f"human{n:02}-{k:02}" for n in (1, 2, 3, 4) for k in (0, 12, 24)]
 TEST = {"horses": ["horse1-000", "horse1-105"], "humans": ["valhuman01-00", "valhuman02-05"]}
+
+#: Options of ``scripts/train.py`` for a CNN that is trained for two epochs.
+SMALL_CNN = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=2"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,6 +52,32 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 for stem in stems:
                     archive.extract(f"{class_name}/{stem}.webp", root / split)
     return root
+
+
+def small_data(tree: Path) -> list[str]:
+    """Options of ``scripts/train.py`` for the images of :func:`tree`."""
+    pattern = f'data.group_pattern="{SUBJECT_PATTERN}"'
+    return ["data=folder", f'data.root="{tree}"', "data.batch_size=4", pattern]
+
+
+def small_cnn(tree: Path, *overrides: str) -> list[str]:
+    """Options of ``scripts/train.py`` for a CNN that trains within a second on :func:`tree`."""
+    return [*SMALL_CNN, *small_data(tree), *overrides]
+
+
+def train_small_cnn(tree: Path, folder: Path, *overrides: str) -> Path:
+    """Train the classifier of :func:`small_cnn` and return the folder of its run."""
+    from horsehuman.training.config import compose
+    from horsehuman.training.run import train
+
+    train(compose(*small_cnn(tree, *overrides)), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cnn_run(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs on :func:`tree`. Tests copy it before they change it."""
+    return train_small_cnn(tree, tmp_path_factory.mktemp("runs") / "run", "ema=0.5")
 
 
 @pytest.fixture(scope="session")

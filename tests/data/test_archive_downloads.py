@@ -40,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length))
         self.end_headers()
         if kind == "silent":
-            time.sleep(2)
+            time.sleep(0.6)
         if kind == "drip":
             for _ in range(40):
                 self.wfile.write(b"x")
@@ -64,8 +64,8 @@ def _small_files(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(archives.ARCHIVES, key, name)
         monkeypatch.setitem(archives.SHA256, key, hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(archives, "RETRIES", 0)
-    monkeypatch.setattr(archives, "SPEED_WINDOW", 1)
-    monkeypatch.setattr(sources, "TIMEOUT", 1)
+    monkeypatch.setattr(archives, "SPEED_WINDOW", 0.3)
+    monkeypatch.setattr(sources, "TIMEOUT", 0.3)
 
 
 def check_complete(paths: dict[str, Path]) -> None:

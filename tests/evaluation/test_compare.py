@@ -19,23 +19,15 @@ from horsehuman.evaluation.compare import (
     short_names,
 )
 from horsehuman.models.base import Network
-from horsehuman.training.config import compose
-from horsehuman.training.run import train
 from tests import commands
+from tests.conftest import train_small_cnn
 
 
 @pytest.fixture(scope="module")
-def runs(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two runs on the small tree, with different numbers of epochs."""
-    folders = []
-    for epochs in (1, 3):
-        folder = tmp_path_factory.mktemp("runs") / f"epochs{epochs}"
-        overrides = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "ema=null"]
-        overrides += ["data=folder", f"data.root={tree}", "data.batch_size=4"]
-        overrides += [f'data.group_pattern="{SUBJECT_PATTERN}"', f"trainer.max_epochs={epochs}"]
-        train(compose(*overrides), folder)
-        folders.append(folder)
-    return folders
+def runs(cnn_run: Path, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs on the small tree, of two and of three epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return [cnn_run, train_small_cnn(tree, folder, "ema=null", "trainer.max_epochs=3")]
 
 
 compare = partial(commands.run, "compare")

@@ -22,21 +22,13 @@ from horsehuman.evaluation.evaluate import (
     summarize,
 )
 from horsehuman.models.checkpoint import load_classifier
-from horsehuman.training.config import compose
-from horsehuman.training.run import train
 from tests import commands
+from tests.conftest import train_small_cnn
 
 
 @pytest.fixture(scope="module")
-def run(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run on the small tree."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    overrides = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=2"]
-    overrides += ["data=folder", f"data.root={tree}", "data.batch_size=4"]
-    overrides += [f'data.group_pattern="{SUBJECT_PATTERN}"', "trainer.log_every_n_steps=1"]
-    config = compose(*overrides)
-    train(config, folder)
-    return folder
+def run(cnn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(cnn_run, tmp_path_factory.mktemp("runs") / "run")
 
 
 evaluate = partial(commands.run, "evaluate")
@@ -179,17 +171,16 @@ def test_special_names_are_shown_literally(odd: Path, tmp_path: Path) -> None:
         out = tmp_path / f"{command[0]}.png"
         code, printed = commands.run(*command, "--out", str(out))
         assert code == 0, printed
-    arguments = ["cnn", "cnn", "--data", str(odd), "--out", str(tmp_path / "c")]
+    arguments = ["cnn", "cnn", "--data", str(odd), "--no-plot", "--out", str(tmp_path / "c")]
     code, printed = commands.run("compare", *arguments)
     assert code == 0, printed
 
 
 def test_training_with_special_names(odd: Path, tmp_path: Path) -> None:
-    overrides = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=1"]
-    overrides += ["data=folder", f'data.root="{odd}"', "data.batch_size=4"]
-    config = compose(*overrides)
-    assert train(config, tmp_path / "run")["test/pictures"] > 0
-    assert evaluate("--model", str(tmp_path / "run"), "--split", "validation")[0] == 0
+    run = tmp_path / "run"
+    train_small_cnn(odd, run, "data.group_pattern=null")
+    assert json.loads((run / "metrics.json").read_text())["test/pictures"] > 0
+    assert evaluate("--model", str(run), "--split", "validation", "--no-plot")[0] == 0
 
 
 @pytest.mark.parametrize(

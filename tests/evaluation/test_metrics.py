@@ -60,6 +60,7 @@ def test_similar_images_widen_the_interval_by_group() -> None:
     assert metrics.bootstrap_metrics(p, labels, groups, 0.5, draws=1001) != estimates
 
 
+@pytest.mark.slow
 def test_intervals_by_group_have_about_their_nominal_coverage() -> None:
     hits, hits_of_half_width = [], []
     samples = [sample(4000, seed)[:2] for seed in range(50)]

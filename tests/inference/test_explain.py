@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -20,10 +21,13 @@ from horsehuman.training.config import compose
 from horsehuman.training.run import train
 from tests import commands
 
+#: Load a classifier once for all tests; none of them changes it.
+load = functools.cache(load_classifier)
+
 
 @pytest.mark.parametrize("name", ["cnn", "inception"])
 def test_heat_adds_up_to_the_logit(name: str, tree: Path) -> None:
-    network = load_classifier(name)
+    network = load(name)
     path = tree / "test" / "humans" / "valhuman01-00.webp"
     picture = decode(path, network.image_size)[None]
     heat, (scores,) = explain(network, picture)
@@ -35,7 +39,7 @@ def test_heat_adds_up_to_the_logit(name: str, tree: Path) -> None:
 
 @pytest.mark.parametrize("name", ["cnn", "inception"])
 def test_heat_lies_in_the_half_that_contains_the_subject(name: str, tree: Path) -> None:
-    network = load_classifier(name)
+    network = load(name)
     size = network.image_size
     subject = decode(tree / "test" / "humans" / "valhuman01-00.webp", size)
     small = torch.nn.functional.interpolate(subject[None].float(), (size, size // 2))[0]
@@ -50,7 +54,7 @@ def test_heat_lies_in_the_half_that_contains_the_subject(name: str, tree: Path) 
 
 def test_heat_changes_with_random_weights(tree: Path) -> None:
     """Apply the sanity check of Adebayo et al. 2018 to 24 images and five random networks."""
-    network = load_classifier("cnn")
+    network = load("cnn")
     paths = sorted((tree / "train").rglob("*.webp"))
     pictures = torch.stack([decode(path, network.image_size) for path in paths])
     trained, _ = explain(network, pictures)
@@ -66,7 +70,7 @@ def test_heat_changes_with_random_weights(tree: Path) -> None:
 
 
 def test_a_mirrored_picture_has_mirrored_heat(tree: Path) -> None:
-    network = load_classifier("cnn")
+    network = load("cnn")
     picture = decode(tree / "test" / "horses" / "horse1-000.webp", network.image_size)[None]
     first, second = explain(network, picture)[0], explain(network, picture.flip(3))[0]
     torch.testing.assert_close(first, second.flip(2), rtol=1e-3, atol=1e-6)
@@ -81,7 +85,7 @@ def test_hidden_layers_and_scales_are_explained_too() -> None:
 
 
 def test_heat_of_an_earlier_layer_depends_on_that_layer(tree: Path) -> None:
-    network = load_classifier("inception")
+    network = load("inception")
     picture = decode(tree / "test" / "horses" / "horse1-000.webp", network.image_size)[None]
     last, early = (
         explain(network, picture, find_layer(network, name)) for name in ("Mixed_6e", "Mixed_5d")
@@ -104,11 +108,11 @@ def test_heat_of_an_earlier_layer_depends_on_that_layer(tree: Path) -> None:
 )
 def test_layers_that_are_not_there(model: str, name: str, text: str) -> None:
     with pytest.raises(HorseHumanError, match=text):
-        find_layer(load_classifier(model), name)
+        find_layer(load(model), name)
 
 
 def test_activations_by_layer(tree: Path) -> None:
-    network = load_classifier("cnn")
+    network = load("cnn")
     picture = decode(tree / "test" / "horses" / "horse1-000.webp", network.image_size)
     maps = activations(network, picture)
     assert [tuple(maps[name].shape) for name in stages(maps)] == [
@@ -123,7 +127,7 @@ def test_activations_by_layer(tree: Path) -> None:
 
 
 def test_the_evidence_is_that_for_the_predicted_class(tree: Path) -> None:
-    network = load_classifier("cnn")
+    network = load("cnn")
     for path in (tree / "test").rglob("*.webp"):
         picture = decode(path, network.image_size)
         (signed,), (expected,) = explain(network, picture[None])
@@ -137,7 +141,7 @@ def test_the_evidence_is_that_for_the_predicted_class(tree: Path) -> None:
 def test_an_image_without_heat_is_reported(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    network = load_classifier("cnn")
+    network = load("cnn")
     network.head[-1].weight.data.zero_()  # The logit is the bias.
     monkeypatch.setattr("horsehuman.inference.explain.load_classifier", lambda model: network)
     picture = tree / "test" / "horses" / "horse1-000.webp"
@@ -157,7 +161,7 @@ def test_training_on_cached_features_is_explained_like_training_on_pictures(
         run = tmp_path / cached
         config = compose(*overrides, f"model.cache_features={cached}")
         train(config, run)
-        heat.append(explain(load_classifier(run), picture)[0])
+        heat.append(explain(load(run), picture)[0])
     torch.testing.assert_close(heat[0], heat[1], rtol=1e-3, atol=1e-6)
 
 

@@ -43,10 +43,13 @@ def test_short_rows_are_finite_and_written(tmp_path: Path) -> None:
     assert all(float(re.search(r"([\d.]+) GB$", row["note"])[1]) > 0 for row in growth)
 
 
-def test_a_set_has_distinct_images_of_both_classes(tmp_path: Path) -> None:
-    folder = script.make_set(tmp_path / "set", 1040)
+def test_a_set_has_distinct_images_of_both_classes(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "unpack", lambda archives: tree)  # with 24 training images
+    folder = script.make_set(tmp_path / "set", 40)
     train = sorted((folder / "train").rglob("*.webp"))
-    assert len(train) == 1040
+    assert len(train) == 40
     assert {path.parent.name for path in train} == {"horses", "humans"}
     assert any((folder / "test").rglob("*.webp"))
     turned = [path for path in train if path.name.startswith("train1")]

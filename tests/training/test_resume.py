@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,19 @@ import train as script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from horsehuman import HorseHumanError, run_dir
-from horsehuman.data.records import SUBJECT_PATTERN
 from horsehuman.training.callbacks import AtomicCheckpointIO
 from horsehuman.training.config import compose
 from horsehuman.training.run import resume_run, train
 from tests.commands import run_train_script
+from tests.conftest import SMALL_CNN, small_cnn, small_data
 
-SMALL = ["data.batch_size=4", "trainer.max_epochs=40", "trainer.log_every_n_steps=3"]
-CNN = ["model=cnn", "model.image_size=48", "model.channels=[4,8]"]
+LONG = ["trainer.max_epochs=40", "trainer.log_every_n_steps=3"]
 INCEPTION = ["model=inception", "model.image_size=96", "model.scales=[80]"]
 KINDS = {
-    "cnn": [*CNN, "trainer.max_epochs=100"],
-    "inception, cached": [*INCEPTION, "trainer.max_epochs=400"],
-    "cnn, two workers": [*CNN, "data.memory_limit=0", "data.num_workers=2"],
-    "inception, not cached": [*INCEPTION, "model.cache_features=false"],
+    "cnn": [*SMALL_CNN, *LONG, "trainer.max_epochs=100"],
+    "inception, cached": [*INCEPTION, *LONG, "trainer.max_epochs=400"],
+    "cnn, two workers": [*SMALL_CNN, *LONG, "data.memory_limit=0", "data.num_workers=2"],
+    "inception, not cached": [*INCEPTION, *LONG, "model.cache_features=false"],
 }
 
 #: What differs between any two runs.
@@ -84,8 +82,7 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
     kills = request.config.getoption("--kills")
     if kills < 2 and kind not in ("cnn", "inception, cached"):
         pytest.skip("part of the campaign: --kills 5")
-    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{SUBJECT_PATTERN}"']
-    options = [*SMALL, *data, *KINDS[kind]]
+    options = [*KINDS[kind], *small_data(tree)]
     whole = start(tmp_path, *options, "hydra.run.dir=whole")
     text = printed_by(whole)
     assert whole.returncode == 0, text
@@ -150,22 +147,14 @@ def wait_for_a_moment(
         time.sleep(generator.uniform(0, 0.2))
 
 
-def run(
-    folder: Path, tree: Path, *overrides: str, model: Sequence[str] = tuple(CNN)
-) -> dict[str, Any]:
-    data = [
-        "data=folder",
-        f"data.root={tree}",
-        f'data.group_pattern="{SUBJECT_PATTERN}"',
-        "test=false",
-    ]
-    config = compose(*model, *data, "trainer.max_epochs=2", *overrides)
-    return train(config, folder)
+def run(folder: Path, tree: Path, *overrides: str) -> dict[str, Any]:
+    return train(compose(*small_cnn(tree, "test=false", *overrides)), folder)
 
 
-def unfinished(folder: Path, tree: Path) -> Path:
-    """A run that was killed while it ended."""
-    run(folder, tree)
+@pytest.fixture
+def unfinished(cnn_run: Path, tmp_path: Path) -> Path:
+    """A run that was killed after its last epoch, before it wrote its metrics."""
+    folder = shutil.copytree(cnn_run, tmp_path / "run")
     (folder / "metrics.json").unlink()
     return folder
 
@@ -173,8 +162,9 @@ def unfinished(folder: Path, tree: Path) -> Path:
 def test_what_has_changed_is_named(
     tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    copy = shutil.copytree(tree, tmp_path / "set")
-    folder = unfinished(tmp_path / "run", copy)
+    folder, copy = tmp_path / "run", shutil.copytree(tree, tmp_path / "set")
+    run(folder, copy, "data.val_fraction=0")
+    (folder / "metrics.json").unlink()
     record = json.loads((folder / "run.json").read_text())
     assert {"torch", "lightning", "data", "cpu", "commit"} <= set(record)
     (folder / "run.json").write_text(json.dumps({**record, "torch": "1.0"}))
@@ -196,13 +186,11 @@ def test_what_has_changed_is_named(
 
 
 @pytest.mark.parametrize("value", ["${oc.env:HOME}", '"\\u0024{oc.env:HOME}"'])
-def test_a_config_that_would_look_something_up_is_refused(
-    value: str, tree: Path, tmp_path: Path
-) -> None:
-    config = unfinished(tmp_path / "run", tree) / "config.yaml"
+def test_a_config_that_would_look_something_up_is_refused(value: str, unfinished: Path) -> None:
+    config = unfinished / "config.yaml"
     config.write_text(config.read_text() + f"more: {value}\n")
     with pytest.raises(HorseHumanError, match="is not the config of a run"):
-        resume_run(tmp_path / "run")
+        resume_run(unfinished)
 
 
 @pytest.mark.slow
@@ -216,21 +204,21 @@ def test_a_run_that_was_killed_after_its_last_epoch_reports_the_same_metrics(
     assert found | dict.fromkeys(CLOCK) == expected | dict.fromkeys(CLOCK)
 
 
-def test_a_run_with_the_removed_option_views_is_refused(tree: Path, tmp_path: Path) -> None:
-    path = unfinished(tmp_path / "run", tree) / "config.yaml"
+def test_a_run_with_the_removed_option_views_is_refused(unfinished: Path) -> None:
+    path = unfinished / "config.yaml"
     path.write_text(path.read_text().replace("model:\n", "model:\n  views: 3\n"))
     with pytest.raises(HorseHumanError, match=r"model\.views no longer exists"):
-        resume_run(tmp_path / "run")
+        resume_run(unfinished)
 
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_epoch_begins_again(
     tree: Path, tmp_path: Path
 ) -> None:
-    folder = unfinished(tmp_path / "run", tree)
-    for path in (folder / "checkpoints").iterdir():
+    expected, folder = run(tmp_path / "whole", tree), tmp_path / "run"
+    run(folder, tree)
+    for path in [folder / "metrics.json", *(folder / "checkpoints").iterdir()]:
         path.unlink()
-    expected = run(tmp_path / "whole", tree)
     found = resume_run(folder)
     assert found | dict.fromkeys(CLOCK) == expected | dict.fromkeys(CLOCK)
     assert scalars(folder) == scalars(tmp_path / "whole")
@@ -261,8 +249,7 @@ def test_a_run_that_is_alive_is_left_alone(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_dir, "LOCK_TIMEOUT", 0.1)
-    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{SUBJECT_PATTERN}"']
-    process = start(tmp_path, *CNN, *data, "trainer.max_epochs=10000", "hydra.run.dir=run")
+    process = start(tmp_path, *small_cnn(tree, "trainer.max_epochs=10000"), "hydra.run.dir=run")
     while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file() and process.poll() is None:
         time.sleep(0.05)
     with pytest.raises(HorseHumanError, match=r"run is being trained by another process"):

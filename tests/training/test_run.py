@@ -18,20 +18,12 @@ from horsehuman.training.build import build, build_trainer
 from horsehuman.training.config import compose
 from horsehuman.training.run import finalize_checkpoints
 from horsehuman.training.run import train as train_run
+from tests.conftest import SMALL_CNN, small_cnn, small_data
 
-CNN = ["model=cnn", "model.image_size=48", "model.channels=[4,8]", "trainer.max_epochs=2"]
-INCEPTION = [
-    *["model=inception", "model.image_size=96", "model.scales=[80,96]", "trainer.max_epochs=2"]
-]
+#: Options that make a run of ``conftest.small_cnn`` shorter by the validation and the test.
+TRAIN_ONLY = ["data.val_fraction=0", "test=false"]
 
-
-def options(tree: Path) -> list[str]:
-    return [
-        "data=folder",
-        f"data.root={tree}",
-        'data.group_pattern="([^/]+)-[^-/]*$"',
-        "data.batch_size=4",
-    ]
+INCEPTION = ["model=inception", "model.image_size=96", "model.scales=[80]", "trainer.max_epochs=2"]
 
 
 def train(folder: Path, *overrides: str) -> dict[str, Any]:
@@ -45,16 +37,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def data_size(model: list[str]) -> int:
-    return int(next(o for o in model if "image_size" in o).partition("=")[2])
-
-
-@pytest.mark.parametrize("model", [CNN, INCEPTION], ids=["cnn", "inception"])
+@pytest.mark.parametrize(
+    ("size", "model"),
+    [(48, SMALL_CNN), pytest.param(96, INCEPTION, marks=pytest.mark.slow)],
+    ids=["cnn", "inception"],
+)
 def test_train_reload_predict(
-    model: list[str], tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    size: int, model: list[str], tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     run = tmp_path / "outputs" / "cnn" / "run"
-    metrics = train(run, *model, *options(tree), "trainer.log_every_n_steps=2")
+    metrics = train(run, *model, *small_data(tree), "trainer.log_every_n_steps=2")
     printed = capsys.readouterr()
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "best.ckpt",
@@ -63,7 +55,7 @@ def test_train_reload_predict(
     ]
     assert json.loads((run / "metrics.json").read_text()) == metrics
     assert metrics["test/pictures"] == 4
-    assert read_picture(run / "samples.png").shape[1] == 8 * (data_size(model) + 2) + 2
+    assert read_picture(run / "samples.png").shape[1] == 8 * (size + 2) + 2
     assert (run.parent / "latest").resolve() == run
     assert f"horsehuman predict PICTURE --model {run}" in printed.out
     assert f"tensorboard --logdir {run}" in printed.out
@@ -90,15 +82,14 @@ def test_train_reload_predict(
 
 
 def test_histograms_on_request(tree: Path, tmp_path: Path) -> None:
-    train(tmp_path, *CNN, *options(tree), "histograms=true", "test=false")
+    train(tmp_path, *small_cnn(tree, *TRAIN_ONLY, "histograms=true"))
     log = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
     assert len(log.Histograms("network.head.1.weight")) == 2
 
 
-def test_final_checkpoints_have_no_optimizer_state(tree: Path, tmp_path: Path) -> None:
-    train(tmp_path, *CNN, *options(tree), "ema=0.5")
+def test_final_checkpoints_have_no_optimizer_state(cnn_run: Path) -> None:
     full, final, best = (
-        torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        torch.load(cnn_run / "checkpoints" / f"{name}.ckpt", weights_only=True)
         for name in ("last", "final", "best")
     )
     assert "optimizer_states" in full
@@ -112,7 +103,7 @@ def test_final_checkpoints_have_no_optimizer_state(tree: Path, tmp_path: Path) -
 
 def test_averaged_weights_of_a_short_run_are_trained_weights(tree: Path, tmp_path: Path) -> None:
     """A plain average with decay 0.999 would still be the first, random weights."""
-    train(tmp_path, *CNN, *options(tree), "ema=0.999", "trainer.max_epochs=1", "test=false")
+    train(tmp_path, *small_cnn(tree, *TRAIN_ONLY, "ema=0.999", "trainer.max_epochs=1"))
     full = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     name = "network.features.0.weight"
     average, last = full["state_dict"][name], full["current_model_state"][name]
@@ -131,14 +122,15 @@ def test_bf16_without_instructions_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("horsehuman.runtime.cpu_flags", lambda: frozenset(flags.split()))
-    train(tmp_path, *CNN, *options(tree), "test=false", "trainer.precision=bf16-mixed")
+    options = ["trainer.max_epochs=1", "trainer.precision=bf16-mixed"]
+    train(tmp_path, *small_cnn(tree, *TRAIN_ONLY, *options))
     assert caplog.text.count("has no bf16 instructions") == ("avx512_bf16" not in flags)
 
 
 @pytest.mark.slow
 def test_same_config_and_seed_give_the_same_weights(tree: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        train(tmp_path / name, *CNN, *options(tree), f"seed={seed}", "test=false")
+        train(tmp_path / name, *small_cnn(tree, *TRAIN_ONLY, f"seed={seed}"))
     first, second, other = (weights(tmp_path / name) for name in "abc")
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     assert not all(torch.equal(value, other[name]) for name, value in first.items())
@@ -149,7 +141,7 @@ def test_same_config_and_seed_give_the_same_weights(tree: Path, tmp_path: Path) 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     workers: int, tree: Path, tmp_path: Path
 ) -> None:
-    overrides = [*CNN, *options(tree), "test=false", "ema=0.9", "trainer.max_epochs=4"]
+    overrides = small_cnn(tree, "test=false", "ema=0.9", "trainer.max_epochs=4")
     if workers:
         overrides += ["data.memory_limit=0", f"data.num_workers={workers}"]
     train(tmp_path / "whole", *overrides)
@@ -184,16 +176,16 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
 
 
 def test_nothing_held_out_and_no_test(tree: Path, tmp_path: Path) -> None:
-    metrics = train(tmp_path, *CNN, *options(tree), "data.val_fraction=0", "test=false")
+    metrics = train(tmp_path, *small_cnn(tree, *TRAIN_ONLY))
     assert not (tmp_path / "checkpoints" / "best.ckpt").exists()
     assert not any(name.startswith(("val/", "test/")) for name in metrics)
     with pytest.raises(HorseHumanError, match="early_stopping=1 needs held-out pictures"):
-        train(tmp_path / "b", *CNN, *options(tree), "data.val_fraction=0", "early_stopping=1")
+        train(tmp_path / "b", *small_cnn(tree, *TRAIN_ONLY, "early_stopping=1"))
 
 
 def test_early_stopping_ends_a_run(tree: Path, tmp_path: Path) -> None:
     overrides = ["early_stopping=1", "trainer.max_epochs=30", "model.optimizer.lr=10", "ema=null"]
-    metrics = train(tmp_path, *CNN, *options(tree), *overrides, "test=false")
+    metrics = train(tmp_path, *small_cnn(tree, *overrides, "test=false"))
     assert metrics["epochs"] < 30
 
 
@@ -201,7 +193,8 @@ def test_skipped_pictures_are_listed(tree: Path, tmp_path: Path) -> None:
     root = tmp_path / "set"
     subprocess.run(["cp", "-r", str(tree), str(root)], check=True)
     (root / "train" / "humans" / "broken.jpg").write_text("no picture")
-    train(tmp_path / "run", *CNN, "data=folder", f"data.root={root}", "data.skip_bad=true")
+    options = ["data.group_pattern=null", "data.skip_bad=true", "trainer.max_epochs=1"]
+    train(tmp_path / "run", *small_cnn(root, *TRAIN_ONLY, *options))
     with (tmp_path / "run" / "skipped.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [Path(row["picture"]).name for row in rows] == ["broken.jpg"]
@@ -226,13 +219,13 @@ def test_skipped_pictures_are_listed(tree: Path, tmp_path: Path) -> None:
 )
 def test_options_of_the_script(overrides: list[str], text: str, tree: Path, tmp_path: Path) -> None:
     with pytest.raises(HorseHumanError, match=text):
-        train(tmp_path, *CNN, *options(tree), *overrides)
+        train(tmp_path, *small_cnn(tree, *overrides))
 
 
 def test_a_number_of_steps_ends_a_run(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    metrics = train(tmp_path / "run", *CNN, *options(tree), "+trainer.max_steps=2")
+    metrics = train(tmp_path / "run", *small_cnn(tree, *TRAIN_ONLY, "+trainer.max_steps=2"))
     assert metrics["train/loss"] > 0
     assert "epoch   1/2  loss" in capsys.readouterr().err
 
@@ -241,7 +234,7 @@ def test_augmentation_of_cached_features_is_refused_before_a_run_begins(
     tree: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(HorseHumanError, match=r"data\.augment has no effect on cached features"):
-        train(tmp_path / "run", *INCEPTION, *options(tree), "data.augment={flip: true}")
+        train(tmp_path / "run", *INCEPTION, *small_data(tree), "data.augment={flip: true}")
     assert not (tmp_path / "run").exists()
 
 
