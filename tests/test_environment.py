@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from horsehuman import load_classifier
-from horsehuman.data.records import SUBJECT_PATTERN
 from horsehuman.training.callbacks import AtomicCheckpointIO
-from tests.training.test_resume import CLOCK, CNN, INCEPTION, run, start
+from tests.conftest import small_cnn, small_data
+from tests.training.test_resume import CLOCK, INCEPTION, run, start
 
 NOBODY = 65534
 
@@ -27,11 +27,9 @@ pytestmark = pytest.mark.slow
 
 def begin(folder: Path, tree: Path, *options: str) -> subprocess.Popen[str]:
     """A run of many epochs, in its third."""
-    data = ["data=folder", f"data.root={tree}", f'data.group_pattern="{SUBJECT_PATTERN}"']
     process = start(
-        folder, *CNN, *data, "trainer.max_epochs=300", "data.batch_size=4", *options,
-        "hydra.run.dir=run",
-    )  # fmt: skip
+        folder, *small_cnn(tree, "trainer.max_epochs=300", *options), "hydra.run.dir=run"
+    )
     last = folder / "run" / "checkpoints" / "last.ckpt"
     while not last.is_file() and process.poll() is None:
         time.sleep(0.05)
@@ -125,12 +123,7 @@ def test_two_runs_at_once_on_one_cache(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HORSEHUMAN_CACHE", str(tmp_path / "cache"))
-    options = [
-        *INCEPTION,
-        "data=folder",
-        f"data.root={tree}",
-        f'data.group_pattern="{SUBJECT_PATTERN}"',
-    ]
+    options = [*INCEPTION, *small_data(tree)]
     both = [start(tmp_path, *options, f"hydra.run.dir={name}") for name in ("one", "two")]
     for process in both:
         last_line(process)

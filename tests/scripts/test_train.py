@@ -15,7 +15,7 @@ import train as script
 
 from horsehuman import load_classifier
 from tests.commands import run_train_script
-from tests.training.test_run import CNN, options
+from tests.conftest import small_cnn
 
 SCRIPT = Path(script.__file__)
 
@@ -87,7 +87,7 @@ def test_help_shows_groups_and_examples(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_last_whole_epoch(tree: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *CNN, *options(tree), "trainer.max_epochs=100000"],
+        [sys.executable, str(SCRIPT), *small_cnn(tree), "trainer.max_epochs=100000"],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,

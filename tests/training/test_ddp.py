@@ -32,9 +32,9 @@ from horsehuman.distributed import (
     sync_buffers,
 )
 from tests.commands import run_train_script
+from tests.conftest import small_cnn, small_data
 from tests.training.test_resume import (
     CLOCK,
-    CNN,
     INCEPTION,
     check_alike,
     printed_by,
@@ -42,7 +42,7 @@ from tests.training.test_resume import (
     start,
 )
 
-TWO = ["trainer=ddp", "data.batch_size=4", "trainer.max_epochs=3"]
+TWO = ["trainer=ddp", "trainer.max_epochs=3"]
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
@@ -65,10 +65,6 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
-
-
-def of_tree(tree: Path, *options: str) -> list[str]:
-    return ["data=folder", f"data.root={tree}", f'data.group_pattern="{SUBJECT_PATTERN}"', *options]
 
 
 def what_each_sees(tree: Path) -> dict[str, list[list[int]]]:
@@ -177,7 +173,7 @@ def test_an_error_of_all_processes_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tree: Path, tmp_path: Path) -> None:
-    options = [*INCEPTION, *of_tree(tree, *TWO), "data.split_seed=1"]
+    options = [*INCEPTION, *small_data(tree), *TWO, "data.split_seed=1"]
     one = start(tmp_path, *options, "trainer=default", "hydra.run.dir=one")
     printed_by(one)
     environment = {**os.environ, "HORSEHUMAN_CACHE": str(tmp_path / "cache")}
@@ -234,7 +230,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 def test_a_killed_process_ends_the_run_which_is_resumed_to_the_bit(
     tree: Path, tmp_path: Path
 ) -> None:
-    options = [script.__file__, *CNN, *of_tree(tree, *TWO), "trainer.max_epochs=60"]
+    options = [script.__file__, *small_cnn(tree, *TWO, "trainer.max_epochs=60")]
     uninterrupted = torchrun(tmp_path, *options, "hydra.run.dir=uninterrupted")
     text = printed_by(uninterrupted)
     assert uninterrupted.returncode == 0, text

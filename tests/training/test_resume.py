@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tests.commands import run_train_script
 from tests.conftest import SMALL_CNN, small_cnn, small_data
 
 LONG = ["trainer.max_epochs=40", "trainer.log_every_n_steps=3"]
-INCEPTION = ["model=inception", "model.image_size=96", "model.scales=[80]"]
+INCEPTION = ["model=inception", "model.image_size=96", "model.scales=[80]", "trainer.max_epochs=2"]
 KINDS = {
     "cnn": [*SMALL_CNN, *LONG, "trainer.max_epochs=100"],
     "inception, cached": [*INCEPTION, *LONG, "trainer.max_epochs=400"],
@@ -147,8 +148,10 @@ def wait_for_a_moment(
         time.sleep(generator.uniform(0, 0.2))
 
 
-def run(folder: Path, tree: Path, *overrides: str) -> dict[str, Any]:
-    return train(compose(*small_cnn(tree, "test=false", *overrides)), folder)
+def run(
+    folder: Path, tree: Path, *overrides: str, model: Sequence[str] = tuple(SMALL_CNN)
+) -> dict[str, Any]:
+    return train(compose(*model, *small_data(tree), "test=false", *overrides), folder)
 
 
 @pytest.fixture
