@@ -11,7 +11,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
@@ -46,14 +45,6 @@ Image = NDArray[np.uint8]
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file atomically."""
     write_atomic(path, lambda file: figure.savefig(file, format="png"))
-
-
-def pixels(figure: Figure) -> Image:
-    """Render a figure as an RGB image, uint8 ``(H, W, 3)``."""
-    canvas = FigureCanvasAgg(figure)
-    with mpl.rc_context(STYLE):
-        canvas.draw()  # type: ignore[no-untyped-call]
-    return np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
 
 
 @mpl.rc_context(STYLE)

@@ -2,15 +2,13 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import yaml
-from rich.table import Table
 from torch import Tensor
 
 from horsehuman.data.datasets import decode
@@ -18,7 +16,7 @@ from horsehuman.data.image_sets import SPLITS, ImageQuery, ImageSet, find_image_
 from horsehuman.data.images import PictureError
 from horsehuman.data.records import Record, evenly_spaced
 from horsehuman.data.transforms import Augment, make_augment
-from horsehuman.errors import HorseHumanError, check_number, printable
+from horsehuman.errors import HorseHumanError, printable
 from horsehuman.run_dir import ReportOptions, is_run, print_json, read_json, unused_path, write_json
 from horsehuman.runtime import configs_dir, console, table, track
 
@@ -34,13 +32,6 @@ MAX_CELL = 128  #: Largest side of an augmented image on a sheet; larger trainin
 
 #: Label of a row of a sheet, and its images, each uint8 ``(3, size, size)``.
 Row = tuple[str, list[Tensor]]
-
-
-class TrainingAugmentation(NamedTuple):
-    """The augmentation of training images, and their size in pixels."""
-
-    image_size: int
-    augment: Augment
 
 
 def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool) -> bool:
@@ -61,30 +52,37 @@ def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool)
     """
     data = query.data or "box"
     image_set = find_image_set(data, query.group_pattern)
-    augmentation = training_augmentation(data) if augmented else None
+    size, augment = training_augmentation(data) if augmented else (SIDE, None)
     parts = _by_split_and_class(image_set)
     names = _sheet_names(parts, augmented) if options.plot else {}
     folder = options.create_dir(Path("outputs/data"), [REPORT_FILE, *names.values()])
-    counts, summary = _count(parts, image_set.grouped)
+    counts = []
+    summary = table("split", "class", "pictures", "groups", left=2)
+    for (split, class_name), records in parts.items():
+        n = len(records)
+        groups = len({record.group for record in records}) if image_set.grouped else None
+        row = {"split": split or None, "class": class_name, "pictures": n, "groups": groups}
+        counts.append(row)
+        summary.add_row(
+            split or "none yet", printable(class_name), str(n), str(groups or "unknown")
+        )
     if not options.json:
         console(stderr=False).print(summary)
     caption = "one row per group" if image_set.grouped else "ordered by name"
-    if augmentation:
+    if augmented:
         caption = "original, then augmented as in training"
     sheets: list[str] = []
     errors: list[str] = []
     for (split, class_name), name in track(names.items(), "drawing", len(names)):
         records = parts[split, class_name]
-        if rows := _rows(records, image_set.grouped, augmentation, errors):
+        if rows := _rows(records, image_set.grouped, size, augment, errors):
             title = f"{len(records)} pictures: {class_name}" + (f", {split}" if split else "")
             _draw(folder / name, rows, f"{title}; {caption}")
             sheets.append(name)
-    # Remove the sheets of an earlier report; its JSON file may hold anything.
-    earlier = read_json(folder / REPORT_FILE).get("sheets")
-    for name in earlier if isinstance(earlier, list) else ():
-        stale = isinstance(name, str) and name.endswith(".png") and name not in sheets
-        if stale and name == Path(name).name:
-            (folder / name).unlink(missing_ok=True)
+    earlier = read_json(folder / REPORT_FILE).get("sheets", [])
+    for path in folder.glob("*.png"):
+        if path.name in earlier and path.name not in sheets:
+            path.unlink()
     report = {"root": str(image_set.root), "counts": counts, "sheets": sheets}
     write_json(folder / REPORT_FILE, report)
     if options.json:
@@ -105,14 +103,14 @@ def _sheet_names(parts: Iterable[tuple[str, str]], augmented: bool) -> dict[tupl
     return names
 
 
-def training_augmentation(data: str) -> TrainingAugmentation:
-    """Return the augmentation of a run, or that of ``model=cnn`` for other data.
+def training_augmentation(data: str) -> tuple[int, Augment]:
+    """Return the image size in pixels and the augmentation of a run, or of ``model=cnn``.
 
     Args:
         data: See :func:`~horsehuman.data.image_sets.find_image_set`.
 
     Raises:
-        HorseHumanError: If the run has no augmentation or an invalid image size.
+        HorseHumanError: If the run has no augmentation.
     """
     folder = Path(data).expanduser()
     if is_run(folder):
@@ -122,10 +120,7 @@ def training_augmentation(data: str) -> TrainingAugmentation:
     augment = make_augment(config["data"].get("augment"))
     if augment is None:
         raise HorseHumanError(f"--augmented: {printable(data)} was trained without augmentation")
-    model = config.get("model")
-    size: Any = model.get("image_size") if isinstance(model, Mapping) else None
-    check_number(f"model.image_size of {printable(data)}", size, int, at_least=8, at_most=4096)
-    return TrainingAugmentation(size, augment)
+    return config["model"]["image_size"], augment
 
 
 def _by_split_and_class(image_set: ImageSet) -> dict[tuple[str, str], list[Record]]:
@@ -141,25 +136,11 @@ def _by_split_and_class(image_set: ImageSet) -> dict[tuple[str, str], list[Recor
     return {key: list(part) for key, part in parts}
 
 
-def _count(
-    parts: Mapping[tuple[str, str], Sequence[Record]], grouped: bool
-) -> tuple[list[dict[str, Any]], Table]:
-    """Count the images and, if they are known, the groups of each split and class."""
-    counts = []
-    summary = table("split", "class", "pictures", "groups", left=2)
-    for (split, class_name), records in parts.items():
-        count, groups = len(records), len({record.group for record in records})
-        row = {"split": split or None, "class": class_name, "pictures": count}
-        counts.append({**row, "groups": groups if grouped else None})
-        known = str(groups) if grouped else "unknown"
-        summary.add_row(split or "none yet", printable(class_name), str(count), known)
-    return counts, summary
-
-
 def _rows(
     records: Sequence[Record],
     grouped: bool,
-    augmentation: TrainingAugmentation | None,
+    size: int,
+    augment: Augment | None,
     errors: list[str],
 ) -> list[Row]:
     """Decode the images of a sheet.
@@ -167,10 +148,10 @@ def _rows(
     Args:
         records: Records of one split and class.
         grouped: Whether each row shows one group; otherwise rows are filled in order.
-        augmentation: Makes each row show one image and augmented versions of it.
+        size: Side of the images in pixels, before they are limited to :data:`MAX_CELL`.
+        augment: Makes each row show one image and augmented versions of it.
         errors: List to which the messages of unreadable images are appended; they are also logged.
     """
-    size, augment = augmentation or (SIDE, None)
     groups: dict[str, list[Record]] = {}
     for index, record in enumerate(records):
         groups.setdefault(record.group if grouped else str(index // COLUMNS), []).append(record)
