@@ -83,16 +83,11 @@ def all_gather(value: T) -> list[T]:
     return values
 
 
-def shard_indices(count: int) -> range:
-    """Return the indices of this rank's shard: every ``world_size``-th of ``count`` items."""
-    return range(rank(), count, world_size())
-
-
 def gather_sharded(shard: Tensor) -> Tensor:
     """Gather each rank's shard and restore the dataset's order; a collective.
 
     Args:
-        shard: ``(n, ...)``, the values of the items that :func:`shard_indices` gives this rank.
+        shard: ``(n, ...)``, the values of every ``world_size``-th item, from item ``rank`` on.
 
     Returns:
         ``(N, ...)``, the values of all items, on the device and with the dtype of ``shard``.
