@@ -85,9 +85,9 @@ def main() -> None:
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
-    except runtime.Interrupted as interrupted:
+    except runtime.Interrupted:
         print("interrupted", file=sys.stderr)
-        sys.exit(interrupted.exit_code)
+        raise
 
 
 @app.callback(invoke_without_command=True)

@@ -120,12 +120,12 @@ def _curves(roc: Axes, pr: Axes, probabilities: Floats, labels: Ints, names: Seq
 def _reliability(axes: Axes, probabilities: Floats, labels: Ints, names: Sequence[str]) -> None:
     """Draw the share of class 1 over the mean probability of each bin that is not empty."""
     bins = calibration_bins(probabilities)
+    style: Any = {"ha": "center", "fontsize": 7, "color": GREY}
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
     for index in np.unique(bins):
         inside = bins == index
         x, y, count = probabilities[inside].mean(), labels[inside].mean(), int(inside.sum())
         axes.scatter(x, y, s=20 + 180 * count / len(labels), color=COLOURS[0], alpha=0.8, zorder=2)
-        style: Any = {"ha": "center", "fontsize": 7, "color": GREY}
         axes.annotate(str(count), (x, y), (0, 9), textcoords="offset points", **style)
     axes.set(xlabel=f"probability of {names[1]}", ylabel=f"share of {names[1]}")
     axes.set(xlim=(-0.04, 1.04), ylim=(-0.08, 1.12))
@@ -233,26 +233,21 @@ def contact_sheet(
 
 @mpl.rc_context(STYLE)
 def layers(
-    image: Image,
-    heat: Image,
-    caption: str,
-    rows: Sequence[tuple[str, NDArray[np.float32]]],
-    title: str,
+    panel: tuple[Image, Image, str], rows: Sequence[tuple[str, NDArray[np.float32]]], title: str
 ) -> Figure:
     """Draw an image, its heat map, and a row of feature maps for each layer.
 
     Args:
-        image: RGB image as the network receives it, uint8 ``(S, S, 3)``.
-        heat: The image with the heat map laid over it, uint8 ``(S, S, 3)``.
-        caption: Caption of ``heat``.
+        panel: RGB image as the network receives it, uint8 ``(S, S, 3)``; the image with the heat
+            map laid over it, of the same kind; and the caption of the latter.
         rows: For each layer, its name and feature maps ``(K, H, W)``, K at most 10, at least 0.
             Colours range from 0 to the maximum of each map.
         title: Title of the figure.
     """
     figure = Figure(figsize=(12, 3.4 + 1.15 * len(rows)), layout="constrained")
     figure.suptitle(_literal(title))
-    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[3, 1.15 * len(rows)])
-    top, below = parts[:, 0]
+    (top,), (below,) = figure.subfigures(2, 1, False, height_ratios=[3, 1.15 * len(rows)])
+    image, heat, caption = panel
     shown = (image, "as the model gets it"), (heat, _literal(caption))
     for axes, (pixels, text) in zip(top.subplots(1, 2), shown, strict=True):
         axes.imshow(pixels)
@@ -271,21 +266,26 @@ def layers(
 
 
 @mpl.rc_context(STYLE)
-def sheet(image: Image, labels: Sequence[str], title: str) -> Figure:
-    """Draw one large image that consists of rows, with a label beside each row.
+def sheet(rows: Sequence[tuple[str, Image]], columns: int, title: str) -> Figure:
+    """Draw rows of square images side by side, with a label beside each row.
 
     Args:
-        image: RGB image, uint8 ``(H, W, 3)``, of rows of equal height.
-        labels: Label of each row, from top to bottom.
+        rows: For each row, its label and at most ``columns`` RGB images, uint8 ``(N, S, S, 3)``.
+        columns: Number of columns.
         title: Title of the figure.
     """
+    side = rows[0][1].shape[1]
+    cells = np.full((len(rows), columns, side + 2, side + 2, 3), 255, np.uint8)
+    for row, (_, images) in zip(cells, rows, strict=True):
+        row[: len(images), :side, :side] = images
+    image = cells.swapaxes(1, 2).reshape(len(rows) * (side + 2), -1, 3)
     height, width = image.shape[:2]
     figure = Figure(figsize=(9.6, 8 * height / width + 0.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(image)
     axes.set(title=_literal(title), xticks=[])
-    middles = (np.arange(len(labels)) + 0.5) * height / len(labels)
-    axes.set_yticks(middles, [_literal(label) for label in labels], fontsize=7)
+    middles = (np.arange(len(rows)) + 0.5) * height / len(rows)
+    axes.set_yticks(middles, [_literal(label) for label, _ in rows], fontsize=7)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

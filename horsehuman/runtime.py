@@ -151,19 +151,11 @@ def lacks_bf16() -> bool:
     return bool(flags) and not flags & {"avx512_bf16", "amx_bf16", "bf16"}
 
 
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, as a class of its own, so that no library catches it.
+class Interrupted(SystemExit):
+    """Ctrl-C or SIGTERM; ``code``, the command's exit code, is 128 plus the signal's number.
 
-    Args:
-        signum: The signal's number.
-
-    Attributes:
-        exit_code: Exit code of a command that the signal ends: 128 + ``signum``.
+    It is no ``Exception`` and no ``KeyboardInterrupt``, so that no library catches it.
     """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.exit_code = 128 + signum
 
 
 def raise_on_signals() -> None:
@@ -172,7 +164,7 @@ def raise_on_signals() -> None:
     def stop(signum: int, frame: FrameType | None) -> None:
         for handled in (signal.SIGINT, signal.SIGTERM):
             signal.signal(handled, signal.SIG_IGN)  # a second one must not disturb the cleanup
-        raise Interrupted(signum)
+        raise Interrupted(128 + signum)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)

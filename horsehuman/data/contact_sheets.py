@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from numpy.typing import NDArray
 from torch import Tensor
 
 from horsehuman.data.datasets import decode
@@ -30,8 +31,8 @@ ROWS = 60  #: Largest number of rows per sheet.
 SIDE = 96  #: Side of an image on a sheet in pixels, without augmentation.
 MAX_CELL = 128  #: Largest side of an augmented image on a sheet; larger training images are shrunk.
 
-#: Label of a row of a sheet, and its images, each uint8 ``(3, size, size)``.
-Row = tuple[str, list[Tensor]]
+#: Label of a row of a sheet, and its images, uint8 ``(N, size, size, 3)``.
+Row = tuple[str, NDArray[np.uint8]]
 
 
 def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool) -> bool:
@@ -64,7 +65,7 @@ def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool)
         row = {"split": split or None, "class": class_name, "pictures": n, "groups": groups}
         counts.append(row)
         summary.add_row(
-            split or "none yet", printable(class_name), str(n), str(groups or "unknown")
+            split or "none yet", printable(class_name), f"{n}", f"{groups or 'unknown'}"
         )
     if not options.json:
         console(stderr=False).print(summary)
@@ -72,12 +73,16 @@ def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool)
     if augmented:
         caption = "original, then augmented as in training"
     sheets: list[str] = []
-    errors: list[str] = []
+    unreadable = 0
     for (split, class_name), name in track(names.items(), "drawing", len(names)):
+        from horsehuman import plots  # imports matplotlib, which is slow
+
         records = parts[split, class_name]
-        if rows := _rows(records, image_set.grouped, size, augment, errors):
+        rows, count = _rows(records, image_set.grouped, size, augment)
+        unreadable += count
+        if rows:
             title = f"{len(records)} pictures: {class_name}" + (f", {split}" if split else "")
-            _draw(folder / name, rows, f"{title}; {caption}")
+            plots.save(plots.sheet(rows, COLUMNS, f"{title}; {caption}"), folder / name)
             sheets.append(name)
     earlier = read_json(folder / REPORT_FILE).get("sheets", [])
     for path in folder.glob("*.png"):
@@ -89,7 +94,7 @@ def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool)
         print_json(report)
     else:
         print(f"sheets      {printable(folder)}")
-    return not errors
+    return not unreadable
 
 
 def _sheet_names(parts: Iterable[tuple[str, str]], augmented: bool) -> dict[tuple[str, str], str]:
@@ -137,12 +142,8 @@ def _by_split_and_class(image_set: ImageSet) -> dict[tuple[str, str], list[Recor
 
 
 def _rows(
-    records: Sequence[Record],
-    grouped: bool,
-    size: int,
-    augment: Augment | None,
-    errors: list[str],
-) -> list[Row]:
+    records: Sequence[Record], grouped: bool, size: int, augment: Augment | None
+) -> tuple[list[Row], int]:
     """Decode the images of a sheet.
 
     Args:
@@ -150,8 +151,11 @@ def _rows(
         grouped: Whether each row shows one group; otherwise rows are filled in order.
         size: Side of the images in pixels, before they are limited to :data:`MAX_CELL`.
         augment: Makes each row show one image and augmented versions of it.
-        errors: List to which the messages of unreadable images are appended; they are also logged.
+
+    Returns:
+        The rows with images, and the number of unreadable images; errors are logged.
     """
+    unreadable = 0
     groups: dict[str, list[Record]] = {}
     for index, record in enumerate(records):
         groups.setdefault(record.group if grouped else str(index // COLUMNS), []).append(record)
@@ -162,7 +166,7 @@ def _rows(
             try:
                 images.append(decode(record.path, min(size, MAX_CELL)))
             except PictureError as error:
-                errors.append(str(error))
+                unreadable += 1
                 log.warning("error: %s", error)
         if images and augment:
             with torch.random.fork_rng():
@@ -170,16 +174,5 @@ def _rows(
                 images += augment(images[0].expand(COLUMNS - 1, -1, -1, -1))
         if images:
             label = f"{printable(name)[-24:]} ({len(groups[name])})" if grouped else ""
-            rows.append((label, images))
-    return rows
-
-
-def _draw(path: Path, rows: Sequence[Row], title: str) -> None:
-    from horsehuman import plots  # imports matplotlib, which is slow
-
-    size = rows[0][1][0].shape[1]
-    cells = np.full((len(rows), COLUMNS, size + 2, size + 2, 3), 255, np.uint8)
-    for row, (_, images) in zip(cells, rows, strict=True):
-        row[: len(images), :size, :size] = torch.stack(images).permute(0, 2, 3, 1).numpy()
-    sheet = cells.swapaxes(1, 2).reshape(len(rows) * (size + 2), -1, 3)
-    plots.save(plots.sheet(sheet, [label for label, _ in rows], title), path)
+            rows.append((label, torch.stack(images).permute(0, 2, 3, 1).numpy()))
+    return rows, unreadable

@@ -109,10 +109,9 @@ class HorseHumanDataModule(L.LightningDataModule):
         check_number("data.memory_limit", self.memory_limit, float, at_least=0)
         check_number("data.num_workers", self.num_workers, int, at_least=0)
         check_flag("data.skip_bad", self.skip_bad)
-        if self.source != "folder" and self.root is not None:
-            raise HorseHumanError("data.root is for a folder of pictures: add data=folder")
-        if self.source != "archives" and self.archives_dir is not None:
-            raise HorseHumanError("data.archives_dir is for official archives: add data=archives")
+        for option, source in (("root", "folder"), ("archives_dir", "archives")):
+            if getattr(self, option) is not None and self.source != source:
+                raise HorseHumanError(f"data.{option} needs data={source}: add it, or drop this")
         if self.source == "folder" and self.root is None:
             raise HorseHumanError("data.root is missing: name the folder with data.root=DIR")
 

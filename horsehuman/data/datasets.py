@@ -75,25 +75,25 @@ def decode_all(
             left in a split.
     """
     images = torch.empty(len(records), 3, size, size, dtype=torch.uint8) if keep else None
-    errors: dict[int, str] = {}
 
-    def read(index: int) -> None:
+    def read(index: int) -> str:
         try:
             image = decode(records[index].path, size)
             if images is not None:
                 images[index] = image
         except PictureError as error:
-            errors[index] = str(error)
+            return str(error)
+        return ""
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         reads = pool.map(read, range(len(records)))
-        for _ in track(reads, "reading pictures", len(records)):
-            pass
-    kept = [index for index in range(len(records)) if index not in errors]
+        errors = list(track(reads, "reading pictures", len(records)))
+    kept = [index for index, error in enumerate(errors) if not error]
     remaining = [records[index] for index in kept]
-    if errors:
-        first = "; ".join(errors[index] for index in sorted(errors)[:3])
-        count = f"{len(errors)} of {len(records)} pictures"
+    skipped = {str(r.path): error for r, error in zip(records, errors, strict=True) if error}
+    if skipped:
+        first = "; ".join(list(skipped.values())[:3])
+        count = f"{len(skipped)} of {len(records)} pictures"
         if not skip_bad:
             fix = "repair them, or leave them out with data.skip_bad=true"
             raise HorseHumanError(f"{count} are unreadable ({first}): {fix}")
@@ -103,10 +103,9 @@ def decode_all(
                 place = f"the class of {printable(record.path)} in {record.split or 'the set'}"
                 raise HorseHumanError(f"no picture of {place} can be read ({first}): repair them")
         log.warning("left out %s (%s)", count, first)
-    skipped = {str(records[index].path): errors[index] for index in sorted(errors)}
     if images is None:
         return remaining, OnDemandImages(remaining, size), skipped
-    return remaining, images[kept] if errors else images, skipped
+    return remaining, images[kept] if skipped else images, skipped
 
 
 class BatchDataset(Dataset[Batch]):

@@ -228,7 +228,7 @@ def write_splits(
         class_names: Names of class 0 and class 1.
     """
     rows = (
-        (os.path.relpath(r.path, root).replace(os.sep, "/"), class_names[r.label], r.group, r.split)
+        (r.path.relative_to(root).as_posix(), class_names[r.label], r.group, r.split)
         for r in records
     )
     write_csv(folder / "splits.csv", ("picture", "label", "group", "split"), rows)
@@ -257,22 +257,19 @@ def _compile_pattern(group_pattern: str | None) -> re.Pattern[str] | None:
 def _split_folders(root: Path, require_train: bool) -> dict[str, Path]:
     """Return the folder of each split; of a tree without split folders, ``{"": root}``."""
     split_of = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    subfolders = _subfolders(root)
     folders: dict[str, Path] = {}
-    others = []
-    for folder in _subfolders(root):
-        split = split_of.get(folder.name.lower())
-        if split is None:
-            others.append(folder.name)
-        elif split in folders:
-            pair = f"{folders[split].name}/ and {folder.name}/"
-            raise HorseHumanError(f"{printable(root)} has both {pair}: keep one")
-        else:
+    for folder in subfolders:
+        if split := split_of.get(folder.name.lower()):
+            if split in folders:
+                pair = f"{folders[split].name}/ and {folder.name}/"
+                raise HorseHumanError(f"{printable(root)} has both {pair}: keep one")
             folders[split] = folder
     if not folders:
         return {"": root}
-    if others:
-        listing = printable(", ".join(others))
-        log.warning("%s: ignored folders that are not splits (%s)", printable(root), listing)
+    if others := ", ".join(f.name for f in subfolders if f not in folders.values()):
+        others = printable(others)
+        log.warning("%s: ignored folders that are not splits (%s)", printable(root), others)
     if require_train and "train" not in folders:
         present = " and ".join(sorted(folders))
         raise HorseHumanError(f"{printable(root)} has {present} but no train folder: add one")

@@ -91,20 +91,18 @@ class Augment:
     grey: float = 0.0
 
     def __post_init__(self) -> None:
-        limits = {"rotation": 180, "shift": 1, "shear": 80, "white": 1, "spotlight": 1}
-        limits |= {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 180, "grey": 1}
-        for name, highest in (limits | {"zoom_to": 10}).items():
-            value = getattr(self, name)
-            check_number(f"data.augment.{name}", value, float, at_least=0, at_most=highest)
-        name = "data.augment.zoom_from"
-        check_number(name, self.zoom_from, float, above=0, at_most=self.zoom_to)
-        check_flag("data.augment.flip", self.flip)
-        check_flag("data.augment.zoom_per_axis", self.zoom_per_axis)
+        highest = {"rotation": 180, "shear": 80, "zoom_from": 10, "zoom_to": 10, "hue": 180}
+        for field in fields(self):
+            name, value = f"data.augment.{field.name}", getattr(self, field.name)
+            if field.type is bool:
+                check_flag(name, value)
+            elif field.type is float:
+                check_number(name, value, float, at_least=0, at_most=highest.get(field.name, 1))
+        check_number("data.augment.zoom_from", self.zoom_from, float, above=0, at_most=self.zoom_to)
         check_choice("data.augment.fill", self.fill, ("nearest", "canvas"))
-        for name in ("white", "spotlight"):
-            value = getattr(self, name)
-            if value and self.fill != "canvas":
-                raise HorseHumanError(f"data.augment.{name}={value} needs data.augment.fill=canvas")
+        if self.fill != "canvas" and (self.white or self.spotlight):
+            reason = "white and spotlight need data.augment.fill=canvas"
+            raise HorseHumanError(f"data.augment.fill={self.fill}: {reason}")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Augment a batch.
