@@ -140,9 +140,7 @@ def evaluate(
 
 @app.command(epilog="Example: horsehuman compare outputs/cnn/latest outputs/inception/latest")
 def compare(
-    models: Annotated[
-        list[str], Argument(metavar="MODEL MODEL...", help="Runs, checkpoints, inception, cnn.")
-    ],
+    models: Annotated[list[str], Argument(metavar="MODEL MODEL...", help="Runs, files or names.")],
     data: Data = None,
     split: Split = None,
     group_pattern: GroupPattern = None,

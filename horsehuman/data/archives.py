@@ -56,9 +56,7 @@ SHA256 = {
 }
 
 
-def image_root(
-    source: str, root: str | Path | None = None, archives_dir: str | None = None
-) -> Path:
+def image_root(source: str, root: Path | None = None, archives_dir: str | None = None) -> Path:
     """Return the folder that holds the images of a source; unpack or download them if necessary.
 
     Args:
@@ -99,8 +97,7 @@ def local_archives(folder: Path) -> dict[str, Path]:
     paths = {split: folder / name for split, name in ARCHIVES.items()}
     for split, path in paths.items():
         if not path.is_file():
-            fix = "put both official zip files there under their original names"
-            raise HorseHumanError(f"data.archives_dir: there is no {printable(path)}; {fix}")
+            raise HorseHumanError(f"data.archives_dir: there is no {printable(path)}: put it there")
         if _sha256(path) != SHA256[split]:
             log.info("%s is not the official file (its sha256 differs); using it", printable(path))
     return paths
@@ -235,8 +232,7 @@ def _safe_members(path: Path) -> list[zipfile.ZipInfo]:
         outside = name.is_absolute() or ".." in name.parts or {"\\", ":"} & set(member.filename)
         if outside or stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
             reason = "points outside the archive" if outside else "is a link or device"
-            place = f"{printable(path)}: {member.filename!r}"
-            raise HorseHumanError(f"{place} {reason}; the archive is not unpacked")
+            raise HorseHumanError(f"{printable(path)}: {member.filename!r} {reason}: not unpacked")
     return members
 
 

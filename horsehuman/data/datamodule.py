@@ -96,7 +96,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         self.class_names: list[str] = []
         self.records: list[Record] = []
         self.skipped: dict[str, str] = {}
-        self._images: Tensor | datasets.OnDemandImages = torch.empty(0)
+        self._images: datasets.Inputs = torch.empty(0)
         self._features: dict[str, datasets.BatchDataset] = {}
         self._labels = torch.empty(0)
         self._first_epoch = 0
@@ -146,8 +146,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         for split in ("train", self._held_out, "test"):
             count = len(self._indices(split))
             if 0 < count < world_size():
-                shares = f"{count} pictures for {world_size()} processes"
-                raise HorseHumanError(f"{split} has {shares}: use fewer processes")
+                raise HorseHumanError(f"{split} has only {count} pictures: use fewer processes")
         self._labels = torch.tensor([float(record.label) for record in records])
         self._log_summary()
 

@@ -55,9 +55,13 @@ class OnDemandImages:
         return torch.stack([decode(self.records[index].path, self.size) for index in indices])
 
 
+#: Images or features in memory, or images that are decoded on demand.
+Inputs = Tensor | OnDemandImages
+
+
 def decode_all(
     records: Sequence[Record], size: int, *, keep: bool, skip_bad: bool
-) -> tuple[list[Record], Tensor | OnDemandImages, dict[str, str]]:
+) -> tuple[list[Record], Inputs, dict[str, str]]:
     """Decode all files in threads, one per CPU.
 
     Args:
@@ -117,9 +121,7 @@ class BatchDataset(Dataset[Batch]):
         indices: Indices of the records that belong to this dataset.
     """
 
-    def __init__(
-        self, inputs: Tensor | OnDemandImages, labels: Tensor, indices: Sequence[int]
-    ) -> None:
+    def __init__(self, inputs: Inputs, labels: Tensor, indices: Sequence[int]) -> None:
         self.inputs, self.labels = inputs, labels
         self.indices = torch.tensor(indices, dtype=torch.long)
 

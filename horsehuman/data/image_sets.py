@@ -73,8 +73,7 @@ class ImageSet:
         records = [r for r in self.records if name in ("all", r.split)]
         if not records:
             splits = ", ".join(sorted({record.split or "no split" for record in self.records}))
-            place = printable(self.root)
-            raise HorseHumanError(f"--split {name}: {place} has no such pictures, only {splits}")
+            raise HorseHumanError(f"--split {name}: {printable(self.root)} has only {splits}")
         return replace(self, records=records)
 
 
@@ -91,8 +90,7 @@ def find_image_set(data: str, group_pattern: str | None = None) -> ImageSet:
     """
     folder = Path(data).expanduser()
     if group_pattern is not None and (data == "box" or is_run(folder)):
-        reason = f"is for folders, but {printable(data)} has groups of its own"
-        raise HorseHumanError(f"--group-pattern={group_pattern!r} {reason}: drop it")
+        raise HorseHumanError(f"{printable(data)} has groups of its own: drop --group-pattern")
     if data == "box":
         folder, group_pattern = image_root("box"), SUBJECT_PATTERN
     elif is_run(folder):

@@ -101,8 +101,7 @@ class Augment:
         check_number("data.augment.zoom_from", self.zoom_from, float, above=0, at_most=self.zoom_to)
         check_choice("data.augment.fill", self.fill, ("nearest", "canvas"))
         if self.fill != "canvas" and (self.white or self.spotlight):
-            reason = "white and spotlight need data.augment.fill=canvas"
-            raise HorseHumanError(f"data.augment.fill={self.fill}: {reason}")
+            raise HorseHumanError(f"data.augment.fill={self.fill}: white and spotlight need canvas")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Augment a batch.
@@ -124,7 +123,11 @@ class Augment:
         if self.fill == "canvas":
             colour = torch.rand(count, 3, 1, 1, device=device)
             colour[torch.rand(count, device=device) < self.white] = 1.0
-            result = torch.lerp(colour, result, self._visibility(grid))
+            visibility = (grid.abs() <= 1).all(dim=3).float()
+            if self.spotlight:
+                lit = torch.rand(count, device=device) < self.spotlight
+                visibility[lit] *= _ellipses(grid[lit])
+            result = torch.lerp(colour, result, visibility.unsqueeze(1))
         return (result * 255).round_().clamp_(0, 255).to(torch.uint8)
 
     def _affine_maps(self, count: int, device: torch.device) -> Tensor:
@@ -147,19 +150,6 @@ class Augment:
             zoom[:, 0] *= 1 - 2 * (torch.rand(count, device=device) < 0.5).float()
         linear = rotation @ shearing @ torch.diag_embed(zoom)
         return torch.cat([linear, rotation @ shift], dim=2)
-
-    def _visibility(self, grid: Tensor) -> Tensor:
-        """Return the weight of the image over the canvas, ``(N, 1, S, S)``, 0 to 1.
-
-        Args:
-            grid: Coordinates in the image of each pixel of the result, ``(N, S, S, 2)``.
-        """
-        count, device = len(grid), grid.device
-        visibility = (grid.abs() <= 1).all(dim=3).float()
-        if self.spotlight:
-            lit = torch.rand(count, device=device) < self.spotlight
-            visibility[lit] *= _ellipses(grid[lit])
-        return visibility.unsqueeze(1)
 
     def _recolour(self, images: Tensor) -> Tensor:
         """Change colours by one affine map of RGB per image, ``(N, 3, S, S)``, values 0 to 1."""

@@ -197,7 +197,7 @@ def test_training_with_special_names(odd: Path, tmp_path: Path) -> None:
     [
         (["--data", "nowhere"], "nowhere is not a folder"),
         (["--split", "tset"], "did you mean test"),
-        (["--data", "TREE", "--split", "validation"], "no such pictures"),
+        (["--data", "TREE", "--split", "validation"], "has only test, train"),
         (
             ["--data", "CATS"],
             "holds cats and humans, the classifier knows horses and humans: rename folders",
