@@ -59,6 +59,11 @@ GroupPattern = Annotated[str | None, Option(help="For folders: regex whose (...)
 #: The folder of a report.
 Folder = Annotated[Path | None, Option(metavar="DIR", help="Folder [default: outputs or the run].")]
 
+#: The findings for which an audit fails.
+FailOn = Annotated[
+    str, Option(metavar="never|error|warning", help="Least severity to exit with 1.")
+]
+
 #: Whether an earlier output is overwritten.
 Force = Annotated[bool, Option("--force", help="Overwrite existing output.")]
 
@@ -203,9 +208,7 @@ def audit(
     data: Images = "box",
     group_pattern: GroupPattern = None,
     out: Folder = None,
-    fail_on: Annotated[
-        str, Option(metavar="never|error|warning", help="Least severity that exits with 1.")
-    ] = "never",
+    fail_on: FailOn = "never",
     force: Force = False,
     plot: Plot = True,
     json: Json = False,

@@ -203,8 +203,6 @@ def format_interval(bounds: Sequence[float | None]) -> str:
 
 def log_to_stderr() -> None:
     """Print the package's log messages as lines on stderr; for commands, not for libraries."""
-    # Pillow warns above its own limit; images.py enforces the limit of this package.
-    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     logger = logging.getLogger("horsehuman")
     logger.handlers[:] = [logging.StreamHandler()]
     logger.setLevel(logging.INFO)
@@ -221,16 +219,12 @@ def silence() -> None:
 
 def progress_bar() -> progress.Progress:
     """Return a progress bar with count, rate and time left; shown only on a terminal."""
-    return progress.Progress(
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        _Rate(),
-        progress.TimeRemainingColumn(compact=True),
-        console=console(),
-        transient=True,
-        disable=_silent or not sys.stderr.isatty(),
-    )
+    text = progress.TextColumn("{task.description}", markup=False)
+    count = progress.BarColumn(), progress.MofNCompleteColumn(), _Rate()
+    time_left = progress.TimeRemainingColumn(compact=True)
+    hidden = _silent or not sys.stderr.isatty()
+    columns = text, *count, time_left
+    return progress.Progress(*columns, console=console(), transient=True, disable=hidden)
 
 
 class _Rate(progress.ProgressColumn):

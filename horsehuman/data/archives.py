@@ -20,7 +20,7 @@ from horsehuman.runtime import asset, cache_dir, progress_bar, track
 
 log = logging.getLogger(__name__)
 
-#: Folders on the web that hold both official archives, tried in this order.
+#: Folders on the web that hold both official archives, tried in this order; each ends in a slash.
 MIRRORS = (
     "https://storage.googleapis.com/download.tensorflow.org/data/",
     "https://storage.googleapis.com/tensorflow-1-public/course2/week3/",
@@ -103,16 +103,13 @@ def local_archives(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def download_archives(
-    folder: Path | None = None, mirrors: Sequence[str] = MIRRORS
-) -> dict[str, Path]:
+def download_archives(folder: Path | None = None) -> dict[str, Path]:
     """Download the official archives, each from the first mirror that delivers the intact file.
 
     Files with the official digest that exist already are not downloaded again.
 
     Args:
         folder: Folder for the downloads; by default ``archives`` in the user's cache.
-        mirrors: URLs of folders, each ending in a slash.
 
     Returns:
         The zip file of each split.
@@ -122,7 +119,7 @@ def download_archives(
             be written.
     """
     folder = folder or cache_dir() / "archives"
-    return {split: _download(split, folder, mirrors) for split in ARCHIVES}
+    return {split: _download(split, folder) for split in ARCHIVES}
 
 
 def unpack(archives: dict[str, Path], cache: Path | None = None) -> Path:
@@ -162,11 +159,11 @@ def unpack(archives: dict[str, Path], cache: Path | None = None) -> Path:
     return target
 
 
-def _download(split: str, folder: Path, mirrors: Sequence[str]) -> Path:
+def _download(split: str, folder: Path) -> Path:
     pooch.get_logger().setLevel("WARNING")
     name = ARCHIVES[split]
     reasons: list[str] = []
-    for mirror in mirrors:
+    for mirror in MIRRORS:
         if reasons:
             log.info("%s: %s; trying the next mirror", name, reasons[-1])
         registry = {name: SHA256[split]}

@@ -59,14 +59,11 @@ def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool)
     folder = options.create_dir(Path("outputs/data"), [REPORT_FILE, *names.values()])
     counts = []
     summary = table("split", "class", "pictures", "groups", left=2)
-    for (split, class_name), records in parts.items():
+    for (split, name), records in parts.items():
         n = len(records)
         groups = len({record.group for record in records}) if image_set.grouped else None
-        row = {"split": split or None, "class": class_name, "pictures": n, "groups": groups}
-        counts.append(row)
-        summary.add_row(
-            split or "none yet", printable(class_name), f"{n}", f"{groups or 'unknown'}"
-        )
+        counts.append({"split": split or None, "class": name, "pictures": n, "groups": groups})
+        summary.add_row(split or "none yet", printable(name), f"{n}", f"{groups or 'unknown'}")
     if not options.json:
         console(stderr=False).print(summary)
     caption = "one row per group" if image_set.grouped else "ordered by name"
@@ -133,10 +130,8 @@ def _by_split_and_class(image_set: ImageSet) -> dict[tuple[str, str], list[Recor
 
     The records of each part are sorted by group and path.
     """
-    order = [*SPLITS, ""]
-    records = sorted(
-        image_set.records, key=lambda r: (order.index(r.split), r.label, r.group, r.path)
-    )
+    records = sorted(image_set.records, key=lambda r: (r.label, r.group, r.path))
+    records.sort(key=lambda r: [*SPLITS, ""].index(r.split))
     parts = groupby(records, lambda r: (r.split, image_set.class_names[r.label]))
     return {key: list(part) for key, part in parts}
 

@@ -139,9 +139,8 @@ class HorseHumanDataModule(L.LightningDataModule):
         assert self.root is not None
         class_names, records = scan_folder(self.root, self.group_pattern)
         keep = len(records) * 3 * self.image_size**2 <= self.memory_limit * 2**30  # bytes
-        records, self._images, self.skipped = datasets.decode_all(
-            records, self.image_size, keep=keep, skip_bad=self.skip_bad
-        )
+        decoded = datasets.decode_all(records, self.image_size, keep=keep, skip_bad=self.skip_bad)
+        records, self._images, self.skipped = decoded
         self.class_names, self.records = list(class_names), assign_splits(records, self.splits)
         for split in ("train", self._held_out, "test"):
             count = len(self._indices(split))

@@ -163,16 +163,13 @@ def read_run_images(run: Path) -> ImageSet:
     try:
         with os_errors("read", path):
             text = path.read_bytes().decode(errors="surrogateescape")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        first, second = sorted({row["label"] for row in rows})
-        records = [
-            Record(root / row["picture"], int(row["label"] == second), row["group"], row["split"])
-            for row in rows
-        ]
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        _, *rows = csv.reader(io.StringIO(text, newline=""))
+        first, second = sorted({label for _, label, _, _ in rows})
+    except (ValueError, csv.Error) as error:
         message = f"{printable(path)} is damaged: choose the images with --data"
         raise HorseHumanError(message) from error
-    grouped = any(row["group"] != row["picture"] for row in rows)
+    records = [Record(root / row[0], int(row[1] == second), row[2], row[3]) for row in rows]
+    grouped = any(group != picture for picture, _, group, _ in rows)
     return ImageSet(root, (first, second), records, grouped)
 
 

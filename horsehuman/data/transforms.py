@@ -114,9 +114,8 @@ class Augment:
         """
         count, size, device = len(images), images.shape[-1], images.device
         recoloured = self._recolour(images.float() / 255)
-        grid = functional.affine_grid(
-            self._affine_maps(count, device), [count, 3, size, size], align_corners=False
-        )
+        maps = self._affine_maps(count, device)
+        grid = functional.affine_grid(maps, [count, 3, size, size], align_corners=False)
         # Clamp to the centres of the outermost pixels: the MPS backend has no border padding.
         edge = 1 - 1 / size
         result = functional.grid_sample(recoloured, grid.clamp(-edge, edge), align_corners=False)
@@ -165,11 +164,8 @@ class Augment:
         contrast = 1 + _uniform(-self.contrast, self.contrast, (count, 1, 1), device)
         colours = to_grey + saturation * (hue - to_grey)
         mean = (luma.view(3, 1, 1) * images).sum(1).mean((1, 2)).view(count, 1, 1)
-        flat = torch.baddbmm(
-            brightness * (1 - contrast) * mean.expand(-1, 3, 1),
-            brightness * contrast * colours,
-            images.flatten(2),
-        )
+        offset = brightness * (1 - contrast) * mean.expand(-1, 3, 1)
+        flat = torch.baddbmm(offset, brightness * contrast * colours, images.flatten(2))
         return flat.clamp_(0, 1).view_as(images)
 
 
