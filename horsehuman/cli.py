@@ -60,9 +60,7 @@ GroupPattern = Annotated[str | None, Option(help="For folders: regex whose (...)
 Folder = Annotated[Path | None, Option(metavar="DIR", help="Folder [default: outputs or the run].")]
 
 #: The findings for which an audit fails.
-FailOn = Annotated[
-    str, Option(metavar="never|error|warning", help="Least severity to exit with 1.")
-]
+FailOn = Annotated[str, Option(metavar="never|error|warning", help="Least severity for exit 1.")]
 
 #: Whether an earlier output is overwritten.
 Force = Annotated[bool, Option("--force", help="Overwrite existing output.")]

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
 from torch import Tensor, distributed, nn
 
 from horsehuman.errors import HorseHumanError, PeerGoneError, first_line
@@ -110,9 +109,8 @@ def sync_buffers(module: nn.Module) -> None:
         module: Its buffers are overwritten in place on all ranks but 0.
     """
     if world_size() > 1:
-        with torch.no_grad():
-            for buffer in module.buffers():
-                distributed.broadcast(buffer, 0)
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 def env_world_size() -> int:

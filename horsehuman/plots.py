@@ -27,13 +27,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#666666"
 
 #: matplotlib settings of all figures.
-STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
+STYLE: Any = {"font.size": 9, "axes.titlesize": 10, "legend.frameon": False}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
 
 # matplotlib draws characters that its font lacks as rectangles; a warning for each adds nothing.
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -247,8 +242,7 @@ def layers(
     figure = Figure(figsize=(12, 3.4 + 1.15 * len(rows)), layout="constrained")
     figure.suptitle(_literal(title))
     (top,), (below,) = figure.subfigures(2, 1, False, height_ratios=[3, 1.15 * len(rows)])
-    image, heat, caption = panel
-    shown = (image, "as the model gets it"), (heat, _literal(caption))
+    shown = (panel[0], "as the model gets it"), (panel[1], _literal(panel[2]))
     for axes, (pixels, text) in zip(top.subplots(1, 2), shown, strict=True):
         axes.imshow(pixels)
         axes.set_title(text)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
 from horsehuman.data.datasets import decode
-from horsehuman.data.image_sets import SPLITS, ImageQuery, ImageSet, find_image_set, read_run_config
+from horsehuman.data.image_sets import SPLITS, ImageQuery, ImageSet, find_image_set, read_config
 from horsehuman.data.images import PictureError
 from horsehuman.data.records import Record, evenly_spaced
 from horsehuman.data.transforms import Augment, make_augment
@@ -115,10 +114,8 @@ def training_augmentation(data: str) -> tuple[int, Augment]:
         HorseHumanError: If the run has no augmentation.
     """
     folder = Path(data).expanduser()
-    if is_run(folder):
-        config = read_run_config(folder)
-    else:
-        config = yaml.safe_load((configs_dir() / "model" / "cnn.yaml").read_text(encoding="utf-8"))
+    of_cnn = configs_dir() / "model" / "cnn.yaml"
+    config = read_config(folder / "config.yaml" if is_run(folder) else of_cnn)
     augment = make_augment(config["data"].get("augment"))
     if augment is None:
         raise HorseHumanError(f"--augmented: {printable(data)} was trained without augmentation")

@@ -135,7 +135,7 @@ def count_images_seen_in_training(model: str, records: Iterable[Record]) -> int 
     if run is None and model not in BUNDLED:
         return None
     try:
-        data = read_run_config(run)["data"] if run else {}
+        data = read_config(run / "config.yaml")["data"] if run else {}
         if data.get("source") == "archives" and not data.get("archives_dir"):
             return None  # do not download archives for a count
         image_set = read_run_images(run) if run else find_image_set("box")
@@ -157,7 +157,7 @@ def read_run_images(run: Path) -> ImageSet:
     Raises:
         HorseHumanError: If ``config.yaml`` or ``splits.csv`` is missing or damaged.
     """
-    data = read_run_config(run)["data"]
+    data = read_config(run / "config.yaml")["data"]
     root = image_root(data.get("source", "folder"), data.get("root"), data.get("archives_dir"))
     path = run / "splits.csv"
     try:
@@ -173,16 +173,15 @@ def read_run_images(run: Path) -> ImageSet:
     return ImageSet(root, (first, second), records, grouped)
 
 
-def read_run_config(run: Path) -> dict[str, Any]:
-    """Return the contents of a run's ``config.yaml``; its ``data`` section is a dict.
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the contents of a config, such as a run's; its ``data`` section is a dict.
 
     Args:
-        run: Folder of the run.
+        path: The YAML file.
 
     Raises:
-        HorseHumanError: If the file is missing, damaged or not the config of a run.
+        HorseHumanError: If the file is missing, damaged or has no such section.
     """
-    path = run / "config.yaml"
     try:
         with os_errors("read", path):
             text = path.read_text(encoding="utf-8")
