@@ -184,10 +184,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         with os_errors("read", path):
-            text = path.read_text(encoding="utf-8")
-        # A few aliases can expand to more than memory holds.
-        has_alias = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
-        config = None if has_alias else yaml.safe_load(text)
+            config = yaml.load(path.read_text(encoding="utf-8"), _NoAliasLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         config = None
     if isinstance(config, dict) and isinstance(config.get("data"), dict):
@@ -204,3 +201,12 @@ def file_digest(path: Path) -> bytes:
         return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     except OSError:
         return str(path).encode(errors="surrogateescape")
+
+
+class _NoAliasLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """A YAML loader that refuses aliases, a few of which can expand to more than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
