@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from horsehuman.data.datasets import decode
-from horsehuman.data.image_sets import SPLITS, ImageQuery, ImageSet, find_image_set, read_config
+from horsehuman.data.image_sets import SPLITS, ImageQuery, find_image_set, read_config
 from horsehuman.data.images import PictureError
 from horsehuman.data.records import Record, evenly_spaced
 from horsehuman.data.transforms import Augment, make_augment
@@ -53,7 +53,10 @@ def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool)
     data = query.data or "box"
     image_set = find_image_set(data, query.group_pattern)
     size, augment = training_augmentation(data) if augmented else (SIDE, None)
-    parts = _by_split_and_class(image_set)
+    records = sorted(image_set.records, key=lambda r: (r.label, r.group, r.path))
+    records.sort(key=lambda r: [*SPLITS, ""].index(r.split))
+    by_part = groupby(records, lambda r: (r.split, image_set.class_names[r.label]))
+    parts = {key: list(part) for key, part in by_part}
     names = _sheet_names(parts, augmented) if options.plot else {}
     folder = options.create_dir(Path("outputs/data"), [REPORT_FILE, *names.values()])
     counts = []
@@ -63,23 +66,21 @@ def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool)
         groups = len({record.group for record in records}) if image_set.grouped else None
         counts.append({"split": split or None, "class": name, "pictures": n, "groups": groups})
         summary.add_row(split or "none yet", printable(name), f"{n}", f"{groups or 'unknown'}")
-    if not options.json:
-        console(stderr=False).print(summary)
     caption = "one row per group" if image_set.grouped else "ordered by name"
     if augmented:
         caption = "original, then augmented as in training"
     sheets: list[str] = []
     unreadable = 0
-    for (split, class_name), name in track(names.items(), "drawing", len(names)):
+    for (split, name), file in track(names.items(), "drawing", len(names)):
         from horsehuman import plots  # imports matplotlib, which is slow
 
-        records = parts[split, class_name]
+        records = parts[split, name]
         rows, count = _rows(records, image_set.grouped, size, augment)
         unreadable += count
         if rows:
-            title = f"{len(records)} pictures: {class_name}" + (f", {split}" if split else "")
-            plots.save(plots.sheet(rows, COLUMNS, f"{title}; {caption}"), folder / name)
-            sheets.append(name)
+            title = f"{len(records)} pictures: {name}" + (f", {split}" if split else "")
+            plots.save(plots.sheet(rows, COLUMNS, f"{title}; {caption}"), folder / file)
+            sheets.append(file)
     earlier = read_json(folder / REPORT_FILE).get("sheets", [])
     for path in folder.glob("*.png"):
         if path.name in earlier and path.name not in sheets:
@@ -89,6 +90,7 @@ def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool)
     if options.json:
         print_json(report)
     else:
+        console(stderr=False).print(summary)
         print(f"sheets      {printable(folder)}")
     return not unreadable
 
@@ -120,17 +122,6 @@ def training_augmentation(data: str) -> tuple[int, Augment]:
     if augment is None:
         raise HorseHumanError(f"--augmented: {printable(data)} was trained without augmentation")
     return config["model"]["image_size"], augment
-
-
-def _by_split_and_class(image_set: ImageSet) -> dict[tuple[str, str], list[Record]]:
-    """Return the records of each (split, class name), in the order of splits and classes.
-
-    The records of each part are sorted by group and path.
-    """
-    records = sorted(image_set.records, key=lambda r: (r.label, r.group, r.path))
-    records.sort(key=lambda r: [*SPLITS, ""].index(r.split))
-    parts = groupby(records, lambda r: (r.split, image_set.class_names[r.label]))
-    return {key: list(part) for key, part in parts}
 
 
 def _rows(
