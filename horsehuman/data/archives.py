@@ -119,7 +119,7 @@ def download_archives(folder: Path | None = None) -> dict[str, Path]:
             be written.
     """
     folder = folder or cache_dir() / "archives"
-    return {split: _download(split, folder) for split in ARCHIVES}
+    return {split: _download(name, SHA256[split], folder) for split, name in ARCHIVES.items()}
 
 
 def unpack(archives: dict[str, Path], cache: Path | None = None) -> Path:
@@ -159,15 +159,13 @@ def unpack(archives: dict[str, Path], cache: Path | None = None) -> Path:
     return target
 
 
-def _download(split: str, folder: Path) -> Path:
+def _download(name: str, sha256: str, folder: Path) -> Path:
     pooch.get_logger().setLevel("WARNING")
-    name = ARCHIVES[split]
     reasons: list[str] = []
     for mirror in MIRRORS:
         if reasons:
             log.info("%s: %s; trying the next mirror", name, reasons[-1])
-        registry = {name: SHA256[split]}
-        downloads = pooch.create(folder, mirror, registry=registry, retry_if_failed=RETRIES)
+        downloads = pooch.create(folder, mirror, registry={name: sha256}, retry_if_failed=RETRIES)
         try:
             with os_errors("write into", folder, _CACHE_FIX):
                 return Path(downloads.fetch(name, downloader=_write_download))
@@ -180,18 +178,17 @@ def _download(split: str, folder: Path) -> Path:
 
 def _write_download(url: str, output_file: str, _: object) -> None:
     """Download a URL into a file under a progress bar; has the signature of a pooch downloader."""
-    start, received = time.monotonic(), 0
+    start, position = time.monotonic(), 0
     with Path(output_file).open("wb") as file, progress_bar() as bar:
         task = bar.add_task(f"{url.rpartition('/')[2]}, kB", total=None)
         for block, length in download_blocks(url):
             file.write(block)
             bar.update(task, completed=file.tell() // 1000, total=length // 1000 or None)
-            received += len(block)
             seconds = time.monotonic() - start
             if seconds >= SPEED_WINDOW:
-                if received < MIN_SPEED * seconds:
+                if file.tell() - position < MIN_SPEED * seconds:
                     raise DownloadError(f"slower than {MIN_SPEED:,} bytes per second")
-                start, received = time.monotonic(), 0
+                start, position = time.monotonic(), file.tell()
 
 
 @contextmanager
