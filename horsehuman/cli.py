@@ -35,8 +35,7 @@ app = Typer(
 
 #: The images to classify or to explain.
 Sources = Annotated[
-    list[str],
-    Argument(metavar="SOURCE...", help="Files, folders, patterns, URLs; - for names on stdin."),
+    list[str], Argument(metavar="SOURCE...", help="Files, folders, patterns, URLs, - (stdin).")
 ]
 
 #: The classifier to use.

@@ -158,11 +158,10 @@ def assign_splits(records: Sequence[Record], options: SplitPlan) -> list[Record]
         raise HorseHumanError(f"{setting} does not go with a validation folder: drop one of them")
     if "test" not in splits:
         records = _hold_out(records, "test", options, "test_fraction")
-    if options.fold is not None:
-        return _hold_out(records, "validation", options, "folds")
-    if "validation" in splits or is_test or options.val_fraction == 0:
+    option = "val_fraction" if options.fold is None else "folds"
+    if "validation" in splits or is_test or getattr(options, option) == 0:
         return records
-    return _hold_out(records, "validation", options, "val_fraction")
+    return _hold_out(records, "validation", options, option)
 
 
 def group_folds(labels: Ints, groups: Sequence[str], folds: int, seed: int = 0) -> Ints:
