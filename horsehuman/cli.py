@@ -35,8 +35,7 @@ app = Typer(
 
 #: The images to classify or to explain.
 Sources = Annotated[
-    list[str],
-    Argument(metavar="SOURCE...", help="Files, folders, patterns, URLs; - for names on stdin."),
+    list[str], Argument(metavar="SOURCE...", help="Files, folders, patterns, URLs, - (stdin).")
 ]
 
 #: The classifier to use.
@@ -58,6 +57,9 @@ GroupPattern = Annotated[str | None, Option(help="For folders: regex whose (...)
 
 #: The folder of a report.
 Folder = Annotated[Path | None, Option(metavar="DIR", help="Folder [default: outputs or the run].")]
+
+#: The findings for which an audit fails.
+FailOn = Annotated[str, Option(metavar="never|error|warning", help="Least severity for exit 1.")]
 
 #: Whether an earlier output is overwritten.
 Force = Annotated[bool, Option("--force", help="Overwrite existing output.")]
@@ -85,9 +87,9 @@ def main() -> None:
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(1)
-    except runtime.Interrupted as interrupted:
+    except runtime.Interrupted:
         print("interrupted", file=sys.stderr)
-        sys.exit(interrupted.exit_code)
+        raise
 
 
 @app.callback(invoke_without_command=True)
@@ -140,9 +142,7 @@ def evaluate(
 
 @app.command(epilog="Example: horsehuman compare outputs/cnn/latest outputs/inception/latest")
 def compare(
-    models: Annotated[
-        list[str], Argument(metavar="MODEL MODEL...", help="Runs, checkpoints, inception, cnn.")
-    ],
+    models: Annotated[list[str], Argument(metavar="MODEL MODEL...", help="Runs, files or names.")],
     data: Data = None,
     split: Split = None,
     group_pattern: GroupPattern = None,
@@ -205,9 +205,7 @@ def audit(
     data: Images = "box",
     group_pattern: GroupPattern = None,
     out: Folder = None,
-    fail_on: Annotated[
-        str, Option(metavar="never|error|warning", help="Least severity that exits with 1.")
-    ] = "never",
+    fail_on: FailOn = "never",
     force: Force = False,
     plot: Plot = True,
     json: Json = False,

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
 from torch import Tensor, distributed, nn
 
 from horsehuman.errors import HorseHumanError, PeerGoneError, first_line
@@ -83,16 +82,11 @@ def all_gather(value: T) -> list[T]:
     return values
 
 
-def shard_indices(count: int) -> range:
-    """Return the indices of this rank's shard: every ``world_size``-th of ``count`` items."""
-    return range(rank(), count, world_size())
-
-
 def gather_sharded(shard: Tensor) -> Tensor:
     """Gather each rank's shard and restore the dataset's order; a collective.
 
     Args:
-        shard: ``(n, ...)``, the values of the items that :func:`shard_indices` gives this rank.
+        shard: ``(n, ...)``, the values of every ``world_size``-th item, from item ``rank`` on.
 
     Returns:
         ``(N, ...)``, the values of all items, on the device and with the dtype of ``shard``.
@@ -115,9 +109,8 @@ def sync_buffers(module: nn.Module) -> None:
         module: Its buffers are overwritten in place on all ranks but 0.
     """
     if world_size() > 1:
-        with torch.no_grad():
-            for buffer in module.buffers():
-                distributed.broadcast(buffer, 0)
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 def env_world_size() -> int:

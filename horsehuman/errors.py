@@ -89,9 +89,7 @@ def closest(value: str, options: Iterable[str]) -> str:
     return f" (did you mean {', '.join(near)}?)" if near else ""
 
 
-def check_number(
-    name: str, value: Any, kind: type[int] | type[float], **bounds: float | None
-) -> None:
+def check_number(name: str, value: Any, kind: type[float], **bounds: float | None) -> None:
     """Check the type and the range of a number.
 
     Args:

@@ -11,7 +11,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
@@ -28,13 +27,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#666666"
 
 #: matplotlib settings of all figures.
-STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
+STYLE: Any = {"font.size": 9, "axes.titlesize": 10, "legend.frameon": False}
+STYLE |= {"axes.spines.top": False, "axes.spines.right": False}
 
 # matplotlib draws characters that its font lacks as rectangles; a warning for each adds nothing.
 warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -46,14 +40,6 @@ Image = NDArray[np.uint8]
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file atomically."""
     write_atomic(path, lambda file: figure.savefig(file, format="png"))
-
-
-def pixels(figure: Figure) -> Image:
-    """Render a figure as an RGB image, uint8 ``(H, W, 3)``."""
-    canvas = FigureCanvasAgg(figure)
-    with mpl.rc_context(STYLE):
-        canvas.draw()  # type: ignore[no-untyped-call]
-    return np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
 
 
 @mpl.rc_context(STYLE)
@@ -129,12 +115,12 @@ def _curves(roc: Axes, pr: Axes, probabilities: Floats, labels: Ints, names: Seq
 def _reliability(axes: Axes, probabilities: Floats, labels: Ints, names: Sequence[str]) -> None:
     """Draw the share of class 1 over the mean probability of each bin that is not empty."""
     bins = calibration_bins(probabilities)
+    style: Any = {"ha": "center", "fontsize": 7, "color": GREY}
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
     for index in np.unique(bins):
         inside = bins == index
         x, y, count = probabilities[inside].mean(), labels[inside].mean(), int(inside.sum())
         axes.scatter(x, y, s=20 + 180 * count / len(labels), color=COLOURS[0], alpha=0.8, zorder=2)
-        style: Any = {"ha": "center", "fontsize": 7, "color": GREY}
         axes.annotate(str(count), (x, y), (0, 9), textcoords="offset points", **style)
     axes.set(xlabel=f"probability of {names[1]}", ylabel=f"share of {names[1]}")
     axes.set(xlim=(-0.04, 1.04), ylim=(-0.08, 1.12))
@@ -242,27 +228,21 @@ def contact_sheet(
 
 @mpl.rc_context(STYLE)
 def layers(
-    image: Image,
-    heat: Image,
-    caption: str,
-    rows: Sequence[tuple[str, NDArray[np.float32]]],
-    title: str,
+    panel: tuple[Image, Image, str], rows: Sequence[tuple[str, NDArray[np.float32]]], title: str
 ) -> Figure:
     """Draw an image, its heat map, and a row of feature maps for each layer.
 
     Args:
-        image: RGB image as the network receives it, uint8 ``(S, S, 3)``.
-        heat: The image with the heat map laid over it, uint8 ``(S, S, 3)``.
-        caption: Caption of ``heat``.
+        panel: RGB image as the network receives it, uint8 ``(S, S, 3)``; the image with the heat
+            map laid over it, of the same kind; and the caption of the latter.
         rows: For each layer, its name and feature maps ``(K, H, W)``, K at most 10, at least 0.
             Colours range from 0 to the maximum of each map.
         title: Title of the figure.
     """
     figure = Figure(figsize=(12, 3.4 + 1.15 * len(rows)), layout="constrained")
     figure.suptitle(_literal(title))
-    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[3, 1.15 * len(rows)])
-    top, below = parts[:, 0]
-    shown = (image, "as the model gets it"), (heat, _literal(caption))
+    (top,), (below,) = figure.subfigures(2, 1, False, height_ratios=[3, 1.15 * len(rows)])
+    shown = (panel[0], "as the model gets it"), (panel[1], _literal(panel[2]))
     for axes, (pixels, text) in zip(top.subplots(1, 2), shown, strict=True):
         axes.imshow(pixels)
         axes.set_title(text)
@@ -280,21 +260,26 @@ def layers(
 
 
 @mpl.rc_context(STYLE)
-def sheet(image: Image, labels: Sequence[str], title: str) -> Figure:
-    """Draw one large image that consists of rows, with a label beside each row.
+def sheet(rows: Sequence[tuple[str, Image]], columns: int, title: str) -> Figure:
+    """Draw rows of square images side by side, with a label beside each row.
 
     Args:
-        image: RGB image, uint8 ``(H, W, 3)``, of rows of equal height.
-        labels: Label of each row, from top to bottom.
+        rows: For each row, its label and at most ``columns`` RGB images, uint8 ``(N, S, S, 3)``.
+        columns: Number of columns.
         title: Title of the figure.
     """
+    side = rows[0][1].shape[1]
+    cells = np.full((len(rows), columns, side + 2, side + 2, 3), 255, np.uint8)
+    for row, (_, images) in zip(cells, rows, strict=True):
+        row[: len(images), :side, :side] = images
+    image = cells.swapaxes(1, 2).reshape(len(rows) * (side + 2), -1, 3)
     height, width = image.shape[:2]
     figure = Figure(figsize=(9.6, 8 * height / width + 0.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(image)
     axes.set(title=_literal(title), xticks=[])
-    middles = (np.arange(len(labels)) + 0.5) * height / len(labels)
-    axes.set_yticks(middles, [_literal(label) for label in labels], fontsize=7)
+    middles = (np.arange(len(rows)) + 0.5) * height / len(rows)
+    axes.set_yticks(middles, [_literal(label) for label, _ in rows], fontsize=7)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure

@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,18 +268,3 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     text = io.StringIO()
     csv.writer(text).writerows([header, *rows])
     write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
-
-
-def write_skipped(folder: Path, skipped: Mapping[str, str]) -> None:
-    """Write ``skipped.csv``, the images that were left out of a run.
-
-    Args:
-        folder: The run's folder.
-        skipped: Name of each image to the reason why it was left out.
-    """
-    write_csv(folder / "skipped.csv", ("picture", "reason"), skipped.items())
-
-
-def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """Write ``metrics.json`` with sorted keys."""
-    write_json(folder / "metrics.json", metrics, sort_keys=True)

@@ -151,19 +151,11 @@ def lacks_bf16() -> bool:
     return bool(flags) and not flags & {"avx512_bf16", "amx_bf16", "bf16"}
 
 
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, as a class of its own, so that no library catches it.
+class Interrupted(SystemExit):
+    """Ctrl-C or SIGTERM; ``code``, the command's exit code, is 128 plus the signal's number.
 
-    Args:
-        signum: The signal's number.
-
-    Attributes:
-        exit_code: Exit code of a command that the signal ends: 128 + ``signum``.
+    It is no ``Exception`` and no ``KeyboardInterrupt``, so that no library catches it.
     """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.exit_code = 128 + signum
 
 
 def raise_on_signals() -> None:
@@ -172,7 +164,7 @@ def raise_on_signals() -> None:
     def stop(signum: int, frame: FrameType | None) -> None:
         for handled in (signal.SIGINT, signal.SIGTERM):
             signal.signal(handled, signal.SIG_IGN)  # a second one must not disturb the cleanup
-        raise Interrupted(signum)
+        raise Interrupted(128 + signum)
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
@@ -211,8 +203,6 @@ def format_interval(bounds: Sequence[float | None]) -> str:
 
 def log_to_stderr() -> None:
     """Print the package's log messages as lines on stderr; for commands, not for libraries."""
-    # Pillow warns above its own limit; images.py enforces the limit of this package.
-    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     logger = logging.getLogger("horsehuman")
     logger.handlers[:] = [logging.StreamHandler()]
     logger.setLevel(logging.INFO)
@@ -229,16 +219,12 @@ def silence() -> None:
 
 def progress_bar() -> progress.Progress:
     """Return a progress bar with count, rate and time left; shown only on a terminal."""
-    return progress.Progress(
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        _Rate(),
-        progress.TimeRemainingColumn(compact=True),
-        console=console(),
-        transient=True,
-        disable=_silent or not sys.stderr.isatty(),
-    )
+    text = progress.TextColumn("{task.description}", markup=False)
+    count = progress.BarColumn(), progress.MofNCompleteColumn(), _Rate()
+    time_left = progress.TimeRemainingColumn(compact=True)
+    hidden = _silent or not sys.stderr.isatty()
+    columns = text, *count, time_left
+    return progress.Progress(*columns, console=console(), transient=True, disable=hidden)
 
 
 class _Rate(progress.ProgressColumn):

@@ -48,7 +48,7 @@ from torchvision import datasets, transforms
 
 from horsehuman import InceptionClassifier, load_classifier
 from horsehuman.data.archives import bundled_archives, unpack
-from horsehuman.data.datasets import EpochSampler, InMemoryDataset, make_loader
+from horsehuman.data.datasets import BatchDataset, EpochSampler, make_loader
 from horsehuman.data.images import read_picture
 from horsehuman.inference.predict import predict as predict_images
 from horsehuman.models.inception import Inception, bundled_backbone
@@ -348,7 +348,7 @@ def time_head_step(way: str, steps: int) -> dict[str, float]:
         return {"seconds": fastest(epoch, steps) / batches}
     silence_lightning()
     sampler = EpochSampler(TRAIN, BATCH, 0, lambda: 0)
-    loader = make_loader(InMemoryDataset(features, labels, range(TRAIN)), sampler, BATCH, 0)
+    loader = make_loader(BatchDataset(features, labels, range(TRAIN)), sampler, BATCH, 0)
     ends: list[float] = []
     clock: Any = LambdaCallback(on_train_epoch_end=lambda *_: ends.append(time.perf_counter()))
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")

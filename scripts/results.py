@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from horsehuman.data.image_sets import read_run_config
+from horsehuman.data.image_sets import read_config
 from horsehuman.errors import HorseHumanError, first_line, one_line, printable
 
 #: Published accuracies on the official 256 validation images, in per cent; of several epochs, the
@@ -115,7 +115,7 @@ def collect(folders: Sequence[Path]) -> list[Result]:
             raise HorseHumanError(
                 f"{printable(path)} cannot be read ({first_line(error)}): leave it out"
             ) from error
-        config = OmegaConf.create(read_run_config(path.parent))
+        config = OmegaConf.create(read_config(path.parent / "config.yaml"))
         seed = int(metrics["seed"])
         config.seed = 0
         kind = str(config.get("model", {}).get("_target_"))

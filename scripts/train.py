@@ -118,8 +118,6 @@ def run() -> int:
     except OSError as error:  # Hydra cannot make the folder
         log.error("error: %s", one_line(error))
         return 1
-    except runtime.Interrupted as interrupted:
-        return interrupted.exit_code
     if thread_errors and not exit_codes:  # otherwise the run has failed with the same cause
         log.error("error: %s", thread_errors[0])
         return 1

@@ -20,7 +20,7 @@ from horsehuman.runtime import asset, cache_dir, progress_bar, track
 
 log = logging.getLogger(__name__)
 
-#: Folders on the web that hold both official archives, tried in this order.
+#: Folders on the web that hold both official archives, tried in this order; each ends in a slash.
 MIRRORS = (
     "https://storage.googleapis.com/download.tensorflow.org/data/",
     "https://storage.googleapis.com/tensorflow-1-public/course2/week3/",
@@ -56,9 +56,7 @@ SHA256 = {
 }
 
 
-def image_root(
-    source: str, root: str | Path | None = None, archives_dir: str | None = None
-) -> Path:
+def image_root(source: str, root: Path | None = None, archives_dir: str | None = None) -> Path:
     """Return the folder that holds the images of a source; unpack or download them if necessary.
 
     Args:
@@ -99,23 +97,19 @@ def local_archives(folder: Path) -> dict[str, Path]:
     paths = {split: folder / name for split, name in ARCHIVES.items()}
     for split, path in paths.items():
         if not path.is_file():
-            fix = "put both official zip files there under their original names"
-            raise HorseHumanError(f"data.archives_dir: there is no {printable(path)}; {fix}")
+            raise HorseHumanError(f"data.archives_dir: there is no {printable(path)}: put it there")
         if _sha256(path) != SHA256[split]:
             log.info("%s is not the official file (its sha256 differs); using it", printable(path))
     return paths
 
 
-def download_archives(
-    folder: Path | None = None, mirrors: Sequence[str] = MIRRORS
-) -> dict[str, Path]:
+def download_archives(folder: Path | None = None) -> dict[str, Path]:
     """Download the official archives, each from the first mirror that delivers the intact file.
 
     Files with the official digest that exist already are not downloaded again.
 
     Args:
         folder: Folder for the downloads; by default ``archives`` in the user's cache.
-        mirrors: URLs of folders, each ending in a slash.
 
     Returns:
         The zip file of each split.
@@ -125,7 +119,7 @@ def download_archives(
             be written.
     """
     folder = folder or cache_dir() / "archives"
-    return {split: _download(split, folder, mirrors) for split in ARCHIVES}
+    return {split: _download(name, SHA256[split], folder) for split, name in ARCHIVES.items()}
 
 
 def unpack(archives: dict[str, Path], cache: Path | None = None) -> Path:
@@ -165,15 +159,13 @@ def unpack(archives: dict[str, Path], cache: Path | None = None) -> Path:
     return target
 
 
-def _download(split: str, folder: Path, mirrors: Sequence[str]) -> Path:
+def _download(name: str, sha256: str, folder: Path) -> Path:
     pooch.get_logger().setLevel("WARNING")
-    name = ARCHIVES[split]
     reasons: list[str] = []
-    for mirror in mirrors:
+    for mirror in MIRRORS:
         if reasons:
             log.info("%s: %s; trying the next mirror", name, reasons[-1])
-        registry = {name: SHA256[split]}
-        downloads = pooch.create(folder, mirror, registry=registry, retry_if_failed=RETRIES)
+        downloads = pooch.create(folder, mirror, registry={name: sha256}, retry_if_failed=RETRIES)
         try:
             with os_errors("write into", folder, _CACHE_FIX):
                 return Path(downloads.fetch(name, downloader=_write_download))
@@ -186,18 +178,17 @@ def _download(split: str, folder: Path, mirrors: Sequence[str]) -> Path:
 
 def _write_download(url: str, output_file: str, _: object) -> None:
     """Download a URL into a file under a progress bar; has the signature of a pooch downloader."""
-    start, received = time.monotonic(), 0
+    start, position = time.monotonic(), 0
     with Path(output_file).open("wb") as file, progress_bar() as bar:
         task = bar.add_task(f"{url.rpartition('/')[2]}, kB", total=None)
         for block, length in download_blocks(url):
             file.write(block)
             bar.update(task, completed=file.tell() // 1000, total=length // 1000 or None)
-            received += len(block)
             seconds = time.monotonic() - start
             if seconds >= SPEED_WINDOW:
-                if received < MIN_SPEED * seconds:
+                if file.tell() - position < MIN_SPEED * seconds:
                     raise DownloadError(f"slower than {MIN_SPEED:,} bytes per second")
-                start, received = time.monotonic(), 0
+                start, position = time.monotonic(), file.tell()
 
 
 @contextmanager
@@ -235,8 +226,7 @@ def _safe_members(path: Path) -> list[zipfile.ZipInfo]:
         outside = name.is_absolute() or ".." in name.parts or {"\\", ":"} & set(member.filename)
         if outside or stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
             reason = "points outside the archive" if outside else "is a link or device"
-            place = f"{printable(path)}: {member.filename!r}"
-            raise HorseHumanError(f"{place} {reason}; the archive is not unpacked")
+            raise HorseHumanError(f"{printable(path)}: {member.filename!r} {reason}: not unpacked")
     return members
 
 

@@ -2,23 +2,21 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
-from rich.table import Table
+from numpy.typing import NDArray
 from torch import Tensor
 
 from horsehuman.data.datasets import decode
-from horsehuman.data.image_sets import SPLITS, ImageQuery, ImageSet, find_image_set, read_run_config
+from horsehuman.data.image_sets import SPLITS, ImageQuery, find_image_set, read_config
 from horsehuman.data.images import PictureError
 from horsehuman.data.records import Record, evenly_spaced
 from horsehuman.data.transforms import Augment, make_augment
-from horsehuman.errors import HorseHumanError, check_number, printable
+from horsehuman.errors import HorseHumanError, printable
 from horsehuman.run_dir import ReportOptions, is_run, print_json, read_json, unused_path, write_json
 from horsehuman.runtime import configs_dir, console, table, track
 
@@ -32,15 +30,8 @@ ROWS = 60  #: Largest number of rows per sheet.
 SIDE = 96  #: Side of an image on a sheet in pixels, without augmentation.
 MAX_CELL = 128  #: Largest side of an augmented image on a sheet; larger training images are shrunk.
 
-#: Label of a row of a sheet, and its images, each uint8 ``(3, size, size)``.
-Row = tuple[str, list[Tensor]]
-
-
-class TrainingAugmentation(NamedTuple):
-    """The augmentation of training images, and their size in pixels."""
-
-    image_size: int
-    augment: Augment
+#: Label of a row of a sheet, and its images, uint8 ``(N, size, size, 3)``.
+Row = tuple[str, NDArray[np.uint8]]
 
 
 def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool) -> bool:
@@ -61,37 +52,47 @@ def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool)
     """
     data = query.data or "box"
     image_set = find_image_set(data, query.group_pattern)
-    augmentation = training_augmentation(data) if augmented else None
-    parts = _by_split_and_class(image_set)
+    size, augment = training_augmentation(data) if augmented else (SIDE, None)
+    records = sorted(image_set.records, key=lambda r: (r.label, r.group, r.path))
+    records.sort(key=lambda r: [*SPLITS, ""].index(r.split))
+    by_part = groupby(records, lambda r: (r.split, image_set.class_names[r.label]))
+    parts = {key: list(part) for key, part in by_part}
     names = _sheet_names(parts, augmented) if options.plot else {}
     folder = options.create_dir(Path("outputs/data"), [REPORT_FILE, *names.values()])
-    counts, summary = _count(parts, image_set.grouped)
-    if not options.json:
-        console(stderr=False).print(summary)
+    counts = []
+    summary = table("split", "class", "pictures", "groups", left=2)
+    for (split, name), records in parts.items():
+        n = len(records)
+        groups = len({record.group for record in records}) if image_set.grouped else None
+        counts.append({"split": split or None, "class": name, "pictures": n, "groups": groups})
+        summary.add_row(split or "none yet", printable(name), f"{n}", f"{groups or 'unknown'}")
     caption = "one row per group" if image_set.grouped else "ordered by name"
-    if augmentation:
+    if augmented:
         caption = "original, then augmented as in training"
     sheets: list[str] = []
-    errors: list[str] = []
-    for (split, class_name), name in track(names.items(), "drawing", len(names)):
-        records = parts[split, class_name]
-        if rows := _rows(records, image_set.grouped, augmentation, errors):
-            title = f"{len(records)} pictures: {class_name}" + (f", {split}" if split else "")
-            _draw(folder / name, rows, f"{title}; {caption}")
-            sheets.append(name)
-    # Remove the sheets of an earlier report; its JSON file may hold anything.
-    earlier = read_json(folder / REPORT_FILE).get("sheets")
-    for name in earlier if isinstance(earlier, list) else ():
-        stale = isinstance(name, str) and name.endswith(".png") and name not in sheets
-        if stale and name == Path(name).name:
-            (folder / name).unlink(missing_ok=True)
+    unreadable = 0
+    for (split, name), file in track(names.items(), "drawing", len(names)):
+        from horsehuman import plots  # imports matplotlib, which is slow
+
+        records = parts[split, name]
+        rows, count = _rows(records, image_set.grouped, size, augment)
+        unreadable += count
+        if rows:
+            title = f"{len(records)} pictures: {name}" + (f", {split}" if split else "")
+            plots.save(plots.sheet(rows, COLUMNS, f"{title}; {caption}"), folder / file)
+            sheets.append(file)
+    earlier = read_json(folder / REPORT_FILE).get("sheets", [])
+    for path in folder.glob("*.png"):
+        if path.name in earlier and path.name not in sheets:
+            path.unlink()
     report = {"root": str(image_set.root), "counts": counts, "sheets": sheets}
     write_json(folder / REPORT_FILE, report)
     if options.json:
         print_json(report)
     else:
+        console(stderr=False).print(summary)
         print(f"sheets      {printable(folder)}")
-    return not errors
+    return not unreadable
 
 
 def _sheet_names(parts: Iterable[tuple[str, str]], augmented: bool) -> dict[tuple[str, str], str]:
@@ -105,72 +106,39 @@ def _sheet_names(parts: Iterable[tuple[str, str]], augmented: bool) -> dict[tupl
     return names
 
 
-def training_augmentation(data: str) -> TrainingAugmentation:
-    """Return the augmentation of a run, or that of ``model=cnn`` for other data.
+def training_augmentation(data: str) -> tuple[int, Augment]:
+    """Return the image size in pixels and the augmentation of a run, or of ``model=cnn``.
 
     Args:
         data: See :func:`~horsehuman.data.image_sets.find_image_set`.
 
     Raises:
-        HorseHumanError: If the run has no augmentation or an invalid image size.
+        HorseHumanError: If the run has no augmentation.
     """
     folder = Path(data).expanduser()
-    if is_run(folder):
-        config = read_run_config(folder)
-    else:
-        config = yaml.safe_load((configs_dir() / "model" / "cnn.yaml").read_text(encoding="utf-8"))
+    of_cnn = configs_dir() / "model" / "cnn.yaml"
+    config = read_config(folder / "config.yaml" if is_run(folder) else of_cnn)
     augment = make_augment(config["data"].get("augment"))
     if augment is None:
         raise HorseHumanError(f"--augmented: {printable(data)} was trained without augmentation")
-    model = config.get("model")
-    size: Any = model.get("image_size") if isinstance(model, Mapping) else None
-    check_number(f"model.image_size of {printable(data)}", size, int, at_least=8, at_most=4096)
-    return TrainingAugmentation(size, augment)
-
-
-def _by_split_and_class(image_set: ImageSet) -> dict[tuple[str, str], list[Record]]:
-    """Return the records of each (split, class name), in the order of splits and classes.
-
-    The records of each part are sorted by group and path.
-    """
-    order = [*SPLITS, ""]
-    records = sorted(
-        image_set.records, key=lambda r: (order.index(r.split), r.label, r.group, r.path)
-    )
-    parts = groupby(records, lambda r: (r.split, image_set.class_names[r.label]))
-    return {key: list(part) for key, part in parts}
-
-
-def _count(
-    parts: Mapping[tuple[str, str], Sequence[Record]], grouped: bool
-) -> tuple[list[dict[str, Any]], Table]:
-    """Count the images and, if they are known, the groups of each split and class."""
-    counts = []
-    summary = table("split", "class", "pictures", "groups", left=2)
-    for (split, class_name), records in parts.items():
-        count, groups = len(records), len({record.group for record in records})
-        row = {"split": split or None, "class": class_name, "pictures": count}
-        counts.append({**row, "groups": groups if grouped else None})
-        known = str(groups) if grouped else "unknown"
-        summary.add_row(split or "none yet", printable(class_name), str(count), known)
-    return counts, summary
+    return config["model"]["image_size"], augment
 
 
 def _rows(
-    records: Sequence[Record],
-    grouped: bool,
-    augmentation: TrainingAugmentation | None,
-    errors: list[str],
-) -> list[Row]:
+    records: Sequence[Record], grouped: bool, size: int, augment: Augment | None
+) -> tuple[list[Row], int]:
     """Decode the images of a sheet.
 
     Args:
         records: Records of one split and class.
         grouped: Whether each row shows one group; otherwise rows are filled in order.
-        augmentation: Makes each row show one image and augmented versions of it.
-        errors: List to which the messages of unreadable images are appended; they are also logged.
+        size: Side of the images in pixels, before they are limited to :data:`MAX_CELL`.
+        augment: Makes each row show one image and augmented versions of it.
+
+    Returns:
+        The rows with images, and the number of unreadable images; errors are logged.
     """
-    size, augment = augmentation or (SIDE, None)
+    unreadable = 0
     groups: dict[str, list[Record]] = {}
     for index, record in enumerate(records):
         groups.setdefault(record.group if grouped else str(index // COLUMNS), []).append(record)
@@ -181,7 +149,7 @@ def _rows(
             try:
                 images.append(decode(record.path, min(size, MAX_CELL)))
             except PictureError as error:
-                errors.append(str(error))
+                unreadable += 1
                 log.warning("error: %s", error)
         if images and augment:
             with torch.random.fork_rng():
@@ -189,16 +157,5 @@ def _rows(
                 images += augment(images[0].expand(COLUMNS - 1, -1, -1, -1))
         if images:
             label = f"{printable(name)[-24:]} ({len(groups[name])})" if grouped else ""
-            rows.append((label, images))
-    return rows
-
-
-def _draw(path: Path, rows: Sequence[Row], title: str) -> None:
-    from horsehuman import plots  # imports matplotlib, which is slow
-
-    size = rows[0][1][0].shape[1]
-    cells = np.full((len(rows), COLUMNS, size + 2, size + 2, 3), 255, np.uint8)
-    for row, (_, images) in zip(cells, rows, strict=True):
-        row[: len(images), :size, :size] = torch.stack(images).permute(0, 2, 3, 1).numpy()
-    sheet = cells.swapaxes(1, 2).reshape(len(rows) * (size + 2), -1, 3)
-    plots.save(plots.sheet(sheet, [label for label, _ in rows], title), path)
+            rows.append((label, torch.stack(images).permute(0, 2, 3, 1).numpy()))
+    return rows, unreadable

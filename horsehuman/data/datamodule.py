@@ -96,8 +96,8 @@ class HorseHumanDataModule(L.LightningDataModule):
         self.class_names: list[str] = []
         self.records: list[Record] = []
         self.skipped: dict[str, str] = {}
-        self._images: Tensor | None = None
-        self._features: dict[str, datasets.InMemoryDataset] = {}
+        self._images: datasets.Inputs = torch.empty(0)
+        self._features: dict[str, datasets.BatchDataset] = {}
         self._labels = torch.empty(0)
         self._first_epoch = 0
 
@@ -109,10 +109,9 @@ class HorseHumanDataModule(L.LightningDataModule):
         check_number("data.memory_limit", self.memory_limit, float, at_least=0)
         check_number("data.num_workers", self.num_workers, int, at_least=0)
         check_flag("data.skip_bad", self.skip_bad)
-        if self.source != "folder" and self.root is not None:
-            raise HorseHumanError("data.root is for a folder of pictures: add data=folder")
-        if self.source != "archives" and self.archives_dir is not None:
-            raise HorseHumanError("data.archives_dir is for official archives: add data=archives")
+        for option, source in (("root", "folder"), ("archives_dir", "archives")):
+            if getattr(self, option) is not None and self.source != source:
+                raise HorseHumanError(f"data.{option} needs data={source}: add it, or drop this")
         if self.source == "folder" and self.root is None:
             raise HorseHumanError("data.root is missing: name the folder with data.root=DIR")
 
@@ -139,18 +138,14 @@ class HorseHumanDataModule(L.LightningDataModule):
             self.prepare_data()
         assert self.root is not None
         class_names, records = scan_folder(self.root, self.group_pattern)
-        size_in_bytes = len(records) * 3 * self.image_size**2
-        keep = size_in_bytes <= self.memory_limit * 2**30
-        records, images, self.skipped = datasets.decode_all(
-            records, self.image_size, keep=keep, skip_bad=self.skip_bad
-        )
+        keep = len(records) * 3 * self.image_size**2 <= self.memory_limit * 2**30  # bytes
+        decoded = datasets.decode_all(records, self.image_size, keep=keep, skip_bad=self.skip_bad)
+        records, self._images, self.skipped = decoded
         self.class_names, self.records = list(class_names), assign_splits(records, self.splits)
         for split in ("train", self._held_out, "test"):
             count = len(self._indices(split))
             if 0 < count < world_size():
-                shares = f"{count} pictures for {world_size()} processes"
-                raise HorseHumanError(f"{split} has {shares}: use fewer processes")
-        self._images = images
+                raise HorseHumanError(f"{split} has only {count} pictures: use fewer processes")
         self._labels = torch.tensor([float(record.label) for record in records])
         self._log_summary()
 
@@ -176,10 +171,10 @@ class HorseHumanDataModule(L.LightningDataModule):
             HorseHumanError: If training images are augmented.
         """
         self.check_cacheable()
-        for stage, split in (("train", "train"), ("validation", self._held_out)):
+        for split in ("train", self._held_out):
             loader = self._loader(self._dataset(split))
             if len(loader):
-                self._features[stage] = datasets.embed_all(loader, embed)
+                self._features[split] = datasets.embed_all(loader, embed)
 
     def train_dataloader(self) -> DataLoader[datasets.Batch]:
         """Return shuffled batches; a last, smaller batch is left out unless it is the only one."""
@@ -190,7 +185,7 @@ class HorseHumanDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[datasets.Batch] | list[Any]:
         """Return validation batches of this rank, in order; an empty list without validation."""
-        dataset = self._features.get("validation") or self._dataset(self._held_out)
+        dataset = self._features.get(self._held_out) or self._dataset(self._held_out)
         return self._loader(dataset) if len(dataset) else []
 
     def test_dataloader(self) -> DataLoader[datasets.Batch]:
@@ -262,9 +257,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         return [index for index, record in enumerate(self.records) if record.split == split]
 
     def _dataset(self, split: str) -> datasets.BatchDataset:
-        if self._images is None:
-            return datasets.OnDemandDataset(self.records, self.image_size, self._indices(split))
-        return datasets.InMemoryDataset(self._images, self._labels, self._indices(split))
+        return datasets.BatchDataset(self._images, self._labels, self._indices(split))
 
     def _loader(self, dataset: datasets.BatchDataset) -> DataLoader[datasets.Batch]:
         sampler = datasets.ShardSampler(len(dataset))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from horsehuman.data.images import PictureError, read_picture
 from horsehuman.data.records import Record
 from horsehuman.data.transforms import resize
-from horsehuman.distributed import gather_sharded, rank, shard_indices, world_size
+from horsehuman.distributed import gather_sharded, rank, world_size
 from horsehuman.errors import HorseHumanError, printable
 from horsehuman.runtime import track
 
@@ -39,68 +39,89 @@ def decode(path: Path, size: int) -> Tensor:
     return resize(torch.from_numpy(read_picture(path)).permute(2, 0, 1), size)
 
 
+class OnDemandImages:
+    """Images that are decoded whenever they are indexed, for sets that do not fit into memory.
+
+    Args:
+        records: Records of the files, N of them.
+        size: Height and width S of the canonical image in pixels.
+    """
+
+    def __init__(self, records: Sequence[Record], size: int) -> None:
+        self.records, self.size = records, size
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """Return the images of some indices, ``(n,)``, as uint8 ``(n, 3, S, S)``."""
+        return torch.stack([decode(self.records[index].path, self.size) for index in indices])
+
+
+#: Images or features in memory, or images that are decoded on demand.
+Inputs = Tensor | OnDemandImages
+
+
 def decode_all(
     records: Sequence[Record], size: int, *, keep: bool, skip_bad: bool
-) -> tuple[list[Record], Tensor | None, dict[str, str]]:
+) -> tuple[list[Record], Inputs, dict[str, str]]:
     """Decode all files in threads, one per CPU.
 
     Args:
         records: Records of the files.
         size: Height and width of the canonical image in pixels.
-        keep: Return the images; otherwise only check that they can be read.
+        keep: Keep the images in memory; otherwise only check that they can be read.
         skip_bad: Leave out files that cannot be read instead of raising.
 
     Returns:
-        The records whose files can be read; their images, uint8 ``(N, 3, size, size)``, or
-        ``None``; and the reason for each path that was left out.
+        The records whose files can be read; their images, uint8 ``(N, 3, size, size)``, in memory
+        or decoded on demand; and the reason for each path that was left out.
 
     Raises:
         HorseHumanError: If files cannot be read, and ``skip_bad`` is false or a class has no file
             left in a split.
     """
     images = torch.empty(len(records), 3, size, size, dtype=torch.uint8) if keep else None
-    errors: dict[int, str] = {}
 
-    def read(index: int) -> None:
+    def read(index: int) -> str:
         try:
             image = decode(records[index].path, size)
             if images is not None:
                 images[index] = image
         except PictureError as error:
-            errors[index] = str(error)
+            return str(error)
+        return ""
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         reads = pool.map(read, range(len(records)))
-        for _ in track(reads, "reading pictures", len(records)):
-            pass
-    if not errors:
-        return list(records), images, {}
-    kept = [index for index in range(len(records)) if index not in errors]
-    first = "; ".join(errors[index] for index in sorted(errors)[:3])
-    count = f"{len(errors)} of {len(records)} pictures"
-    if not skip_bad:
-        fix = "repair them, or leave them out with data.skip_bad=true"
-        raise HorseHumanError(f"{count} are unreadable ({first}): {fix}")
-    remaining = {(records[index].label, records[index].split) for index in kept}
-    for record in records:
-        if (record.label, record.split) not in remaining:
-            place = f"the class of {printable(record.path)} in {record.split or 'the set'}"
-            raise HorseHumanError(f"no picture of {place} can be read ({first}): repair them")
-    log.warning("left out %s (%s)", count, first)
-    skipped = {str(records[index].path): errors[index] for index in sorted(errors)}
-    return [records[index] for index in kept], None if images is None else images[kept], skipped
+        errors = list(track(reads, "reading pictures", len(records)))
+    kept = [index for index, error in enumerate(errors) if not error]
+    remaining = [records[index] for index in kept]
+    skipped = {str(r.path): error for r, error in zip(records, errors, strict=True) if error}
+    if skipped:
+        first = "; ".join(list(skipped.values())[:3])
+        count = f"{len(skipped)} of {len(records)} pictures"
+        if not skip_bad:
+            fix = "repair them, or leave them out with data.skip_bad=true"
+            raise HorseHumanError(f"{count} are unreadable ({first}): {fix}")
+        parts = {(record.label, record.split) for record in remaining}
+        for record in records:
+            if (record.label, record.split) not in parts:
+                place = f"the class of {printable(record.path)} in {record.split or 'the set'}"
+                raise HorseHumanError(f"no picture of {place} can be read ({first}): repair them")
+        log.warning("left out %s (%s)", count, first)
+    if images is None:
+        return remaining, OnDemandImages(remaining, size), skipped
+    return remaining, images[kept] if skipped else images, skipped
 
 
-class InMemoryDataset(Dataset[Batch]):
-    """Batches from tensors in memory.
+class BatchDataset(Dataset[Batch]):
+    """Some of the images or features and labels of a set, fetched a batch at a time.
 
     Args:
-        inputs: Images or features of all records, first dimension N.
+        inputs: Images or features of all N records, indexed by a tensor.
         labels: Labels of all records, float32 ``(N,)``.
         indices: Indices of the records that belong to this dataset.
     """
 
-    def __init__(self, inputs: Tensor, labels: Tensor, indices: Sequence[int]) -> None:
+    def __init__(self, inputs: Inputs, labels: Tensor, indices: Sequence[int]) -> None:
         self.inputs, self.labels = inputs, labels
         self.indices = torch.tensor(indices, dtype=torch.long)
 
@@ -110,30 +131,6 @@ class InMemoryDataset(Dataset[Batch]):
     def __getitems__(self, positions: list[int]) -> Batch:
         indices = self.indices[positions]
         return self.inputs[indices], self.labels[indices]
-
-
-class OnDemandDataset(Dataset[Batch]):
-    """Batches decoded on demand, for sets that do not fit into memory.
-
-    Args:
-        records: All records.
-        size: Height and width of the canonical image in pixels.
-        indices: Indices of the records that belong to this dataset.
-    """
-
-    def __init__(self, records: Sequence[Record], size: int, indices: Sequence[int]) -> None:
-        self.records, self.size = [records[index] for index in indices], size
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitems__(self, positions: list[int]) -> Batch:
-        records = [self.records[position] for position in positions]
-        images = torch.stack([decode(record.path, self.size) for record in records])
-        return images, torch.tensor([float(record.label) for record in records])
-
-
-BatchDataset = InMemoryDataset | OnDemandDataset
 
 
 class ShardSampler(DistributedSampler[int]):
@@ -147,7 +144,7 @@ class ShardSampler(DistributedSampler[int]):
 
     def __init__(self, count: int) -> None:
         super().__init__(range(count), world_size(), rank(), shuffle=False)  # type: ignore[arg-type]
-        self.shard = shard_indices(count)
+        self.shard = range(rank(), count, world_size())
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -171,20 +168,15 @@ class EpochSampler(ShardSampler):
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
-        super().__init__(count)
+        used = count - count % batch_size if count > batch_size else count
+        super().__init__(-(-used // world_size()) * world_size())
         # Generator seeds of runs with different seeds do not coincide for the first million epochs.
         self.count, self.first_seed, self.next_epoch = count, 1_000_003 * seed, epoch
-        used = count - count % batch_size if count > batch_size else count
-        self.samples_per_rank = -(-used // world_size())
-
-    def __len__(self) -> int:
-        return self.samples_per_rank
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.first_seed + self.next_epoch())
         order = torch.randperm(self.count, generator=generator).tolist()
-        order = [*order, *order][: self.samples_per_rank * world_size()]
-        return iter(order[rank() :: world_size()])
+        return iter(order[position % self.count] for position in self.shard)
 
 
 def make_loader(
@@ -196,13 +188,13 @@ def make_loader(
         dataset: The dataset.
         sampler: Yields the positions of the samples.
         batch_size: Batch size of this rank.
-        num_workers: Worker processes that decode images; unused for a dataset in memory.
+        num_workers: Worker processes that decode images; unused for inputs in memory.
     """
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=0 if isinstance(dataset, InMemoryDataset) else num_workers,
+        num_workers=0 if isinstance(dataset.inputs, Tensor) else num_workers,
         collate_fn=tuple,
         worker_init_fn=_leave_signals_to_parent,
         # Each iterator draws a seed, which must not come from the global generator of the run.
@@ -215,7 +207,7 @@ def _leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def embed_all(loader: DataLoader[Batch], embed: Embed) -> InMemoryDataset:
+def embed_all(loader: DataLoader[Batch], embed: Embed) -> BatchDataset:
     """Compute the features of all images, in the order of the dataset, on all ranks together.
 
     Args:
@@ -227,4 +219,4 @@ def embed_all(loader: DataLoader[Batch], embed: Embed) -> InMemoryDataset:
     """
     batches = [(embed(x), y) for x, y in track(loader, "computing features", len(loader))]
     features, labels = (gather_sharded(torch.cat(part)) for part in zip(*batches, strict=True))
-    return InMemoryDataset(features, labels, range(len(labels)))
+    return BatchDataset(features, labels, range(len(labels)))

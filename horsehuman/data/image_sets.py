@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,8 @@ class ImageSet:
         records = [r for r in self.records if name in ("all", r.split)]
         if not records:
             splits = ", ".join(sorted({record.split or "no split" for record in self.records}))
-            reason = f"{printable(self.root)} has no such pictures, only {splits}"
-            raise HorseHumanError(f"--split {name}: {reason}")
-        return ImageSet(self.root, self.class_names, records, self.grouped)
+            raise HorseHumanError(f"--split {name}: {printable(self.root)} has only {splits}")
+        return replace(self, records=records)
 
 
 def find_image_set(data: str, group_pattern: str | None = None) -> ImageSet:
@@ -91,13 +90,10 @@ def find_image_set(data: str, group_pattern: str | None = None) -> ImageSet:
     """
     folder = Path(data).expanduser()
     if group_pattern is not None and (data == "box" or is_run(folder)):
-        reason = f"is for folders, but {printable(data)} has groups of its own"
-        raise HorseHumanError(f"--group-pattern={group_pattern!r} {reason}: drop it")
+        raise HorseHumanError(f"{printable(data)} has groups of its own: drop --group-pattern")
     if data == "box":
-        root = image_root("box")
-        class_names, records = scan_folder(root, SUBJECT_PATTERN)
-        return ImageSet(root, class_names, records, True)
-    if is_run(folder):
+        folder, group_pattern = image_root("box"), SUBJECT_PATTERN
+    elif is_run(folder):
         return read_run_images(folder)
     class_names, records = scan_folder(folder, group_pattern, require_train=False)
     return ImageSet(folder, class_names, records, group_pattern is not None)
@@ -119,9 +115,8 @@ def select_images(model: str, query: ImageQuery) -> tuple[ImageSet, str]:
     """
     run = find_run(model)
     image_set = find_image_set(query.data or (str(run) if run else "box"), query.group_pattern)
-    split = query.split
-    if split is None:
-        split = "test" if any(record.split == "test" for record in image_set.records) else "all"
+    default = "test" if any(record.split == "test" for record in image_set.records) else "all"
+    split = default if query.split is None else query.split
     return image_set.split(split), split
 
 
@@ -140,7 +135,7 @@ def count_images_seen_in_training(model: str, records: Iterable[Record]) -> int 
     if run is None and model not in BUNDLED:
         return None
     try:
-        data = read_run_config(run)["data"] if run else {}
+        data = read_config(run / "config.yaml")["data"] if run else {}
         if data.get("source") == "archives" and not data.get("archives_dir"):
             return None  # do not download archives for a count
         image_set = read_run_images(run) if run else find_image_set("box")
@@ -162,39 +157,31 @@ def read_run_images(run: Path) -> ImageSet:
     Raises:
         HorseHumanError: If ``config.yaml`` or ``splits.csv`` is missing or damaged.
     """
-    data = read_run_config(run)["data"]
+    data = read_config(run / "config.yaml")["data"]
     root = image_root(data.get("source", "folder"), data.get("root"), data.get("archives_dir"))
     path = run / "splits.csv"
-    damaged = HorseHumanError(f"{printable(path)} is damaged: choose the images with --data")
     try:
         with os_errors("read", path):
             text = path.read_bytes().decode(errors="surrogateescape")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        names = sorted({row["label"] for row in rows})
-        paths = [Path(row["picture"]) for row in rows]
-        records = [
-            Record(root / row["picture"], names.index(row["label"]), row["group"], row["split"])
-            for row in rows
-        ]
-    except (KeyError, TypeError, csv.Error) as error:
-        raise damaged from error
-    outside = any(path.is_absolute() or ".." in path.parts for path in paths)
-    if len(names) != 2 or outside or not {record.split for record in records} <= set(SPLITS):
-        raise damaged
-    grouped = any(row["group"] != row["picture"] for row in rows)
-    return ImageSet(root, (names[0], names[1]), records, grouped)
+        _, *rows = csv.reader(io.StringIO(text, newline=""))
+        first, second = sorted({label for _, label, _, _ in rows})
+    except (ValueError, csv.Error) as error:
+        message = f"{printable(path)} is damaged: choose the images with --data"
+        raise HorseHumanError(message) from error
+    records = [Record(root / row[0], int(row[1] == second), row[2], row[3]) for row in rows]
+    grouped = any(group != picture for picture, _, group, _ in rows)
+    return ImageSet(root, (first, second), records, grouped)
 
 
-def read_run_config(run: Path) -> dict[str, Any]:
-    """Return the contents of a run's ``config.yaml``; its ``data`` section is a dict.
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the contents of a config, such as a run's; its ``data`` section is a dict.
 
     Args:
-        run: Folder of the run.
+        path: The YAML file.
 
     Raises:
-        HorseHumanError: If the file is missing, damaged or not the config of a run.
+        HorseHumanError: If the file is missing, damaged or has no such section.
     """
-    path = run / "config.yaml"
     try:
         with os_errors("read", path):
             config = yaml.load(path.read_text(encoding="utf-8"), _NoAliasLoader)

@@ -1,6 +1,5 @@
 """Read an image file in any format that Pillow supports as an RGB array."""
 
-import os
 import stat
 import warnings
 from pathlib import Path
@@ -61,7 +60,8 @@ def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDAr
     """
     name = name or (printable(source) if isinstance(source, str | Path) else "the picture")
     try:
-        _check_source(source)
+        if isinstance(source, str | Path):
+            _check_file(Path(source))
         with Image.open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
@@ -89,23 +89,19 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM_NAMES
 
 
-def _check_source(source: str | Path | BinaryIO) -> None:
-    """Check that there is a regular file, or an open file, that is not empty.
+def _check_file(path: Path) -> None:
+    """Check that there is a regular file that is not empty.
 
     Raises:
+        OSError: If there is nothing.
         _UnreadableError: If it is something else.
     """
-    if isinstance(source, str | Path):
-        status = Path(source).stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise _UnreadableError("a folder, not an image file (use --recursive for subfolders)")
-        if not stat.S_ISREG(status.st_mode):
-            raise _UnreadableError("not a regular file")
-        size = status.st_size
-    else:
-        size = source.seek(0, os.SEEK_END)
-        source.seek(0)
-    if not size:
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise _UnreadableError("a folder, not an image file (use --recursive for subfolders)")
+    if not stat.S_ISREG(status.st_mode):
+        raise _UnreadableError("not a regular file")
+    if not status.st_size:
         raise _UnreadableError("empty (0 bytes)")
 
 

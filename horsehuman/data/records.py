@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from horsehuman.data.images import is_hidden
+from horsehuman.decision import Ints
 from horsehuman.errors import HorseHumanError, check_choice, check_number, os_errors, printable
 from horsehuman.run_dir import write_csv
 
@@ -88,8 +88,7 @@ class SplitPlan:
             return
         check_number("data.fold", self.fold, int, at_least=0, below=self.folds)
         if self.validation == "test":
-            setting = f"data.fold={self.fold}"
-            raise HorseHumanError(f"{setting} does not go with data.validation=test: drop one")
+            raise HorseHumanError(f"data.fold={self.fold} needs data.validation=held_out, not test")
 
 
 def scan_folder(
@@ -159,16 +158,13 @@ def assign_splits(records: Sequence[Record], options: SplitPlan) -> list[Record]
         raise HorseHumanError(f"{setting} does not go with a validation folder: drop one of them")
     if "test" not in splits:
         records = _hold_out(records, "test", options, "test_fraction")
-    if options.fold is not None:
-        return _hold_out(records, "validation", options, "folds")
-    if "validation" in splits or is_test or options.val_fraction == 0:
+    option = "val_fraction" if options.fold is None else "folds"
+    if "validation" in splits or is_test or getattr(options, option) == 0:
         return records
-    return _hold_out(records, "validation", options, "val_fraction")
+    return _hold_out(records, "validation", options, option)
 
 
-def group_folds(
-    labels: NDArray[np.int64], groups: Sequence[str], folds: int, seed: int = 0
-) -> NDArray[np.int64]:
+def group_folds(labels: Ints, groups: Sequence[str], folds: int, seed: int = 0) -> Ints:
     """Assign a fold, 0 to ``folds - 1``, to each image; groups are not divided.
 
     Groups of class 0, of class 1 and of both classes are each distributed evenly over the folds.
@@ -191,7 +187,7 @@ def group_folds(
     return assigned[index]
 
 
-def classes_of_groups(labels: NDArray[np.int64], index: NDArray[np.int64]) -> NDArray[np.int64]:
+def classes_of_groups(labels: Ints, index: Ints) -> Ints:
     """Return the classes in each of G groups as a bit mask: 1 is class 0, 2 class 1, 3 both.
 
     Args:
@@ -206,7 +202,7 @@ def classes_of_groups(labels: NDArray[np.int64], index: NDArray[np.int64]) -> ND
     return masks
 
 
-def min_groups_per_class(labels: NDArray[np.int64], groups: Sequence[str]) -> int:
+def min_groups_per_class(labels: Ints, groups: Sequence[str]) -> int:
     """Return the number of groups of the class with fewer groups.
 
     Args:
@@ -216,20 +212,17 @@ def min_groups_per_class(labels: NDArray[np.int64], groups: Sequence[str]) -> in
     return min(len({g for g, y in zip(groups, labels, strict=True) if y == k}) for k in (0, 1))
 
 
-def write_splits(
-    folder: Path, root: Path, records: Sequence[Record], class_names: Sequence[str]
-) -> None:
+def write_splits(folder: Path, root: Path, records: Sequence[Record], names: Sequence[str]) -> None:
     """Write ``splits.csv`` with the columns picture (path below ``root``), label, group and split.
 
     Args:
         folder: Folder of the file.
         root: Folder of the images.
         records: The records.
-        class_names: Names of class 0 and class 1.
+        names: Names of class 0 and class 1.
     """
     rows = (
-        (os.path.relpath(r.path, root).replace(os.sep, "/"), class_names[r.label], r.group, r.split)
-        for r in records
+        (r.path.relative_to(root).as_posix(), names[r.label], r.group, r.split) for r in records
     )
     write_csv(folder / "splits.csv", ("picture", "label", "group", "split"), rows)
 
@@ -249,33 +242,27 @@ def _compile_pattern(group_pattern: str | None) -> re.Pattern[str] | None:
     except (re.error, TypeError) as error:
         raise HorseHumanError(f"{setting} is not a regular expression: {error}") from error
     if pattern.groups != 1:
-        fix = "put one (...) around the group's name"
-        raise HorseHumanError(f"{setting} has {pattern.groups} capturing groups: {fix}")
+        raise HorseHumanError(f"{setting} has {pattern.groups} capturing groups: give one (...)")
     return pattern
 
 
 def _split_folders(root: Path, require_train: bool) -> dict[str, Path]:
     """Return the folder of each split; of a tree without split folders, ``{"": root}``."""
     split_of = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    subfolders = _subfolders(root)
     folders: dict[str, Path] = {}
-    others = []
-    for folder in _subfolders(root):
-        split = split_of.get(folder.name.lower())
-        if split is None:
-            others.append(folder.name)
-        elif split in folders:
-            pair = f"{folders[split].name}/ and {folder.name}/"
-            raise HorseHumanError(f"{printable(root)} has both {pair}: keep one")
-        else:
+    for folder in subfolders:
+        if split := split_of.get(folder.name.lower()):
+            if split in folders:
+                raise HorseHumanError(f"keep one of {printable(folders[split])} and {folder.name}/")
             folders[split] = folder
     if not folders:
         return {"": root}
-    if others:
-        listing = printable(", ".join(others))
-        log.warning("%s: ignored folders that are not splits (%s)", printable(root), listing)
+    if others := ", ".join(f.name for f in subfolders if f not in folders.values()):
+        others = printable(others)
+        log.warning("%s: ignored folders that are not splits (%s)", printable(root), others)
     if require_train and "train" not in folders:
-        present = " and ".join(sorted(folders))
-        raise HorseHumanError(f"{printable(root)} has {present} but no train folder: add one")
+        raise HorseHumanError(f"{printable(root)} has no train folder: add one")
     return folders
 
 
@@ -303,10 +290,10 @@ def _groups_of_files(root: Path, folder: Path, pattern: re.Pattern[str] | None) 
     groups = {path: match[1] for path, match in matches.items() if match and match[1] is not None}
     unmatched = [path.name for path in paths if path not in groups]
     if unmatched:
-        setting, fix = f"data.group_pattern={pattern.pattern!r}", "change it to match all"
         share = f"{len(unmatched)} of {len(paths)} names in {printable(folder)}"
+        problem = f"data.group_pattern={pattern.pattern!r} does not match {share}"
         examples = printable(", ".join(unmatched[:3]))
-        raise HorseHumanError(f"{setting} does not match {share}, such as {examples}: {fix}")
+        raise HorseHumanError(f"{problem}, such as {examples}: change it to match all")
     return groups
 
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterable, Iterator
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 from urllib.error import HTTPError, URLError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import FTPHandler, Request, build_opener
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from horsehuman.data.images import PictureError, is_hidden, read_picture
 from horsehuman.errors import printable
 
-#: Limits for an image from the web: size in bytes, seconds for the whole download, redirections.
-MAX_BYTES, MAX_SECONDS, MAX_REDIRECTS = 50_000_000, 30.0, 5
+#: Limits for an image from the web: size in bytes, and seconds for the whole download.
+MAX_BYTES, MAX_SECONDS = 50_000_000, 30.0
 
 #: Seconds without any data after which a server is given up.
 TIMEOUT = 10.0
@@ -92,12 +92,11 @@ def download_blocks(url: str) -> Iterator[tuple[bytes, int]]:
     received = 0
     try:
         request = Request(url, headers={"User-Agent": "horsehuman"})
-        with build_opener(_HttpRedirectHandler).open(request, timeout=TIMEOUT) as response:
+        with build_opener(_NoFtpHandler).open(request, timeout=TIMEOUT) as response:
             media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if media_type.startswith("text/"):
                 raise DownloadError(f"a page ({media_type}), not a file")
-            header = response.headers.get("Content-Length", "")
-            length = int(header) if header.isdigit() else 0
+            length = response.length or 0
             while block := response.read1(65_536):  # read() would block until all bytes are there
                 received += len(block)
                 yield block, length
@@ -113,17 +112,12 @@ def download_blocks(url: str) -> Iterator[tuple[bytes, int]]:
         raise DownloadError(printable(text or type(cause).__name__)) from error
 
 
-class _HttpRedirectHandler(HTTPRedirectHandler):
-    """Follow redirections to http and https URLs only; urllib also follows ftp."""
+class _NoFtpHandler(FTPHandler):
+    """Refuse ftp, the only scheme beside http and https to which urllib follows redirections."""
 
-    max_redirections = MAX_REDIRECTS
-
-    def redirect_request(self, *arguments: Any) -> Request | None:
-        _, response, _, _, _, url = arguments
-        if not is_url(url):
-            response.close()
-            raise DownloadError(f"redirects to {url}, which is not an http or https URL")
-        return super().redirect_request(*arguments)
+    def ftp_open(self, request: Request) -> NoReturn:
+        url = request.full_url
+        raise DownloadError(f"redirects to {url}, which is not an http or https URL")
 
 
 def _find_files(source: str, recursive: bool) -> Iterator[str]:

@@ -91,20 +91,17 @@ class Augment:
     grey: float = 0.0
 
     def __post_init__(self) -> None:
-        limits = {"rotation": 180, "shift": 1, "shear": 80, "white": 1, "spotlight": 1}
-        limits |= {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 180, "grey": 1}
-        for name, highest in (limits | {"zoom_to": 10}).items():
-            value = getattr(self, name)
-            check_number(f"data.augment.{name}", value, float, at_least=0, at_most=highest)
-        name = "data.augment.zoom_from"
-        check_number(name, self.zoom_from, float, above=0, at_most=self.zoom_to)
-        check_flag("data.augment.flip", self.flip)
-        check_flag("data.augment.zoom_per_axis", self.zoom_per_axis)
+        highest = {"rotation": 180, "shear": 80, "zoom_from": 10, "zoom_to": 10, "hue": 180}
+        for field in fields(self):
+            name, value = f"data.augment.{field.name}", getattr(self, field.name)
+            if field.type is bool:
+                check_flag(name, value)
+            elif field.type is float:
+                check_number(name, value, float, at_least=0, at_most=highest.get(field.name, 1))
+        check_number("data.augment.zoom_from", self.zoom_from, float, above=0, at_most=self.zoom_to)
         check_choice("data.augment.fill", self.fill, ("nearest", "canvas"))
-        for name in ("white", "spotlight"):
-            value = getattr(self, name)
-            if value and self.fill != "canvas":
-                raise HorseHumanError(f"data.augment.{name}={value} needs data.augment.fill=canvas")
+        if self.fill != "canvas" and (self.white or self.spotlight):
+            raise HorseHumanError(f"data.augment.fill={self.fill}: white and spotlight need canvas")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Augment a batch.
@@ -117,16 +114,19 @@ class Augment:
         """
         count, size, device = len(images), images.shape[-1], images.device
         recoloured = self._recolour(images.float() / 255)
-        grid = functional.affine_grid(
-            self._affine_maps(count, device), [count, 3, size, size], align_corners=False
-        )
+        maps = self._affine_maps(count, device)
+        grid = functional.affine_grid(maps, [count, 3, size, size], align_corners=False)
         # Clamp to the centres of the outermost pixels: the MPS backend has no border padding.
         edge = 1 - 1 / size
         result = functional.grid_sample(recoloured, grid.clamp(-edge, edge), align_corners=False)
         if self.fill == "canvas":
             colour = torch.rand(count, 3, 1, 1, device=device)
             colour[torch.rand(count, device=device) < self.white] = 1.0
-            result = torch.lerp(colour, result, self._visibility(grid))
+            visibility = (grid.abs() <= 1).all(dim=3).float()
+            if self.spotlight:
+                lit = torch.rand(count, device=device) < self.spotlight
+                visibility[lit] *= _ellipses(grid[lit])
+            result = torch.lerp(colour, result, visibility.unsqueeze(1))
         return (result * 255).round_().clamp_(0, 255).to(torch.uint8)
 
     def _affine_maps(self, count: int, device: torch.device) -> Tensor:
@@ -150,19 +150,6 @@ class Augment:
         linear = rotation @ shearing @ torch.diag_embed(zoom)
         return torch.cat([linear, rotation @ shift], dim=2)
 
-    def _visibility(self, grid: Tensor) -> Tensor:
-        """Return the weight of the image over the canvas, ``(N, 1, S, S)``, 0 to 1.
-
-        Args:
-            grid: Coordinates in the image of each pixel of the result, ``(N, S, S, 2)``.
-        """
-        count, device = len(grid), grid.device
-        visibility = (grid.abs() <= 1).all(dim=3).float()
-        if self.spotlight:
-            lit = torch.rand(count, device=device) < self.spotlight
-            visibility[lit] *= _ellipses(grid[lit])
-        return visibility.unsqueeze(1)
-
     def _recolour(self, images: Tensor) -> Tensor:
         """Change colours by one affine map of RGB per image, ``(N, 3, S, S)``, values 0 to 1."""
         count, device = len(images), images.device
@@ -177,11 +164,8 @@ class Augment:
         contrast = 1 + _uniform(-self.contrast, self.contrast, (count, 1, 1), device)
         colours = to_grey + saturation * (hue - to_grey)
         mean = (luma.view(3, 1, 1) * images).sum(1).mean((1, 2)).view(count, 1, 1)
-        flat = torch.baddbmm(
-            brightness * (1 - contrast) * mean.expand(-1, 3, 1),
-            brightness * contrast * colours,
-            images.flatten(2),
-        )
+        offset = brightness * (1 - contrast) * mean.expand(-1, 3, 1)
+        flat = torch.baddbmm(offset, brightness * contrast * colours, images.flatten(2))
         return flat.clamp_(0, 1).view_as(images)
 
 

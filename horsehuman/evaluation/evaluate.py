@@ -27,7 +27,7 @@ from horsehuman.evaluation.metrics import Estimate, bootstrap_metrics, clopper_p
 from horsehuman.inference.predict import predict
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier
-from horsehuman.run_dir import ReportOptions, evaluation_dir, print_json, write_csv, write_metrics
+from horsehuman.run_dir import ReportOptions, evaluation_dir, print_json, write_csv, write_json
 from horsehuman.runtime import console, format_interval, format_number, table, track
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def evaluate_and_report(model: str, query: ImageQuery, options: ReportOptions) -
     summary = {"model": model, "data": str(image_set.root), "split": split}
     summary |= summarize(predictions)
     write_predictions(folder, predictions)
-    write_metrics(folder, summary)
+    write_json(folder / "metrics.json", summary, sort_keys=True)
     title = f"{model}: {summary['right']} of {summary['pictures']} right"
     title += f", {summary['groups']} groups" if image_set.grouped else ""
     if options.plot:

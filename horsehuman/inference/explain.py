@@ -281,4 +281,4 @@ def _draw(network: Network, panels: Sequence[Panel], title: str) -> Figure:
         row_title = f"{short_layer_name(name)}\n{channels} x {height} x {width}"
         rows.append((row_title, maps[strongest].numpy()))
     picture = images[0].permute(1, 2, 0).numpy()
-    return plots.layers(picture, heat_maps[0], captions[0], rows, title)
+    return plots.layers((picture, heat_maps[0], captions[0]), rows, title)

@@ -13,7 +13,7 @@ import safetensors.torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import horsehuman
-from horsehuman.data.image_sets import ImageSet, find_image_set, read_run_config
+from horsehuman.data.image_sets import ImageSet, find_image_set, read_config
 from horsehuman.errors import HorseHumanError, os_errors, printable
 from horsehuman.models import checkpoint
 from horsehuman.models.base import FORMAT, Network
@@ -84,7 +84,7 @@ def model_card(model: str, network: Network, origin: Mapping[str, Any], report: 
     data = str(run) if run else "box" if model in BUNDLED else None
     images = find_image_set(data) if data else None
     evaluation = _read_evaluation(model, report, images)
-    source = read_run_config(run)["data"].get("source") if run else data
+    source = read_config(run / "config.yaml")["data"].get("source") if run else data
     official = source in ("box", "archives")
     if official and images and Path(str(evaluation.get("data"))).name == images.root.name:
         evaluation["data"] = "Horses or Humans"

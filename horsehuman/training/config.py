@@ -7,7 +7,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from horsehuman.data.image_sets import read_run_config
+from horsehuman.data.image_sets import read_config
 from horsehuman.distributed import env_world_size
 from horsehuman.errors import HorseHumanError, check_flag, check_number, printable
 from horsehuman.runtime import configs_dir
@@ -27,7 +27,7 @@ def load_config(run_dir: Path) -> DictConfig:
     Raises:
         HorseHumanError: If there is none, or it is damaged or has an interpolation.
     """
-    values = read_run_config(run_dir)
+    values = read_config(run_dir / "config.yaml")
     sections_are_dicts = all(
         isinstance(values.get(section), dict) for section in ("model", "trainer")
     )

@@ -26,8 +26,8 @@ from horsehuman.run_dir import (
     lock_run,
     remove_partial_files,
     write_bytes,
-    write_metrics,
-    write_skipped,
+    write_csv,
+    write_json,
 )
 from horsehuman.runtime import PeakMemory, lacks_bf16
 from horsehuman.training import build, callbacks, resume, tensorboard
@@ -103,7 +103,7 @@ def _train(
         tensorboard.log_hyperparameters(
             logger, OmegaConf.to_container(config, resolve=True), metrics, steps
         )
-        write_metrics(run_dir, metrics)
+        write_json(run_dir / "metrics.json", metrics, sort_keys=True)
         link_latest(run_dir)
         print_results(run_dir, metrics, data)
     return metrics
@@ -137,7 +137,7 @@ def prepare_run_dir(
     write_splits(run_dir, data.root, data.records, data.class_names)
     resume.write_run_record(run_dir, record)
     if data.skipped:
-        write_skipped(run_dir, data.skipped)
+        write_csv(run_dir / "skipped.csv", ("picture", "reason"), data.skipped.items())
     write_bytes(run_dir / "config.yaml", text.encode())  # last: a folder with it is complete
 
 

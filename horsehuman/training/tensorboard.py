@@ -66,7 +66,7 @@ def log_validation_report(
         network.class_names,
         f"{name}, after training: {len(records)} pictures",
     )
-    writer.add_image(f"{name}/report", plots.pixels(figure), step, dataformats="HWC")
+    writer.add_figure(f"{name}/report", figure, step)
 
 
 def log_hyperparameters(

@@ -10,6 +10,7 @@ and predicts all of them with a classifier.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -153,9 +154,10 @@ def plot(generator: Generator, index: int) -> Image.Image:
     probabilities = generator.random(60)
     groups = [f"g{k}" for k in generator.integers(0, 9, 60)]
     figure = plots.report(probabilities, labels, groups, 0.5, ("a", "b"), "report")
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
     top, left = index % 2 * 370, index % 3 * 400
-    crop = plots.pixels(figure)[top : top + 370, left : left + 400]
-    return Image.fromarray(np.ascontiguousarray(crop))
+    return Image.open(file).convert("RGB").crop((left, top, left + 400, top + 370))
 
 
 def photographs() -> dict[str, list[Image.Image]]:

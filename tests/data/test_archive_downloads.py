@@ -68,6 +68,12 @@ def _small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "TIMEOUT", 0.3)
 
 
+def download(folder: Path, mirrors: list[str]) -> dict[str, Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archives, "MIRRORS", mirrors)
+        return download_archives(folder)
+
+
 def check_complete(paths: dict[str, Path]) -> None:
     assert {path.name: path.read_bytes() for path in paths.values()} == FILES
 
@@ -91,33 +97,33 @@ def test_a_failing_mirror_is_replaced_by_the_next(
 ) -> None:
     start = time.monotonic()
     mirrors = [f"{server}/{kind}/", f"{server}/good/"]
-    check_complete(download_archives(tmp_path / "good", mirrors))
+    check_complete(download(tmp_path / "good", mirrors))
     assert time.monotonic() - start < 10
     assert caplog.text.count("trying the next mirror") == 2
     assert reason in caplog.text
     assert sorted(path.name for path in (tmp_path / "good").iterdir()) == ["a.zip", "b.zip"]
     with pytest.raises(HorseHumanError, match=r"data=horse_or_human.*data\.archives_dir=DIR"):
-        download_archives(tmp_path / "none", mirrors[:1])
+        download(tmp_path / "none", mirrors[:1])
     assert not list((tmp_path / "none").glob("*"))
 
 
 def test_redirections_are_followed_and_intact_files_kept(server: str, tmp_path: Path) -> None:
-    check_complete(download_archives(tmp_path, [f"{server}/on/"]))
-    check_complete(download_archives(tmp_path, [f"{server}/500/"]))  # no request is sent
+    check_complete(download(tmp_path, [f"{server}/on/"]))
+    check_complete(download(tmp_path, [f"{server}/500/"]))  # no request is sent
     assert Handler.requests["500"] == 0
     (tmp_path / "a.zip").write_bytes(b"damaged")
-    check_complete(download_archives(tmp_path, [f"{server}/good/"]))
+    check_complete(download(tmp_path, [f"{server}/good/"]))
 
 
 def test_a_mirror_is_retried(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(archives, "RETRIES", 1)
-    check_complete(download_archives(tmp_path, [f"{server}/flaky/"]))
+    check_complete(download(tmp_path, [f"{server}/flaky/"]))
     assert Handler.requests["flaky"] == 4
     assert "mirror" not in caplog.text
 
 
 def test_no_mirror_can_be_reached(tmp_path: Path) -> None:
     with pytest.raises(HorseHumanError, match=r"cannot download a\.zip \(http.*refused"):
-        download_archives(tmp_path, ["http://127.0.0.1:9/"])
+        download(tmp_path, ["http://127.0.0.1:9/"])

@@ -131,7 +131,7 @@ def test_unwritable_cache_is_an_error(tmp_path: Path) -> None:
 def test_local_archives_log_unofficial_files(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(HorseHumanError, match=r"there is no .*/horse-or-human\.zip; put both"):
+    with pytest.raises(HorseHumanError, match=r"there is no .*/horse-or-human\.zip: put it there"):
         local_archives(tmp_path)
     for name in archives.ARCHIVES.values():
         make_zip(tmp_path / name, {"horses/1.png": b"x"})

@@ -132,10 +132,6 @@ def test_a_run_shows_its_own_augmentation(tmp_path: Path) -> None:
     config.write_text("model: {image_size: 64}\ndata: {augment: null}\n")
     with pytest.raises(HorseHumanError, match="without augmentation"):
         training_augmentation(str(tmp_path))
-    for section in ("[1]", "text", "null", "{image_size: large}"):
-        config.write_text(f"model: {section}\ndata: {{augment: {{flip: true}}}}\n")
-        with pytest.raises(HorseHumanError, match=r"model\.image_size of"):
-            training_augmentation(str(tmp_path))
 
 
 def test_groups_of_a_run_are_those_of_its_splits(tmp_path: Path) -> None:
@@ -155,7 +151,7 @@ def test_the_caption_names_what_a_row_shows(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     titles: list[str] = []
-    monkeypatch.setattr(plots, "sheet", lambda image, labels, title: titles.append(title))
+    monkeypatch.setattr(plots, "sheet", lambda rows, columns, title: titles.append(title))
     monkeypatch.setattr(plots, "save", lambda figure, path: None)
     for options in ((), ("--group-pattern", SUBJECT_PATTERN), ("--augmented",)):
         data("--data", str(tree), *options, "--out", str(tmp_path / str(len(titles))))
@@ -179,8 +175,8 @@ def test_the_augmentation_of_the_cnn_is_found_in_an_installed_package(
 def test_large_training_images_are_shown_smaller(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    widths: list[int] = []
-    monkeypatch.setattr(plots, "sheet", lambda image, labels, title: widths.append(image.shape[1]))
+    sides: list[int] = []
+    monkeypatch.setattr(plots, "sheet", lambda rows, *_: sides.append(rows[0][1].shape[1]))
     monkeypatch.setattr(plots, "save", lambda figure, path: None)
     monkeypatch.setattr(contact_sheets, "configs_dir", lambda: tmp_path)
     (tmp_path / "model").mkdir()
@@ -189,7 +185,7 @@ def test_large_training_images_are_shown_smaller(
             f"model: {{image_size: {size}}}\ndata: {{augment: {{flip: true}}}}\n"
         )
         data("--data", str(tree), "--augmented", "--out", str(tmp_path / str(size)))
-    assert widths == [8 * (100 + 2)] * 2 + [8 * (128 + 2)] * 2
+    assert sides == [100, 100, 128, 128]
 
 
 def test_a_picture_of_the_user_is_not_overwritten(tree: Path, tmp_path: Path) -> None:
@@ -199,10 +195,3 @@ def test_a_picture_of_the_user_is_not_overwritten(tree: Path, tmp_path: Path) ->
     assert code == 1
     assert "holds a report already: add --force" in printed
     assert picture.read_text() == "mine"
-
-
-def test_a_damaged_earlier_report_does_no_harm(tree: Path, tmp_path: Path) -> None:
-    for sheets in ("5", "[1]", "[{}]", '["../x.png"]'):
-        (tmp_path / "data.json").write_text(f'{{"sheets": {sheets}}}')
-        arguments = ["--data", str(tree), "--out", str(tmp_path), "--force", "--no-plot"]
-        assert commands.run("data", *arguments)[0] == 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from horsehuman import HorseHumanDataModule, HorseHumanError
+from horsehuman.data.datasets import OnDemandImages
 from horsehuman.data.records import SUBJECT_PATTERN, SplitPlan, assign_splits
 
 
@@ -53,7 +54,7 @@ def test_order_depends_only_on_seed_and_epoch(tree: Path) -> None:
 def test_decoding_on_demand_gives_the_same_batches(tree: Path, workers: int) -> None:
     in_memory = make(tree)
     on_demand = make(tree, memory_limit=0, num_workers=workers)
-    assert on_demand._images is None
+    assert isinstance(on_demand._images, OnDemandImages)
     for stage in ("train", "val", "test"):
         batches = [list(getattr(data, f"{stage}_dataloader")()) for data in (in_memory, on_demand)]
         for (images, labels), (others, other_labels) in zip(*batches, strict=True):
@@ -208,7 +209,6 @@ def test_the_bundled_set_is_the_default_and_a_random_split_of_it_flatters() -> N
 
     accuracies: dict[str, list[float]] = {"random": [], "by group": []}
     train = [index for index, record in enumerate(data.records) if record.split != "test"]
-    assert data._images is not None
     images, labels = data._images[train], data._labels[train]
     for seed in range(10):
         generator = torch.Generator().manual_seed(seed)

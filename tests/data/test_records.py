@@ -237,9 +237,7 @@ def test_too_few_groups(records: list[Record], change: dict, reason: str) -> Non
 
 
 def test_options_that_contradict_each_other() -> None:
-    with pytest.raises(
-        HorseHumanError, match=r"data\.fold=1 does not go with data\.validation=test"
-    ):
+    with pytest.raises(HorseHumanError, match=r"data\.fold=1 needs data\.validation=held_out"):
         assign_splits(records(), SplitPlan(**{**DEFAULT, "fold": 1, "validation": "test"}))
 
 

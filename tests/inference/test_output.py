@@ -74,7 +74,7 @@ def test_json_and_jsonl_have_equal_contents(tmp_path: Path) -> None:
 def test_predictions_before_an_interruption_are_written(output_format: str, tmp_path: Path) -> None:
     def interrupted() -> Iterator[Prediction]:
         yield predictions()[0]
-        raise Interrupted(signal.SIGINT)
+        raise Interrupted(130)
 
     expected, path = tmp_path / "expected", tmp_path / "out"
     write_predictions(predictions()[:1], output_format, expected, 20)

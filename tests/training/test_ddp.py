@@ -28,7 +28,6 @@ from horsehuman.distributed import (
     gather_sharded,
     process_group,
     rank,
-    shard_indices,
     sync_buffers,
 )
 from tests.commands import run_train_script
@@ -90,7 +89,7 @@ def in_each(tree: Path, found: Path) -> None:
         assert broadcast(rank()) == 0
         assert all_gather(rank()) == [0, 1]
         everything = torch.arange(15).reshape(5, 3)
-        assert torch.equal(gather_sharded(everything[list(shard_indices(5))]), everything)
+        assert torch.equal(gather_sharded(everything[rank() :: 2]), everything)
         norm = torch.nn.BatchNorm1d(2)
         norm.running_mean.fill_(rank())
         sync_buffers(norm)

@@ -214,7 +214,7 @@ def test_skipped_pictures_are_listed(tree: Path, tmp_path: Path) -> None:
         (["model.mean=0.5"], "model.mean=0.5 does not work: give three numbers"),
         (["+model.class_names=5"], "model.class_names=5 does not work: give two names"),
         (["model.stem_kernel=100001"], "model.stem_kernel=100001"),
-        (["data.augment.fill=nearest"], "data.augment.white=0.6 needs data.augment.fill=canvas"),
+        (["data.augment.fill=nearest"], "white and spotlight need canvas"),
     ],
 )
 def test_options_of_the_script(overrides: list[str], text: str, tree: Path, tmp_path: Path) -> None:
