@@ -163,8 +163,10 @@ def read_run_images(run: Path) -> ImageSet:
     try:
         with os_errors("read", path):
             text = path.read_bytes().decode(errors="surrogateescape")
-        _, *rows = csv.reader(io.StringIO(text, newline=""))
+        _, *rows = filter(None, csv.reader(io.StringIO(text, newline="")))
         first, second = sorted({label for _, label, _, _ in rows})
+        if not {split for *_, split in rows} <= set(SPLITS):
+            raise ValueError
     except (ValueError, csv.Error) as error:
         message = f"{printable(path)} is damaged: choose the images with --data"
         raise HorseHumanError(message) from error

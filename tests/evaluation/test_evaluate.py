@@ -68,7 +68,7 @@ def test_training_images_are_recognized(run: Path, tree: Path, tmp_path: Path) -
     lost = shutil.copy(run / "checkpoints" / "final.ckpt", tmp_path / "lost.ckpt")
     assert count_images_seen_in_training(str(lost), []) is None
     broken = shutil.copytree(run, tmp_path / "broken")
-    for row in ("x.webp", "x.webp,humans,1,test"):
+    for row in ("x.webp", "x.webp,humans,1,test", "x.webp,horses,1,tset"):
         rows = f"x.webp,humans,1,test\n{row}\n"
         (broken / "splits.csv").write_text(f"picture,label,group,split\n{rows}")
         assert count_images_seen_in_training(str(broken), []) is None
