@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
+from rich.console import RenderableType
 
 from horsehuman.errors import HorseHumanError, os_errors, printable
-from horsehuman.runtime import BUNDLED
+from horsehuman.runtime import BUNDLED, console
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +168,44 @@ class ReportOptions:
             write_bytes(folder / ".writable", b"")
             (folder / ".writable").unlink()
         return folder
+
+    @contextmanager
+    def replace_report(self, default: Path, files: Sequence[str]) -> Iterator[Path]:
+        """Create the folder, and remove the earlier report in it when the block succeeds.
+
+        If the block fails, an earlier report is unchanged, and a new folder is removed. The new
+        report is therefore computed in the block and written after it.
+
+        Args:
+            default: The folder if ``out`` names none.
+            files: Names of the files in a report.
+
+        Yields:
+            The folder; see :meth:`create_dir` for the errors.
+        """
+        folder = self.create_dir(default, files)
+        try:
+            yield folder
+        except BaseException:
+            with suppress(OSError):  # rmdir fails if the folder holds other files
+                folder.rmdir()
+            raise
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+
+    def print(self, content: Any, lines: Iterable[RenderableType], label: str, path: Path) -> None:
+        """Print a report on stdout, as JSON or for people.
+
+        Args:
+            content: The report as plain values; printed as JSON if that was asked for.
+            lines: The tables and lines that are printed otherwise, and below them ``path``.
+            label: Text before the path.
+            path: Where the report is.
+        """
+        if self.json:
+            print_json(content)
+        else:
+            console(stderr=False).print(*lines, f"{label:<12}{printable(path)}", sep="\n")
 
 
 def print_json(value: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import RenderableType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from horsehuman.data.image_sets import ImageQuery, ImageSet, file_digest, select_images
@@ -19,15 +20,14 @@ from horsehuman.evaluation.evaluate import (
     estimates_table,
     few_groups_caveats,
     predict_labelled,
-    report_dir,
     summarize,
     warn_if_trained_on,
 )
 from horsehuman.evaluation.metrics import bootstrap_mean, holm_correction, log_losses, mcnemar
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier, weight_files
-from horsehuman.run_dir import ReportOptions, find_run, print_json, read_json, write_json
-from horsehuman.runtime import console, format_interval, format_number, table
+from horsehuman.run_dir import ReportOptions, find_run, read_json, write_json
+from horsehuman.runtime import format_interval, format_number, table
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def compare_and_report(models: Sequence[str], query: ImageQuery, options: Report
     classifiers = [load_classifier(model) for model in models]
     for classifier in classifiers:
         check_classes(classifier, image_set)
-    with report_dir(options, Path("outputs/compare"), REPORT_FILES) as folder:
+    with options.replace_report(Path("outputs/compare"), REPORT_FILES) as folder:
         for model in models:
             warn_if_trained_on(model, image_set)
         results = [
@@ -91,13 +91,12 @@ def compare_and_report(models: Sequence[str], query: ImageQuery, options: Report
         "differences": compare_pairs(models, predictions),
     }
     write_json(folder / "compare.json", comparison)
+    title = f"{comparison['pictures']} pictures"
+    title += f", {comparison['groups']} groups" if image_set.grouped else ""
     if options.plot:
-        draw_comparison(folder, predictions, comparison)
-    if options.json:
-        print_json(comparison)
-    else:
-        print_comparison(comparison, grouped=image_set.grouped)
-        print(f"comparison  {printable(folder)}")
+        draw_comparison(folder, predictions, comparison, f"Accuracy on {title}")
+    lines = comparison_lines(comparison, title, image_set.grouped)
+    options.print(comparison, lines, "comparison", folder)
     return not any(answers.errors for answers in predictions)
 
 
@@ -258,54 +257,43 @@ def disagreement_indices(first: LabelledPredictions, second: LabelledPredictions
     return [int(index) for index in indices[np.argsort(-distances[indices], kind="stable")]]
 
 
-def print_comparison(comparison: dict[str, Any], *, grouped: bool) -> None:
-    """Print the table of metrics and costs, a table for each pair, and the caveats.
+def comparison_lines(comparison: dict[str, Any], title: str, grouped: bool) -> list[RenderableType]:
+    """Return the table of metrics and costs, a table for each pair, and the caveats.
 
     Args:
         comparison: Content of ``compare.json``.
+        title: Title of the first table.
         grouped: Whether groups are defined; otherwise each image is a group.
     """
-    models, pairs = comparison["models"], comparison["differences"]
-    title = f"{comparison['pictures']} pictures"
-    title += f", {comparison['groups']} groups" if grouped else ""
+    models = comparison["models"]
     names = short_names([model["model"] for model in models])
-    lines = table("", *names, title=title)
-    lines.add_row("right", *(str(model["right"]) for model in models))
+    overview = table("", *names, title=title)
+    overview.add_row("right", *(str(model["right"]) for model in models))
     for metric in METRICS:
         estimates = [model["metrics"][metric] for model in models]
-        lines.add_row(metric, *(format_number(estimate["value"]) for estimate in estimates))
+        overview.add_row(metric, *(format_number(estimate["value"]) for estimate in estimates))
         intervals = (format_interval(estimate["by group"]) for estimate in estimates)
-        lines.add_row("  95 % by group", *intervals)
+        overview.add_row("  95 % by group", *intervals)
     for cost in models[0]["cost"]:
-        lines.add_row(cost, *(_format_cost(model["cost"][cost]) for model in models))
-    out = console(stderr=False)
-    out.print(lines, "", sep="\n")
+        overview.add_row(cost, *(_format_cost(model["cost"][cost]) for model in models))
+    lines: list[RenderableType] = [overview, ""]
     columns = ("difference", "95 % by group, paired", "95 % by picture, paired")
-    for pair, (first, second) in zip(pairs, itertools.combinations(names, 2), strict=True):
-        title = f"{second} less {first}"
-        out.print(estimates_table(pair["second less first"], *columns, title=title))
-        out.print(*pair_lines(pair), "", sep="\n")
+    pairs = zip(comparison["differences"], itertools.combinations(names, 2), strict=True)
+    for pair, (first, second) in pairs:
+        different = pair["pictures with two answers"]
+        examples = f" ({_first_names(different)})" if different else ""
+        lines += [
+            estimates_table(pair["second less first"], *columns, title=f"{second} less {first}"),
+            f"{pair['right in the first only']} right in the first only, "
+            f"{pair['right in the second only']} in the second only: McNemar's exact test "
+            f"p = {pair[MCNEMAR_KEY]:.2g}, Holm-corrected {pair[HOLM_KEY]:.2g}",
+            f"pictures with two answers: {len(different)}{examples}",
+            "",
+        ]
     if grouped:
         reason = "p values ignore that pictures of one group are correlated"
-        out.print(f"{reason}, so they tend to be too small")
-    for line in few_groups_caveats(comparison["groups"], grouped):
-        out.print(line)
-
-
-def pair_lines(pair: dict[str, Any]) -> list[str]:
-    """Return the lines below the table of a pair: who is right where the other is not.
-
-    Args:
-        pair: One entry of ``differences`` in ``compare.json``.
-    """
-    first, second = pair["right in the first only"], pair["right in the second only"]
-    names = pair["pictures with two answers"]
-    examples = f" ({_first_names(names)})" if names else ""
-    return [
-        f"{first} right in the first only, {second} in the second only: McNemar's exact test "
-        f"p = {pair[MCNEMAR_KEY]:.2g}, Holm-corrected {pair[HOLM_KEY]:.2g}",
-        f"pictures with two answers: {len(names)}{examples}",
-    ]
+        lines.append(f"{reason}, so they tend to be too small")
+    return lines + few_groups_caveats(comparison["groups"], grouped)
 
 
 def _first_names(names: Sequence[str]) -> str:
@@ -333,7 +321,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def draw_comparison(
-    folder: Path, predictions: Sequence[LabelledPredictions], comparison: dict[str, Any]
+    folder: Path, predictions: Sequence[LabelledPredictions], comparison: dict[str, Any], title: str
 ) -> None:
     """Draw ``compare.png``, and ``disagreements.png`` if the first two classifiers disagree.
 
@@ -341,6 +329,7 @@ def draw_comparison(
         folder: Folder of the report.
         predictions: The predictions of each classifier.
         comparison: Content of ``compare.json``.
+        title: Title of the accuracies.
     """
     from horsehuman import plots  # imports matplotlib, which only plots need
 
@@ -348,8 +337,6 @@ def draw_comparison(
     names = short_names([model["model"] for model in models])
     curves = [model["accuracy over the epochs"] for model in models]
     accuracies = [model["metrics"]["accuracy"] for model in models]
-    title = f"Accuracy on {comparison['pictures']} pictures"
-    title += f", {comparison['groups']} groups" if predictions[0].image_set.grouped else ""
     plots.save(plots.comparison(names, curves, accuracies, title), folder / "compare.png")
     first, second = predictions[:2]
     classes = first.image_set.class_names
