@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from horsehuman.data.datamodule import HorseHumanDataModule
-from horsehuman.distributed import all_gather, env_local_rank, env_world_size
+from horsehuman.distributed import all_gather, env_local_rank
 from horsehuman.errors import HorseHumanError, check_choice, first_line
 from horsehuman.training.callbacks import (
     AtomicCheckpointIO,
@@ -26,6 +25,9 @@ from horsehuman.training.callbacks import (
     TorchrunSignals,
 )
 from horsehuman.training.module import CNNClassifier, InceptionClassifier
+
+#: Options of every trainer: the progress bar and the table of layers are our own.
+QUIET: Any = {"enable_progress_bar": False, "enable_model_summary": False}
 
 #: The classes that a config may name. A config of unknown origin can build nothing else.
 _CLASSES: dict[str, dict[str, Any]] = {
@@ -95,17 +97,15 @@ def build_trainer(
     """
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
     callbacks = build_callbacks(config, run_dir, data)
+    logger = TensorBoardLogger(run_dir, "", "", default_hp_metric=False, purge_step=purge_step)
     try:
         return L.Trainer(
             **options,
             callbacks=callbacks,
-            logger=TensorBoardLogger(
-                run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step
-            ),
-            plugins=[AtomicCheckpointIO(), *cluster_environment()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            logger=logger,
+            plugins=AtomicCheckpointIO(),
             num_sanity_val_steps=0,
+            **QUIET,
         )
     except Exception as error:  # Lightning raises many types for a wrong option
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
@@ -133,11 +133,6 @@ def build_callbacks(
     if config.histograms:
         callbacks.append(Histograms())
     return callbacks
-
-
-def cluster_environment() -> list[Any]:
-    """Return the plugin that makes Lightning use torchrun's ranks; none for a single process."""
-    return [TorchElasticEnvironment()] if env_world_size() > 1 else []
 
 
 def silence_lightning() -> None:

@@ -28,10 +28,9 @@ def load_config(run_dir: Path) -> DictConfig:
         HorseHumanError: If there is none, or it is damaged or has an interpolation.
     """
     values = read_run_config(run_dir)
-    sections_are_dicts = all(
-        isinstance(values.get(section), dict) for section in ("model", "trainer")
-    )
-    if not sections_are_dicts or not values.keys() >= _REQUIRED_SECTIONS or "${" in str(values):
+    dicts = {name for name, value in values.items() if isinstance(value, dict)}
+    complete = dicts >= {"model", "trainer"} and values.keys() >= _REQUIRED_SECTIONS
+    if not complete or "${" in str(values):
         path = printable(run_dir / "config.yaml")
         raise HorseHumanError(f"{path} is not the config of a run: it cannot be resumed")
     values.setdefault("histograms", False)  # older runs have no such option
@@ -77,19 +76,13 @@ def _check_processes(config: DictConfig) -> None:
     if expected > 1 and running == 1:
         node_options = "--standalone" if nodes == 1 else f"--nnodes {nodes} (see docs/use.md)"
         command = f"torchrun {node_options} --nproc-per-node {devices} {shlex.join(sys.argv)}"
-        raise HorseHumanError(
-            f"the config needs {expected} processes and only this one is running: start them with "
-            f"{command}"
-        )
+        raise HorseHumanError(f"the config needs {expected} processes: start them with {command}")
     if running not in (1, expected):
-        raise HorseHumanError(
-            f"{running} processes are running, and trainer.devices x trainer.num_nodes is "
-            f"{expected}: add trainer=ddp"
-        )
+        needed = f"trainer.devices x trainer.num_nodes is {expected}"
+        raise HorseHumanError(f"{running} processes are running and {needed}: add trainer=ddp")
     size = config.data.batch_size
     if isinstance(size, int) and size % expected:
-        multiple = size + -size % expected  # the next one above size
+        fix = f"give a multiple of {expected}, such as {size + -size % expected}"
         raise HorseHumanError(
-            f"data.batch_size={size} cannot be shared by {expected} processes: give a multiple of "
-            f"{expected}, such as {multiple}"
+            f"data.batch_size={size}: {expected} processes cannot share it: {fix}"
         )
