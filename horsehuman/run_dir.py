@@ -156,8 +156,6 @@ class ReportOptions:
             HorseHumanError: If the folder is a file, holds a run or a report, or cannot be written.
         """
         folder = self.out or default
-        if folder.exists() and not folder.is_dir():
-            raise HorseHumanError(f"--out {printable(folder)} is a file: name a folder")
         if is_run(folder):
             raise HorseHumanError(f"--out {printable(folder)} is a run's folder: name another one")
         if not self.force and any((folder / name).exists() for name in files):

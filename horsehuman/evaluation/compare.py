@@ -13,16 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from horsehuman.data.image_sets import ImageQuery, ImageSet, file_digest, select_images
 from horsehuman.errors import HorseHumanError, printable
-from horsehuman.evaluation.evaluate import (
-    LabelledPredictions,
-    check_classes,
-    draw_pictures,
-    estimates_table,
-    few_groups_caveats,
-    predict_labelled,
-    summarize,
-    warn_if_trained_on,
-)
+from horsehuman.evaluation import evaluate
+from horsehuman.evaluation.evaluate import LabelledPredictions
 from horsehuman.evaluation.metrics import bootstrap_mean, holm_correction, log_losses, mcnemar
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier, weight_files
@@ -71,10 +63,8 @@ def compare_and_report(models: Sequence[str], query: ImageQuery, options: Report
     image_set = shared_images(models, query)
     classifiers = [load_classifier(model) for model in models]
     for classifier in classifiers:
-        check_classes(classifier, image_set)
+        evaluate.check_classes(classifier, image_set)
     with options.replace_report(Path("outputs/compare"), REPORT_FILES) as folder:
-        for model in models:
-            warn_if_trained_on(model, image_set)
         results = [
             evaluate_model(model, classifier, image_set)
             for model, classifier in zip(models, classifiers, strict=True)
@@ -118,11 +108,10 @@ def shared_images(models: Sequence[str], query: ImageQuery) -> ImageSet:
     ]
     for model, other in zip(models[1:], others, strict=True):
         if mismatched_names := sorted({name for name, _ in first.items() ^ other.items()}):
-            raise HorseHumanError(
-                f"{printable(models[0])} and {printable(model)} were tested on different pictures, "
-                f"labels or groups: {len(mismatched_names)} differ "
-                f"({_first_names(mismatched_names)}); choose the same pictures for all with --data"
-            )
+            runs = f"{printable(models[0])} and {printable(model)}"
+            differ = f"{len(mismatched_names)} differ ({_first_names(mismatched_names)})"
+            reason = f"were tested on different pictures, labels or groups: {differ}"
+            raise HorseHumanError(f"{runs} {reason}; choose the same pictures for all with --data")
     return sets[0]
 
 
@@ -140,10 +129,11 @@ def evaluate_model(
         The predictions, and the classifier's entry of ``models`` in ``compare.json``; a cost that
         was not recorded is ``None``.
     """
+    evaluate.warn_if_trained_on(model, image_set)
     # Warm up, so that set-up does not count as time.
     classifier.score([classifier.preprocess(np.zeros((64, 64, 3), np.uint8))])
     started = time.perf_counter()
-    predictions = predict_labelled(classifier, image_set)
+    predictions = evaluate.predict_labelled(classifier, image_set)
     seconds = time.perf_counter() - started
     run = find_run(model)
     recorded = read_json(run / "metrics.json") if run else {}
@@ -151,7 +141,7 @@ def evaluate_model(
     return predictions, {
         "model": model,
         "right": int(predictions.correct.sum()),
-        "metrics": summarize(predictions)["metrics"],
+        "metrics": evaluate.summarize(predictions)["metrics"],
         "cost": {
             "parameters": sum(p.numel() for p in parameters),
             "trained parameters": sum(p.numel() for p in parameters if p.requires_grad),
@@ -283,7 +273,9 @@ def comparison_lines(comparison: dict[str, Any], title: str, grouped: bool) -> l
         different = pair["pictures with two answers"]
         examples = f" ({_first_names(different)})" if different else ""
         lines += [
-            estimates_table(pair["second less first"], *columns, title=f"{second} less {first}"),
+            evaluate.estimates_table(
+                pair["second less first"], *columns, title=f"{second} less {first}"
+            ),
             f"{pair['right in the first only']} right in the first only, "
             f"{pair['right in the second only']} in the second only: McNemar's exact test "
             f"p = {pair[MCNEMAR_KEY]:.2g}, Holm-corrected {pair[HOLM_KEY]:.2g}",
@@ -293,7 +285,7 @@ def comparison_lines(comparison: dict[str, Any], title: str, grouped: bool) -> l
     if grouped:
         reason = "p values ignore that pictures of one group are correlated"
         lines.append(f"{reason}, so they tend to be too small")
-    return lines + few_groups_caveats(comparison["groups"], grouped)
+    return lines + evaluate.few_groups_caveats(comparison["groups"], grouped)
 
 
 def _first_names(names: Sequence[str]) -> str:
@@ -346,4 +338,4 @@ def draw_comparison(
     }
     if captions:
         title = f"Different answers: {names[0]} | {names[1]} (red: the second is wrong)"
-        draw_pictures(folder / "disagreements.png", second, captions, title)
+        evaluate.draw_pictures(folder / "disagreements.png", second, captions, title)

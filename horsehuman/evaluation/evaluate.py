@@ -20,7 +20,6 @@ from horsehuman.data.image_sets import (
     select_images,
 )
 from horsehuman.data.images import PictureError, read_picture
-from horsehuman.data.records import Record
 from horsehuman.decision import Floats, Prediction
 from horsehuman.errors import HorseHumanError, printable
 from horsehuman.evaluation.metrics import Estimate, bootstrap_metrics, clopper_pearson_interval
@@ -44,7 +43,7 @@ class LabelledPredictions:
 
     Args:
         image_set: The set that was classified.
-        answers: Its images with their predictions.
+        answers: The prediction for each image.
         threshold: An image is predicted as class 1 if its probability is at least this.
 
     Attributes:
@@ -63,16 +62,17 @@ class LabelledPredictions:
     """
 
     def __init__(
-        self, image_set: ImageSet, answers: Sequence[tuple[Record, Prediction]], threshold: float
+        self, image_set: ImageSet, answers: Sequence[Prediction], threshold: float
     ) -> None:
         self.image_set, self.threshold = image_set, threshold
-        readable = [(record, answer) for record, answer in answers if not answer.error]
-        self.errors = [answer.error for _, answer in answers if answer.error]
-        self.records = [record for record, _ in readable]
+        readable = [answer for answer in answers if not answer.error]
+        self.errors = [answer.error for answer in answers if answer.error]
+        pairs = zip(image_set.records, answers, strict=True)
+        self.records = [record for record, answer in pairs if not answer.error]
         self.groups = [record.group for record in self.records]
         self.labels = np.array([record.label for record in self.records])
-        self.statuses = np.array([answer.status for _, answer in readable])
-        self.logits = np.array([answer.logit for _, answer in readable])
+        self.statuses = np.array([answer.status for answer in readable])
+        self.logits = np.array([answer.logit for answer in readable])
         logits = torch.tensor(self.logits, dtype=torch.float32)
         self.probabilities: Floats = logits.sigmoid().double().numpy()
         self.predicted: NDArray[np.bool_] = self.probabilities >= threshold
@@ -145,8 +145,7 @@ def predict_labelled(classifier: Network, image_set: ImageSet) -> LabelledPredic
     """
     check_classes(classifier, image_set)
     stream = predict(classifier, (record.path for record in image_set.records))
-    bar = track(stream, "predicting", len(image_set.records))
-    answers = list(zip(image_set.records, bar, strict=True))
+    answers = list(track(stream, "predicting", len(image_set.records)))
     predictions = LabelledPredictions(image_set, answers, classifier.threshold)
     for error in predictions.errors[:3]:
         log.warning("skipped: %s", error)

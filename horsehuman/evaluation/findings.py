@@ -158,16 +158,15 @@ def read_stats(record: Record) -> tuple[ImageStats, Tensor | None]:
     try:
         pixels = read_picture(record.path)
         with Image.open(record.path) as image:
-            file_format, mode, size = image.format or "", image.mode, image.size
+            # MPO is a JPEG file with a second image, as phones write it.
+            properties = (image.format or "").replace("MPO", "JPEG"), image.mode, image.size
     except (PictureError, OSError) as error:
         return ImageStats(*identity, error=str(error)), None
-    if file_format == "MPO":  # a JPEG file with a second image, as phones write it
-        file_format = "JPEG"
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     white = float((edge >= WHITE_LEVEL).all(1).mean())
     brightness = float(pixels.mean()) / 255
     phash = imagehash.phash(Image.fromarray(pixels)).hash.ravel()
-    stats = ImageStats(*identity, file_format, mode, size, brightness, white, phash)
+    stats = ImageStats(*identity, *properties, brightness, white, phash)
     return stats, resize(torch.from_numpy(pixels).permute(2, 0, 1), IMAGE_SIZE)
 
 

@@ -116,10 +116,9 @@ def cross_validated_logits(config: DictConfig) -> tuple[list[Record], Floats]:
         }
         fold_config: Any = OmegaConf.merge(config, changes)
         log.info("fold %d of %d", fold + 1, FOLDS)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             run_dir = Path(folder) / "run"
-            with contextlib.redirect_stdout(io.StringIO()):  # paths of a folder that is removed
-                train(fold_config, run_dir)
+            train(fold_config, run_dir)  # prints paths of a folder that is removed
             held_out = read_run_images(run_dir).split("validation")
             predictions = predict_labelled(load_classifier(run_dir), held_out)
         records += predictions.records

@@ -91,8 +91,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_checkpoint(Path(path), checkpoint)
         except OSError as error:
-            message = "%s is not saved (%s): the run goes on, with the one before, if any"
-            log.warning(message, printable(path), error.strerror)
+            log.warning("%s is not saved (%s): the run goes on", printable(path), error.strerror)
 
 
 class CheckpointMetrics(L.Callback):
@@ -183,11 +182,9 @@ class TerminalProgress(L.Callback):
         """Show the bar."""
         self._show("testing", sum(trainer.num_test_batches))
 
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, index: int, *unused: Any
-    ) -> None:
+    def on_test_batch_end(self, *unused: Any) -> None:
         """Move the bar."""
-        self._bar.update(self._task, completed=index + 1)
+        self._bar.advance(self._task)
 
     def hide(self, *unused: Any, **named: Any) -> None:
         """Remove the bar: training or the test has ended, or was interrupted."""

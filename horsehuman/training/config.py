@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from horsehuman.data.image_sets import read_run_config
 from horsehuman.distributed import env_world_size
@@ -36,9 +36,7 @@ def load_config(run_dir: Path) -> DictConfig:
     values.setdefault("histograms", False)  # older runs have no such option
     if values["model"].pop("views", 1) != 1:
         raise HorseHumanError(f"{printable(run_dir)}: model.views no longer exists: train it again")
-    config = OmegaConf.create(values)
-    assert isinstance(config, DictConfig)
-    return config
+    return DictConfig(values)
 
 
 def check_options(config: DictConfig) -> None:

@@ -113,12 +113,11 @@ class BinaryClassifier(L.LightningModule):
             HorseHumanError: A loss or a weight is not finite. No checkpoint is written then.
         """
         loss = self.train_loss.compute()
-        metrics = {"train/loss": loss, "train/acc": self.train_accuracy.compute()}
+        metrics = {"train/loss": float(loss), "train/acc": float(self.train_accuracy.compute())}
         self.log_dict(metrics, logger=False)
         if self.logger:  # before the checkpoint: a resumed run must not log this epoch again
-            metrics["epoch"] = torch.tensor(float(self.current_epoch))
-            values = {name: float(value) for name, value in metrics.items()}
-            self.logger.log_metrics(values, step=self.global_step - 1)
+            metrics["epoch"] = self.current_epoch
+            self.logger.log_metrics(metrics, step=self.global_step - 1)
         checked = [loss, self.trainer.callback_metrics.get("val/loss", loss)]
         checked += [p.detach().sum() for p in self.parameters() if p.requires_grad]
         if not all(bool(torch.isfinite(value)) for value in checked):
