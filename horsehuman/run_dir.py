@@ -232,8 +232,7 @@ def evaluation_dir(model: str, split: str | None, data: str | None = None) -> Pa
     run = None if data else find_run(model)
     if run:
         return run / f"evaluate-{split}"
-    name = model if model in BUNDLED else Path(model).expanduser().resolve().name
-    return Path("outputs/evaluate") / name
+    return Path("outputs/evaluate") / Path(model).expanduser().resolve().name
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

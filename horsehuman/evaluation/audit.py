@@ -87,19 +87,15 @@ def render_page(findings: Sequence[Finding], image_set: ImageSet) -> str:
     for finding in findings:
         message, remedy = (html.escape(printable(x)) for x in (finding.message, finding.remedy))
         sections += f'<section class="{finding.severity}"><h2>{finding.severity}: {message}</h2>'
-        sections += f"<p>{remedy}</p>{_render_rows(finding, image_set)}</section>"
+        sections += f"<p>{remedy}</p>"
+        for row in finding.rows[:MAX_ROWS]:
+            images = "".join(_render_image(record, image_set) for record in row[:MAX_COLUMNS])
+            sections += f"<div>{images}</div>"
+        left = len(finding.rows) - MAX_ROWS
+        sections += f"<p>and {left} more rows; see audit.json</p>" if left > 0 else ""
+        sections += "</section>"
     title = f"{printable(image_set.root)}: {len(image_set.records):,} pictures"
     return _PAGE.format(title=html.escape(title), sections=sections)
-
-
-def _render_rows(finding: Finding, image_set: ImageSet) -> str:
-    """Return the HTML of a finding's first :data:`MAX_ROWS` rows of images."""
-    rows = ""
-    for row in finding.rows[:MAX_ROWS]:
-        images = "".join(_render_image(record, image_set) for record in row[:MAX_COLUMNS])
-        rows += f"<div>{images}</div>"
-    left = len(finding.rows) - MAX_ROWS
-    return rows + (f"<p>and {left} more rows; see audit.json</p>" if left > 0 else "")
 
 
 def _render_image(record: Record, image_set: ImageSet) -> str:

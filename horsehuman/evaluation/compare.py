@@ -62,8 +62,6 @@ def compare_and_report(models: Sequence[str], query: ImageQuery, options: Report
         raise HorseHumanError(f"compare needs two models or more, not only {printable(models[0])}")
     image_set = shared_images(models, query)
     classifiers = [load_classifier(model) for model in models]
-    for classifier in classifiers:
-        evaluate.check_classes(classifier, image_set)
     with options.replace_report(Path("outputs/compare"), REPORT_FILES) as folder:
         results = [
             evaluate_model(model, classifier, image_set)
@@ -181,9 +179,7 @@ def read_curves(run: Path, epochs: float | None = None) -> dict[str, list[float]
     return curves
 
 
-def compare_pairs(
-    models: Sequence[str], predictions: Sequence[LabelledPredictions]
-) -> list[dict[str, Any]]:
+def compare_pairs(models: Sequence[str], predictions: Sequence[LabelledPredictions]) -> list[Any]:
     """Compare each pair of classifiers.
 
     Args:
@@ -270,12 +266,10 @@ def comparison_lines(comparison: dict[str, Any], title: str, grouped: bool) -> l
     columns = ("difference", "95 % by group, paired", "95 % by picture, paired")
     pairs = zip(comparison["differences"], itertools.combinations(names, 2), strict=True)
     for pair, (first, second) in pairs:
-        different = pair["pictures with two answers"]
+        heading, different = f"{second} less {first}", pair["pictures with two answers"]
         examples = f" ({_first_names(different)})" if different else ""
         lines += [
-            evaluate.estimates_table(
-                pair["second less first"], *columns, title=f"{second} less {first}"
-            ),
+            evaluate.estimates_table(pair["second less first"], *columns, title=heading),
             f"{pair['right in the first only']} right in the first only, "
             f"{pair['right in the second only']} in the second only: McNemar's exact test "
             f"p = {pair[MCNEMAR_KEY]:.2g}, Holm-corrected {pair[HOLM_KEY]:.2g}",

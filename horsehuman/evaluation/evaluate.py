@@ -115,14 +115,6 @@ def evaluate_and_report(model: str, query: ImageQuery, options: ReportOptions) -
     return not predictions.errors
 
 
-def check_classes(classifier: Network, image_set: ImageSet) -> None:
-    """Raise :class:`HorseHumanError` if the set's class names differ from the classifier's."""
-    if image_set.class_names != classifier.class_names:
-        given, known = (printable(" and ".join(x.class_names)) for x in (image_set, classifier))
-        root = printable(image_set.root)
-        raise HorseHumanError(f"{root} holds {given}, the classifier knows {known}: rename folders")
-
-
 def warn_if_trained_on(model: str, image_set: ImageSet) -> None:
     """Log how many of the images the classifier was trained on, or that this is unknown."""
     count, name = count_images_seen_in_training(model, image_set.records), printable(model)
@@ -143,7 +135,10 @@ def predict_labelled(classifier: Network, image_set: ImageSet) -> LabelledPredic
     Raises:
         HorseHumanError: If the class names differ, or no image can be read.
     """
-    check_classes(classifier, image_set)
+    if image_set.class_names != classifier.class_names:
+        given, known = (printable(" and ".join(x.class_names)) for x in (image_set, classifier))
+        root = printable(image_set.root)
+        raise HorseHumanError(f"{root} holds {given}, the classifier knows {known}: rename folders")
     stream = predict(classifier, (record.path for record in image_set.records))
     answers = list(track(stream, "predicting", len(image_set.records)))
     predictions = LabelledPredictions(image_set, answers, classifier.threshold)

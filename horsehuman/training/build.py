@@ -1,7 +1,6 @@
 """Build the model, the data and the trainer that a run's config describes."""
 
 import logging
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,7 @@ def build_model_and_data(config: DictConfig) -> tuple[Any, HorseHumanDataModule]
             config.data[name] = str(Path(str(config.data[name])).expanduser().absolute())
     L.seed_everything(config.seed, verbose=False)
     model = build("model", config)
-    data: HorseHumanDataModule = build(
-        "data", config, image_size=model.image_size, seed=config.seed
-    )
+    data = build("data", config, image_size=model.image_size, seed=config.seed)
     if model.hparams.get("cache_features"):
         data.check_cacheable()
     for first in (True, False):  # one rank of each machine prepares, the others wait for it
@@ -68,9 +65,7 @@ def build(part: str, config: DictConfig, **given: Any) -> Any:
     try:
         return kind(**arguments, **given)
     except TypeError as error:
-        match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        reason = f".{match[1]} is not an option of {kind.__name__}" if match else f": {error}"
-        raise HorseHumanError(f"{part}{reason}") from error
+        raise HorseHumanError(f"{part} does not take this: {first_line(error)}") from error
 
 
 def build_trainer(

@@ -113,8 +113,7 @@ class CheckpointMetrics(L.Callback):
         """Take the epoch's metrics, and flush the log before the checkpoint is written."""
         self.metrics = epoch_metrics(trainer)
         checkpoint["callbacks"][self.state_key] = self.state_dict()  # Lightning took it before
-        logger: Any = trainer.logger
-        logger.experiment.flush()
+        trainer.logger.experiment.flush()  # type: ignore[union-attr]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the metrics and the seconds, for the checkpoint."""

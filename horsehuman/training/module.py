@@ -80,9 +80,8 @@ class BinaryClassifier(L.LightningModule):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits ``(N,)`` of images, uint8 ``(N, 3, H, W)``, or of features ``(N, F)``."""
-        logits: Tensor
-        logits = self.network.forward_head(inputs) if inputs.ndim == 2 else self.network(inputs)
-        return logits
+        features = inputs if inputs.ndim == 2 else self.network.embed(inputs)
+        return self.network.forward_head(features)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of images or features and labels, float32 ``(N,)``.

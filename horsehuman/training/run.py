@@ -68,49 +68,44 @@ def train(
     check_options(config)
     share_cores()
     with process_group():
-        return _train(config, Path(broadcast(str(run_dir))), resuming, allow_changes)
-
-
-def _train(
-    config: DictConfig, run_dir: Path, resuming: bool, allow_changes: bool
-) -> dict[str, Any]:
-    started = time.monotonic()
-    if resuming and (run_dir / "metrics.json").exists():
-        raise HorseHumanError(f"resume={run_dir}: this run has ended, there is nothing to resume")
-    build.silence_lightning()
-    memory = PeakMemory()
-    model, data = build.build_model_and_data(config)
-    text = OmegaConf.to_yaml(config, resolve=True)
-    steps = resume.completed_steps(run_dir / "checkpoints" / "last.ckpt") if resuming else None
-    trainer = build.build_trainer(config, run_dir, data, purge_step=steps)
-    if rank() == 0:
-        record = resume.make_run_record(text, data)
-        if resuming:
-            resume.compare_run_record(run_dir, record, allow_changes=allow_changes)
-        else:
-            write_run_dir(run_dir, text, record, data)
-    with lock_run(run_dir) if rank() == 0 else nullcontext():
-        fit(trainer, model, data, text, run_dir)
-    logger: Any = trainer.logger
-    metrics, seconds_before = training_metrics(trainer, config.seed, memory, started)
-    sync_buffers(model)
-    tensorboard.log_validation_report(logger, model, data, trainer.global_step)
-    steps, model_class = trainer.global_step, type(model)
-    del model, trainer
-    data.trainer = None
-    gc.collect()  # frees the memory that the test needs
-    if config.test:
-        final = broadcast(str(run_dir / "checkpoints" / "final.ckpt"))  # after rank 0 wrote it
-        tested = model_class.load_from_checkpoint(final, map_location="cpu")
-        metrics |= test(tested, data, config.trainer)
-    metrics["seconds"] = round(seconds_before + time.monotonic() - started, 1)
-    if rank() == 0:
-        values = OmegaConf.to_container(config, resolve=True)
-        tensorboard.log_hyperparameters(logger, values, metrics, steps)
-        write_metrics(run_dir, metrics)
-        link_latest(run_dir)
-        print_results(run_dir, metrics, data)
-    return metrics
+        run_dir = Path(broadcast(str(run_dir)))
+        started = time.monotonic()
+        if resuming and (run_dir / "metrics.json").exists():
+            raise HorseHumanError(f"resume={run_dir}: this run has ended: nothing to resume")
+        build.silence_lightning()
+        memory = PeakMemory()
+        model, data = build.build_model_and_data(config)
+        text = OmegaConf.to_yaml(config, resolve=True)
+        steps = resume.completed_steps(run_dir / "checkpoints" / "last.ckpt") if resuming else None
+        trainer = build.build_trainer(config, run_dir, data, purge_step=steps)
+        if rank() == 0:
+            record = resume.make_run_record(text, data)
+            if resuming:
+                resume.compare_run_record(run_dir, record, allow_changes=allow_changes)
+            else:
+                write_run_dir(run_dir, text, record, data)
+        with lock_run(run_dir) if rank() == 0 else nullcontext():
+            fit(trainer, model, data, text, run_dir)
+        logger: Any = trainer.logger
+        metrics, seconds_before = training_metrics(trainer, config.seed, memory, started)
+        sync_buffers(model)
+        tensorboard.log_validation_report(logger, model, data, trainer.global_step)
+        steps, model_class = trainer.global_step, type(model)
+        del model, trainer
+        data.trainer = None
+        gc.collect()  # frees the memory that the test needs
+        if config.test:
+            final = broadcast(str(run_dir / "checkpoints" / "final.ckpt"))  # after rank 0 wrote it
+            tested = model_class.load_from_checkpoint(final, map_location="cpu")
+            metrics |= test(tested, data, config.trainer)
+        metrics["seconds"] = round(seconds_before + time.monotonic() - started, 1)
+        if rank() == 0:
+            values = OmegaConf.to_container(config, resolve=True)
+            tensorboard.log_hyperparameters(logger, values, metrics, steps)
+            write_metrics(run_dir, metrics)
+            link_latest(run_dir)
+            print_results(run_dir, metrics, data)
+        return metrics
 
 
 def share_cores() -> None:
@@ -167,9 +162,8 @@ def fit(
         remove_partial_files(last.parent)
     checkpoint = broadcast(str(last) if last.is_file() else None)
     if rank() == 0 and checkpoint is None:
-        logger: Any = trainer.logger
         sheet = tensorboard.write_samples(run_dir, data.samples())
-        tensorboard.log_run_inputs(logger, config, sheet)
+        tensorboard.log_run_inputs(trainer.logger, config, sheet)  # type: ignore[arg-type]
     callbacks.print_summary(model)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -187,8 +181,7 @@ def finalize_checkpoints(folder: Path) -> None:
     """
     last, best = folder / "last.ckpt", folder / "best.ckpt"
     if not last.is_file():
-        options = "trainer.limit_train_batches and the options that you added"
-        raise HorseHumanError(f"no epoch was trained: check {options}")
+        raise HorseHumanError("no epoch was trained: check the options of trainer")
     strip_optimizer_state(last, folder / "final.ckpt")
     if best.is_file():
         strip_optimizer_state(best, best)
