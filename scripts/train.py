@@ -77,10 +77,9 @@ def check_command(config: DictConfig) -> None:
         log.error("error: -m does not go with trainer=ddp: start one run after another")
         sys.exit(2)
     overrides = HydraConfig.get().overrides.task
-    others = [o for o in overrides if o.split("=")[0] not in ("resume", "allow_changes")]
+    others = ", ".join(o for o in overrides if o.split("=")[0] not in ("resume", "allow_changes"))
     if config.resume is not None and (others or sweep):
-        names = ", ".join(others) or "-m"
-        raise HorseHumanError(f"resume={config.resume} uses the run's own options: drop {names}")
+        raise HorseHumanError(f"resume={config.resume} uses its own options: drop {others or '-m'}")
 
 
 def resume_hint(run_dir: Path) -> str:

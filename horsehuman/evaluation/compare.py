@@ -63,10 +63,8 @@ def compare_and_report(models: Sequence[str], query: ImageQuery, options: Report
     image_set = shared_images(models, query)
     classifiers = [load_classifier(model) for model in models]
     with options.replace_report(Path("outputs/compare"), REPORT_FILES) as folder:
-        results = [
-            evaluate_model(model, classifier, image_set)
-            for model, classifier in zip(models, classifiers, strict=True)
-        ]
+        pairs = zip(models, classifiers, strict=True)
+        results = [evaluate_model(model, classifier, image_set) for model, classifier in pairs]
         predictions, entries = zip(*results, strict=True)
         if any(other.records != predictions[0].records for other in predictions):
             raise HorseHumanError("pictures changed during the comparison: run it again")
@@ -220,12 +218,11 @@ def compare_pair(first: LabelledPredictions, second: LabelledPredictions) -> dic
         "log loss": losses[1] - losses[0],
     }
     groups = first.groups
+    means = {name: bootstrap_mean(value, labels, groups) for name, value in values.items()}
     only_first, only_second, p_value = mcnemar(first.correct, second.correct)
     disagreements = [first.records[index] for index in disagreement_indices(first, second)]
     return {
-        "second less first": {
-            name: bootstrap_mean(value, labels, groups) for name, value in values.items()
-        },
+        "second less first": means,
         "right in the first only": only_first,
         "right in the second only": only_second,
         MCNEMAR_KEY: p_value,

@@ -174,8 +174,7 @@ class TerminalProgress(L.Callback):
             on_test = getattr(trainer.datamodule, "validation", "") == "test"  # type: ignore[attr-defined]
             line += f"  {'test set' if on_test else 'held out'}: loss {logged['val/loss']:.4f}"
             line += f"  accuracy {logged['val/acc']:6.1%}"
-        line += f"  {time.monotonic() - self._start:.1f} s"
-        self._bar.console.print(line)
+        self._bar.console.print(f"{line}  {time.monotonic() - self._start:.1f} s")
 
     def on_test_start(self, trainer: L.Trainer, *unused: Any) -> None:
         """Show the bar."""
@@ -205,15 +204,15 @@ def print_summary(model: L.LightningModule, depth: int = 3) -> None:
     """
     rows = table("layer", "type", "output shape", "parameters", "", left=3)
     summary = summarize(model, max_depth=-1)
-    modules = dict(model.named_modules())
-    columns = (summary.layer_names, summary.layer_types, summary.out_sizes, summary.param_nums)
-    for name, kind, shape, count in zip(*columns, strict=True):
-        module, level = modules[name], name.count(".") + 1
+    columns = (summary.named_modules, summary.out_sizes, summary.param_nums)
+    for (name, module), shape, count in zip(*columns, strict=True):
+        level = name.count(".") + 1
         if shape == "?" or level > depth or (level < depth and list(module.children())):
             continue
         trained = any(parameter.requires_grad for parameter in module.parameters())
         parameters = (f"{count:,}", "trained" if trained else "frozen") if count else ()
-        rows.add_row(name, kind, " x ".join(map(str, ["N", *shape[1:]])), *parameters)
+        size = " x ".join(map(str, ["N", *shape[1:]]))
+        rows.add_row(name, type(module).__name__, size, *parameters)
     console().print(rows, crop=False, no_wrap=True)
     total, trainable = summary.total_parameters, summary.trainable_parameters
     console().print(f"{total:,} parameters, {trainable:,} of them trained")

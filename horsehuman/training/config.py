@@ -3,6 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -58,18 +59,21 @@ def check_options(config: DictConfig) -> None:
         check_number("ema", config.ema, float, above=0, below=1)
     if not config.test and config.data.validation == "test":
         raise HorseHumanError("test=false does not go with data.validation=test: drop one of them")
-    _check_processes(config)
+    _check_processes(options, config.data.batch_size)
 
 
-def _check_processes(config: DictConfig) -> None:
-    """Check that as many processes run as the config asks for, and that they can share a batch."""
-    options = config.trainer
-    for name in ("devices", "num_nodes"):
-        value = options.get(name, 1)
+def _check_processes(options: DictConfig, size: Any) -> None:
+    """Check that as many processes run as the config asks for, and that they can share a batch.
+
+    Args:
+        options: The section ``trainer``.
+        size: The option ``data.batch_size``.
+    """
+    devices, nodes = options.get("devices", 1), options.get("num_nodes", 1)
+    for name, value in (("devices", devices), ("num_nodes", nodes)):
         check_number(f"trainer.{name}", value, int, at_least=1, at_most=64)
         if value > 1 and options.get("strategy") != "ddp":
             raise HorseHumanError(f"trainer.{name}={value}: add trainer=ddp for several processes")
-    devices, nodes = options.get("devices", 1), options.get("num_nodes", 1)
     expected, running = devices * nodes, env_world_size()
     if expected > 1 and running == 1:
         node_options = "--standalone" if nodes == 1 else f"--nnodes {nodes} (see docs/use.md)"
@@ -78,9 +82,6 @@ def _check_processes(config: DictConfig) -> None:
     if running not in (1, expected):
         needed = f"trainer.devices x trainer.num_nodes is {expected}"
         raise HorseHumanError(f"{running} processes are running and {needed}: add trainer=ddp")
-    size = config.data.batch_size
     if isinstance(size, int) and size % expected:
         fix = f"give a multiple of {expected}, such as {size + -size % expected}"
-        raise HorseHumanError(
-            f"data.batch_size={size}: {expected} processes cannot share it: {fix}"
-        )
+        raise HorseHumanError(f"data.batch_size={size} does not fit {expected} processes: {fix}")
