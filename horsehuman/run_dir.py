@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
+from rich.console import RenderableType
 
 from horsehuman.errors import HorseHumanError, os_errors, printable
-from horsehuman.runtime import BUNDLED
+from horsehuman.runtime import BUNDLED, console
 
 log = logging.getLogger(__name__)
 
@@ -155,8 +156,6 @@ class ReportOptions:
             HorseHumanError: If the folder is a file, holds a run or a report, or cannot be written.
         """
         folder = self.out or default
-        if folder.exists() and not folder.is_dir():
-            raise HorseHumanError(f"--out {printable(folder)} is a file: name a folder")
         if is_run(folder):
             raise HorseHumanError(f"--out {printable(folder)} is a run's folder: name another one")
         if not self.force and any((folder / name).exists() for name in files):
@@ -167,6 +166,44 @@ class ReportOptions:
             write_bytes(folder / ".writable", b"")
             (folder / ".writable").unlink()
         return folder
+
+    @contextmanager
+    def replace_report(self, default: Path, files: Sequence[str]) -> Iterator[Path]:
+        """Create the folder, and remove the earlier report in it when the block succeeds.
+
+        If the block fails, an earlier report is unchanged, and a new folder is removed. The new
+        report is therefore computed in the block and written after it.
+
+        Args:
+            default: The folder if ``out`` names none.
+            files: Names of the files in a report.
+
+        Yields:
+            The folder; see :meth:`create_dir` for the errors.
+        """
+        folder = self.create_dir(default, files)
+        try:
+            yield folder
+        except BaseException:
+            with suppress(OSError):  # rmdir fails if the folder holds other files
+                folder.rmdir()
+            raise
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+
+    def print(self, content: Any, lines: Iterable[RenderableType], label: str, path: Path) -> None:
+        """Print a report on stdout, as JSON or for people.
+
+        Args:
+            content: The report as plain values; printed as JSON if that was asked for.
+            lines: The tables and lines that are printed otherwise, and below them ``path``.
+            label: Text before the path.
+            path: Where the report is.
+        """
+        if self.json:
+            print_json(content)
+        else:
+            console(stderr=False).print(*lines, f"{label:<12}{printable(path)}", sep="\n")
 
 
 def print_json(value: Any) -> None:
@@ -195,8 +232,7 @@ def evaluation_dir(model: str, split: str | None, data: str | None = None) -> Pa
     run = None if data else find_run(model)
     if run:
         return run / f"evaluate-{split}"
-    name = model if model in BUNDLED else Path(model).expanduser().resolve().name
-    return Path("outputs/evaluate") / name
+    return Path("outputs/evaluate") / Path(model).expanduser().resolve().name
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from horsehuman.errors import closest
 from horsehuman.runtime import configs_dir
+
+#: What Hydra raises for wrong options.
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
 
 def explain(error: Exception) -> str:

@@ -15,10 +15,8 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # before the import; run() explains Hydra'
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra_config import explain
+from hydra_config import HYDRA_ERRORS, explain
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from horsehuman import runtime
 from horsehuman.errors import HorseHumanError, PeerGoneError, one_line
@@ -73,20 +71,15 @@ def main(config: DictConfig) -> None:
 
 
 def check_command(config: DictConfig) -> None:
-    """Refuse invalid options and combinations of ``-m``, ``resume`` and ``trainer=ddp``."""
-    from horsehuman.training.config import check_options  # imports torch
-
+    """Refuse combinations of ``-m``, ``resume`` and ``trainer=ddp`` that have no meaning."""
     sweep = "MULTIRUN" in str(HydraConfig.get().mode)
     if sweep and config.trainer.get("strategy") == "ddp":
         log.error("error: -m does not go with trainer=ddp: start one run after another")
         sys.exit(2)
     overrides = HydraConfig.get().overrides.task
-    others = [o for o in overrides if o.split("=")[0] not in ("resume", "allow_changes")]
-    if config.resume is None:
-        check_options(config)
-    elif others or sweep:
-        names = ", ".join(others) or "-m"
-        raise HorseHumanError(f"resume={config.resume} uses the run's own options: drop {names}")
+    others = ", ".join(o for o in overrides if o.split("=")[0] not in ("resume", "allow_changes"))
+    if config.resume is not None and (others or sweep):
+        raise HorseHumanError(f"resume={config.resume} uses its own options: drop {others or '-m'}")
 
 
 def resume_hint(run_dir: Path) -> str:
@@ -112,7 +105,7 @@ def run() -> int:
     threading.excepthook = lambda failure: thread_errors.append(str(failure.exc_value))
     try:
         main()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except HYDRA_ERRORS as error:
         log.error("error: %s", explain(error))
         return 2
     except OSError as error:  # Hydra cannot make the folder
@@ -120,8 +113,7 @@ def run() -> int:
         return 1
     if thread_errors and not exit_codes:  # otherwise the run has failed with the same cause
         log.error("error: %s", thread_errors[0])
-        return 1
-    return max(exit_codes, default=0)
+    return 1 if exit_codes or thread_errors else 0
 
 
 if __name__ == "__main__":

@@ -105,7 +105,9 @@ def test_report_folders_are_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(HorseHumanError, match=r"report holds a report already: add --force, or"):
         ReportOptions(folder).create_dir(Path("unused"), ["a.json"])
     assert ReportOptions(folder, force=True).create_dir(Path("unused"), ["a.json"]) == folder
-    with pytest.raises(HorseHumanError, match=r"--out .*a\.json is a file: name a folder"):
+    with pytest.raises(
+        HorseHumanError, match=r"cannot write into .*a\.json: .* name another folder"
+    ):
         ReportOptions(folder / "a.json").create_dir(Path("unused"), ["b.json"])
     (folder / "splits.csv").touch()
     with pytest.raises(HorseHumanError, match="is a run's folder: name another one"):

@@ -12,10 +12,9 @@ from horsehuman.data.image_sets import ImageQuery, ImageSet, find_image_set
 from horsehuman.data.images import PictureError, read_picture
 from horsehuman.data.records import Record
 from horsehuman.errors import check_choice, printable
-from horsehuman.evaluation.evaluate import report_dir
 from horsehuman.evaluation.findings import Finding, audit
-from horsehuman.run_dir import ReportOptions, print_json, write_bytes, write_json
-from horsehuman.runtime import console, table
+from horsehuman.run_dir import ReportOptions, write_bytes, write_json
+from horsehuman.runtime import table
 
 #: For each value of ``--fail-on``, the severities that make the command fail.
 FAIL_ON = {"never": (), "error": ("error",), "warning": ("error", "warning")}
@@ -54,7 +53,7 @@ def audit_and_report(query: ImageQuery, options: ReportOptions, fail_on: str) ->
     """
     check_choice("--fail-on", fail_on, list(FAIL_ON))
     image_set = find_image_set(query.data or "box", query.group_pattern)
-    with report_dir(options, Path("outputs/audit"), REPORT_FILES) as folder:
+    with options.replace_report(Path("outputs/audit"), REPORT_FILES) as folder:
         findings = audit(image_set)
     content = [
         {
@@ -70,14 +69,10 @@ def audit_and_report(query: ImageQuery, options: ReportOptions, fail_on: str) ->
     if options.plot:
         page = render_page(findings, image_set)
         write_bytes(folder / REPORT_FILES[1], page.encode(errors="replace"))
-    if options.json:
-        print_json(report)
-    else:
-        lines = table("", "finding", "remedy", left=3)
-        for finding in findings:
-            lines.add_row(finding.severity, printable(finding.message), printable(finding.remedy))
-        console(stderr=False).print(lines)
-        print(f"report      {printable(folder / REPORT_FILES[options.plot])}")
+    lines = table("", "finding", "remedy", left=3)
+    for finding in findings:
+        lines.add_row(finding.severity, printable(finding.message), printable(finding.remedy))
+    options.print(report, [lines], "report", folder / REPORT_FILES[options.plot])
     return not any(finding.severity in FAIL_ON[fail_on] for finding in findings)
 
 
@@ -92,19 +87,15 @@ def render_page(findings: Sequence[Finding], image_set: ImageSet) -> str:
     for finding in findings:
         message, remedy = (html.escape(printable(x)) for x in (finding.message, finding.remedy))
         sections += f'<section class="{finding.severity}"><h2>{finding.severity}: {message}</h2>'
-        sections += f"<p>{remedy}</p>{_render_rows(finding, image_set)}</section>"
+        sections += f"<p>{remedy}</p>"
+        for row in finding.rows[:MAX_ROWS]:
+            images = "".join(_render_image(record, image_set) for record in row[:MAX_COLUMNS])
+            sections += f"<div>{images}</div>"
+        left = len(finding.rows) - MAX_ROWS
+        sections += f"<p>and {left} more rows; see audit.json</p>" if left > 0 else ""
+        sections += "</section>"
     title = f"{printable(image_set.root)}: {len(image_set.records):,} pictures"
     return _PAGE.format(title=html.escape(title), sections=sections)
-
-
-def _render_rows(finding: Finding, image_set: ImageSet) -> str:
-    """Return the HTML of a finding's first :data:`MAX_ROWS` rows of images."""
-    rows = ""
-    for row in finding.rows[:MAX_ROWS]:
-        images = "".join(_render_image(record, image_set) for record in row[:MAX_COLUMNS])
-        rows += f"<div>{images}</div>"
-    left = len(finding.rows) - MAX_ROWS
-    return rows + (f"<p>and {left} more rows; see audit.json</p>" if left > 0 else "")
 
 
 def _render_image(record: Record, image_set: ImageSet) -> str:

@@ -8,26 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import RenderableType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from horsehuman.data.image_sets import ImageQuery, ImageSet, file_digest, select_images
 from horsehuman.errors import HorseHumanError, printable
-from horsehuman.evaluation.evaluate import (
-    LabelledPredictions,
-    check_classes,
-    draw_pictures,
-    estimates_table,
-    few_groups_caveats,
-    predict_labelled,
-    report_dir,
-    summarize,
-    warn_if_trained_on,
-)
+from horsehuman.evaluation import evaluate
+from horsehuman.evaluation.evaluate import LabelledPredictions
 from horsehuman.evaluation.metrics import bootstrap_mean, holm_correction, log_losses, mcnemar
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier, weight_files
-from horsehuman.run_dir import ReportOptions, find_run, print_json, read_json, write_json
-from horsehuman.runtime import console, format_interval, format_number, table
+from horsehuman.run_dir import ReportOptions, find_run, read_json, write_json
+from horsehuman.runtime import format_interval, format_number, table
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +62,9 @@ def compare_and_report(models: Sequence[str], query: ImageQuery, options: Report
         raise HorseHumanError(f"compare needs two models or more, not only {printable(models[0])}")
     image_set = shared_images(models, query)
     classifiers = [load_classifier(model) for model in models]
-    for classifier in classifiers:
-        check_classes(classifier, image_set)
-    with report_dir(options, Path("outputs/compare"), REPORT_FILES) as folder:
-        for model in models:
-            warn_if_trained_on(model, image_set)
-        results = [
-            evaluate_model(model, classifier, image_set)
-            for model, classifier in zip(models, classifiers, strict=True)
-        ]
+    with options.replace_report(Path("outputs/compare"), REPORT_FILES) as folder:
+        pairs = zip(models, classifiers, strict=True)
+        results = [evaluate_model(model, classifier, image_set) for model, classifier in pairs]
         predictions, entries = zip(*results, strict=True)
         if any(other.records != predictions[0].records for other in predictions):
             raise HorseHumanError("pictures changed during the comparison: run it again")
@@ -91,13 +77,12 @@ def compare_and_report(models: Sequence[str], query: ImageQuery, options: Report
         "differences": compare_pairs(models, predictions),
     }
     write_json(folder / "compare.json", comparison)
+    title = f"{comparison['pictures']} pictures"
+    title += f", {comparison['groups']} groups" if image_set.grouped else ""
     if options.plot:
-        draw_comparison(folder, predictions, comparison)
-    if options.json:
-        print_json(comparison)
-    else:
-        print_comparison(comparison, grouped=image_set.grouped)
-        print(f"comparison  {printable(folder)}")
+        draw_comparison(folder, predictions, comparison, f"Accuracy on {title}")
+    lines = comparison_lines(comparison, title, image_set.grouped)
+    options.print(comparison, lines, "comparison", folder)
     return not any(answers.errors for answers in predictions)
 
 
@@ -119,11 +104,10 @@ def shared_images(models: Sequence[str], query: ImageQuery) -> ImageSet:
     ]
     for model, other in zip(models[1:], others, strict=True):
         if mismatched_names := sorted({name for name, _ in first.items() ^ other.items()}):
-            raise HorseHumanError(
-                f"{printable(models[0])} and {printable(model)} were tested on different pictures, "
-                f"labels or groups: {len(mismatched_names)} differ "
-                f"({_first_names(mismatched_names)}); choose the same pictures for all with --data"
-            )
+            runs = f"{printable(models[0])} and {printable(model)}"
+            differ = f"{len(mismatched_names)} differ ({_first_names(mismatched_names)})"
+            reason = f"were tested on different pictures, labels or groups: {differ}"
+            raise HorseHumanError(f"{runs} {reason}; choose the same pictures for all with --data")
     return sets[0]
 
 
@@ -141,10 +125,11 @@ def evaluate_model(
         The predictions, and the classifier's entry of ``models`` in ``compare.json``; a cost that
         was not recorded is ``None``.
     """
+    evaluate.warn_if_trained_on(model, image_set)
     # Warm up, so that set-up does not count as time.
     classifier.score([classifier.preprocess(np.zeros((64, 64, 3), np.uint8))])
     started = time.perf_counter()
-    predictions = predict_labelled(classifier, image_set)
+    predictions = evaluate.predict_labelled(classifier, image_set)
     seconds = time.perf_counter() - started
     run = find_run(model)
     recorded = read_json(run / "metrics.json") if run else {}
@@ -152,7 +137,7 @@ def evaluate_model(
     return predictions, {
         "model": model,
         "right": int(predictions.correct.sum()),
-        "metrics": summarize(predictions)["metrics"],
+        "metrics": evaluate.summarize(predictions)["metrics"],
         "cost": {
             "parameters": sum(p.numel() for p in parameters),
             "trained parameters": sum(p.numel() for p in parameters if p.requires_grad),
@@ -192,9 +177,7 @@ def read_curves(run: Path, epochs: float | None = None) -> dict[str, list[float]
     return curves
 
 
-def compare_pairs(
-    models: Sequence[str], predictions: Sequence[LabelledPredictions]
-) -> list[dict[str, Any]]:
+def compare_pairs(models: Sequence[str], predictions: Sequence[LabelledPredictions]) -> list[Any]:
     """Compare each pair of classifiers.
 
     Args:
@@ -235,12 +218,11 @@ def compare_pair(first: LabelledPredictions, second: LabelledPredictions) -> dic
         "log loss": losses[1] - losses[0],
     }
     groups = first.groups
+    means = {name: bootstrap_mean(value, labels, groups) for name, value in values.items()}
     only_first, only_second, p_value = mcnemar(first.correct, second.correct)
     disagreements = [first.records[index] for index in disagreement_indices(first, second)]
     return {
-        "second less first": {
-            name: bootstrap_mean(value, labels, groups) for name, value in values.items()
-        },
+        "second less first": means,
         "right in the first only": only_first,
         "right in the second only": only_second,
         MCNEMAR_KEY: p_value,
@@ -258,54 +240,43 @@ def disagreement_indices(first: LabelledPredictions, second: LabelledPredictions
     return [int(index) for index in indices[np.argsort(-distances[indices], kind="stable")]]
 
 
-def print_comparison(comparison: dict[str, Any], *, grouped: bool) -> None:
-    """Print the table of metrics and costs, a table for each pair, and the caveats.
+def comparison_lines(comparison: dict[str, Any], title: str, grouped: bool) -> list[RenderableType]:
+    """Return the table of metrics and costs, a table for each pair, and the caveats.
 
     Args:
         comparison: Content of ``compare.json``.
+        title: Title of the first table.
         grouped: Whether groups are defined; otherwise each image is a group.
     """
-    models, pairs = comparison["models"], comparison["differences"]
-    title = f"{comparison['pictures']} pictures"
-    title += f", {comparison['groups']} groups" if grouped else ""
+    models = comparison["models"]
     names = short_names([model["model"] for model in models])
-    lines = table("", *names, title=title)
-    lines.add_row("right", *(str(model["right"]) for model in models))
+    overview = table("", *names, title=title)
+    overview.add_row("right", *(str(model["right"]) for model in models))
     for metric in METRICS:
         estimates = [model["metrics"][metric] for model in models]
-        lines.add_row(metric, *(format_number(estimate["value"]) for estimate in estimates))
+        overview.add_row(metric, *(format_number(estimate["value"]) for estimate in estimates))
         intervals = (format_interval(estimate["by group"]) for estimate in estimates)
-        lines.add_row("  95 % by group", *intervals)
+        overview.add_row("  95 % by group", *intervals)
     for cost in models[0]["cost"]:
-        lines.add_row(cost, *(_format_cost(model["cost"][cost]) for model in models))
-    out = console(stderr=False)
-    out.print(lines, "", sep="\n")
+        overview.add_row(cost, *(_format_cost(model["cost"][cost]) for model in models))
+    lines: list[RenderableType] = [overview, ""]
     columns = ("difference", "95 % by group, paired", "95 % by picture, paired")
-    for pair, (first, second) in zip(pairs, itertools.combinations(names, 2), strict=True):
-        title = f"{second} less {first}"
-        out.print(estimates_table(pair["second less first"], *columns, title=title))
-        out.print(*pair_lines(pair), "", sep="\n")
+    pairs = zip(comparison["differences"], itertools.combinations(names, 2), strict=True)
+    for pair, (first, second) in pairs:
+        heading, different = f"{second} less {first}", pair["pictures with two answers"]
+        examples = f" ({_first_names(different)})" if different else ""
+        lines += [
+            evaluate.estimates_table(pair["second less first"], *columns, title=heading),
+            f"{pair['right in the first only']} right in the first only, "
+            f"{pair['right in the second only']} in the second only: McNemar's exact test "
+            f"p = {pair[MCNEMAR_KEY]:.2g}, Holm-corrected {pair[HOLM_KEY]:.2g}",
+            f"pictures with two answers: {len(different)}{examples}",
+            "",
+        ]
     if grouped:
         reason = "p values ignore that pictures of one group are correlated"
-        out.print(f"{reason}, so they tend to be too small")
-    for line in few_groups_caveats(comparison["groups"], grouped):
-        out.print(line)
-
-
-def pair_lines(pair: dict[str, Any]) -> list[str]:
-    """Return the lines below the table of a pair: who is right where the other is not.
-
-    Args:
-        pair: One entry of ``differences`` in ``compare.json``.
-    """
-    first, second = pair["right in the first only"], pair["right in the second only"]
-    names = pair["pictures with two answers"]
-    examples = f" ({_first_names(names)})" if names else ""
-    return [
-        f"{first} right in the first only, {second} in the second only: McNemar's exact test "
-        f"p = {pair[MCNEMAR_KEY]:.2g}, Holm-corrected {pair[HOLM_KEY]:.2g}",
-        f"pictures with two answers: {len(names)}{examples}",
-    ]
+        lines.append(f"{reason}, so they tend to be too small")
+    return lines + evaluate.few_groups_caveats(comparison["groups"], grouped)
 
 
 def _first_names(names: Sequence[str]) -> str:
@@ -333,7 +304,7 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def draw_comparison(
-    folder: Path, predictions: Sequence[LabelledPredictions], comparison: dict[str, Any]
+    folder: Path, predictions: Sequence[LabelledPredictions], comparison: dict[str, Any], title: str
 ) -> None:
     """Draw ``compare.png``, and ``disagreements.png`` if the first two classifiers disagree.
 
@@ -341,6 +312,7 @@ def draw_comparison(
         folder: Folder of the report.
         predictions: The predictions of each classifier.
         comparison: Content of ``compare.json``.
+        title: Title of the accuracies.
     """
     from horsehuman import plots  # imports matplotlib, which only plots need
 
@@ -348,8 +320,6 @@ def draw_comparison(
     names = short_names([model["model"] for model in models])
     curves = [model["accuracy over the epochs"] for model in models]
     accuracies = [model["metrics"]["accuracy"] for model in models]
-    title = f"Accuracy on {comparison['pictures']} pictures"
-    title += f", {comparison['groups']} groups" if predictions[0].image_set.grouped else ""
     plots.save(plots.comparison(names, curves, accuracies, title), folder / "compare.png")
     first, second = predictions[:2]
     classes = first.image_set.class_names
@@ -359,4 +329,4 @@ def draw_comparison(
     }
     if captions:
         title = f"Different answers: {names[0]} | {names[1]} (red: the second is wrong)"
-        draw_pictures(folder / "disagreements.png", second, captions, title)
+        evaluate.draw_pictures(folder / "disagreements.png", second, captions, title)

@@ -1,16 +1,16 @@
 """``horsehuman evaluate``: metrics of a classifier with intervals, printed and as a report."""
 
-import contextlib
 import logging
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import RenderableType
 from rich.table import Table
 
 from horsehuman.data.image_sets import (
@@ -20,15 +20,14 @@ from horsehuman.data.image_sets import (
     select_images,
 )
 from horsehuman.data.images import PictureError, read_picture
-from horsehuman.data.records import Record
 from horsehuman.decision import Floats, Prediction
 from horsehuman.errors import HorseHumanError, printable
 from horsehuman.evaluation.metrics import Estimate, bootstrap_metrics, clopper_pearson_interval
 from horsehuman.inference.predict import predict
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier
-from horsehuman.run_dir import ReportOptions, evaluation_dir, print_json, write_csv, write_json
-from horsehuman.runtime import console, format_interval, format_number, table, track
+from horsehuman.run_dir import ReportOptions, evaluation_dir, write_csv, write_json
+from horsehuman.runtime import format_interval, format_number, table, track
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class LabelledPredictions:
 
     Args:
         image_set: The set that was classified.
-        answers: Its images with their predictions.
+        answers: The prediction for each image.
         threshold: An image is predicted as class 1 if its probability is at least this.
 
     Attributes:
@@ -63,16 +62,17 @@ class LabelledPredictions:
     """
 
     def __init__(
-        self, image_set: ImageSet, answers: Sequence[tuple[Record, Prediction]], threshold: float
+        self, image_set: ImageSet, answers: Sequence[Prediction], threshold: float
     ) -> None:
         self.image_set, self.threshold = image_set, threshold
-        readable = [(record, answer) for record, answer in answers if not answer.error]
-        self.errors = [answer.error for _, answer in answers if answer.error]
-        self.records = [record for record, _ in readable]
+        readable = [answer for answer in answers if not answer.error]
+        self.errors = [answer.error for answer in answers if answer.error]
+        pairs = zip(image_set.records, answers, strict=True)
+        self.records = [record for record, answer in pairs if not answer.error]
         self.groups = [record.group for record in self.records]
         self.labels = np.array([record.label for record in self.records])
-        self.statuses = np.array([answer.status for _, answer in readable])
-        self.logits = np.array([answer.logit for _, answer in readable])
+        self.statuses = np.array([answer.status for answer in readable])
+        self.logits = np.array([answer.logit for answer in readable])
         logits = torch.tensor(self.logits, dtype=torch.float32)
         self.probabilities: Floats = logits.sigmoid().double().numpy()
         self.predicted: NDArray[np.bool_] = self.probabilities >= threshold
@@ -100,7 +100,7 @@ def evaluate_and_report(model: str, query: ImageQuery, options: ReportOptions) -
     """
     classifier = load_classifier(model)
     image_set, split = select_images(model, query)
-    with report_dir(options, evaluation_dir(model, split, query.data), REPORT_FILES) as folder:
+    with options.replace_report(evaluation_dir(model, split, query.data), REPORT_FILES) as folder:
         warn_if_trained_on(model, image_set)
         predictions = predict_labelled(classifier, image_set)
     summary = {"model": model, "data": str(image_set.root), "split": split}
@@ -111,46 +111,8 @@ def evaluate_and_report(model: str, query: ImageQuery, options: ReportOptions) -
     title += f", {summary['groups']} groups" if image_set.grouped else ""
     if options.plot:
         draw_report(folder, predictions, title)
-    if options.json:
-        print_json(summary)
-    else:
-        print_report(summary, title, grouped=image_set.grouped)
-        print(f"report      {printable(folder)}")
+    options.print(summary, report_lines(summary, title, image_set.grouped), "report", folder)
     return not predictions.errors
-
-
-@contextlib.contextmanager
-def report_dir(options: ReportOptions, default: Path, files: Sequence[str]) -> Iterator[Path]:
-    """Create the folder of a report, and remove the earlier report in it when the block succeeds.
-
-    If the block fails, an earlier report is unchanged, and a new folder is removed. The new report
-    is therefore computed in the block and written after it.
-
-    Args:
-        options: The folder, and whether an earlier report may be overwritten.
-        default: The folder if ``options`` names none.
-        files: Names of the files in a report.
-
-    Yields:
-        The folder.
-    """
-    folder = options.create_dir(default, files)
-    try:
-        yield folder
-    except BaseException:
-        with contextlib.suppress(OSError):  # rmdir fails if the folder holds other files
-            folder.rmdir()
-        raise
-    for name in files:
-        (folder / name).unlink(missing_ok=True)
-
-
-def check_classes(classifier: Network, image_set: ImageSet) -> None:
-    """Raise :class:`HorseHumanError` if the set's class names differ from the classifier's."""
-    if image_set.class_names != classifier.class_names:
-        given, known = (printable(" and ".join(x.class_names)) for x in (image_set, classifier))
-        root = printable(image_set.root)
-        raise HorseHumanError(f"{root} holds {given}, the classifier knows {known}: rename folders")
 
 
 def warn_if_trained_on(model: str, image_set: ImageSet) -> None:
@@ -173,10 +135,12 @@ def predict_labelled(classifier: Network, image_set: ImageSet) -> LabelledPredic
     Raises:
         HorseHumanError: If the class names differ, or no image can be read.
     """
-    check_classes(classifier, image_set)
+    if image_set.class_names != classifier.class_names:
+        given, known = (printable(" and ".join(x.class_names)) for x in (image_set, classifier))
+        root = printable(image_set.root)
+        raise HorseHumanError(f"{root} holds {given}, the classifier knows {known}: rename folders")
     stream = predict(classifier, (record.path for record in image_set.records))
-    bar = track(stream, "predicting", len(image_set.records))
-    answers = list(zip(image_set.records, bar, strict=True))
+    answers = list(track(stream, "predicting", len(image_set.records)))
     predictions = LabelledPredictions(image_set, answers, classifier.threshold)
     for error in predictions.errors[:3]:
         log.warning("skipped: %s", error)
@@ -227,10 +191,9 @@ def group_rows(predictions: LabelledPredictions) -> list[dict[str, Any]]:
         For each group its name, its class or classes, the number of its images, the number of
         correct ones, and the mean probability of the true class.
     """
-    members: dict[str, list[int]] = defaultdict(list)
-    for index, group in enumerate(predictions.groups):
-        members[group].append(index)
     class_names = predictions.image_set.class_names
+    names, counts = np.unique(predictions.groups, return_counts=True)
+    members = np.split(np.argsort(predictions.groups, kind="stable"), counts.cumsum()[:-1])
     rows = [
         {
             "group": group,
@@ -239,7 +202,7 @@ def group_rows(predictions: LabelledPredictions) -> list[dict[str, Any]]:
             "right": int(predictions.correct[indices].sum()),
             "mean probability": float(predictions.true_class_probabilities[indices].mean()),
         }
-        for group, indices in sorted(members.items())
+        for group, indices in zip(names.tolist(), members, strict=True)
     ]
     return sorted(rows, key=lambda row: (row["right"] / row["pictures"], row["mean probability"]))
 
@@ -266,8 +229,8 @@ def write_predictions(folder: Path, predictions: LabelledPredictions) -> None:
     write_csv(folder / "predictions.csv", list(columns), zip(*columns.values(), strict=True))
 
 
-def print_report(summary: dict[str, Any], title: str, *, grouped: bool) -> None:
-    """Print the metrics, the 20 groups with most errors and the caveats.
+def report_lines(summary: dict[str, Any], title: str, grouped: bool) -> list[RenderableType]:
+    """Return the tables of the metrics and of the 20 groups with most errors, and the caveats.
 
     Args:
         summary: Content of ``metrics.json``.
@@ -281,7 +244,7 @@ def print_report(summary: dict[str, Any], title: str, *, grouped: bool) -> None:
         groups.add_row(*names, right, f"{row['mean probability']:.3f}")
     columns = ("value", "95 % by group", "95 % by picture")
     metrics = estimates_table(summary["metrics"], *columns, title=title)
-    console(stderr=False).print(metrics, "", groups, "", *caveats(summary, grouped), sep="\n")
+    return [metrics, "", groups, "", *caveats(summary, grouped)]
 
 
 def estimates_table(estimates: Mapping[str, Estimate], *columns: str, title: str) -> Table:
@@ -378,12 +341,11 @@ def draw_pictures(
     """
     from horsehuman import plots
 
-    sources = [predictions.records[index].path for index in captions]
-    names = [printable(source.stem)[-22:] for source in sources]
-    texts = [f"{name}\n{text}" for name, text in zip(names, captions.values(), strict=True)]
+    records = predictions.records
+    images = [_read_or_grey(records[index].path) for index in captions]
+    texts = [f"{printable(records[i].path.stem)[-22:]}\n{text}" for i, text in captions.items()]
     wrong = [not predictions.correct[index] for index in captions]
-    figure = plots.contact_sheet(list(map(_read_or_grey, sources)), texts, wrong, title)
-    plots.save(figure, path)
+    plots.save(plots.contact_sheet(images, texts, wrong, title), path)
 
 
 def _read_or_grey(path: Path) -> NDArray[np.uint8]:

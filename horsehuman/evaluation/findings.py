@@ -129,9 +129,7 @@ def read_all_stats(records: Sequence[Record]) -> tuple[list[ImageStats], Tensor,
     network = Inception(image_size=IMAGE_SIZE, scales=[IMAGE_SIZE]).eval()
     cache = network.feature_cache()
     stats: list[ImageStats] = []
-    features = torch.empty(len(records), network.width)
-    pixels = torch.empty(len(records), 3 * 32 * 32)
-    count = 0
+    features, pixels = [torch.empty(0, network.width)], [torch.empty(0, 3 * 32 * 32)]
     batches = range(0, len(records), _BATCH)
     with ThreadPoolExecutor(os.cpu_count()) as pool, torch.inference_mode():
         for start in track(batches, "reading images", len(batches)):
@@ -141,11 +139,9 @@ def read_all_stats(records: Sequence[Record]) -> tuple[list[ImageStats], Tensor,
                 batch = torch.stack(images)
                 small = resize(batch, 32).flatten(1).float()
                 small -= small.mean(1, keepdim=True)
-                rows = slice(count, count + len(batch))
-                features[rows] = functional.normalize(cache(batch), dim=1)
-                pixels[rows] = functional.normalize(small, dim=1)
-                count += len(batch)
-    return stats, features[:count], pixels[:count]
+                features.append(functional.normalize(cache(batch), dim=1))
+                pixels.append(functional.normalize(small, dim=1))
+    return stats, torch.cat(features), torch.cat(pixels)
 
 
 def read_stats(record: Record) -> tuple[ImageStats, Tensor | None]:
@@ -162,16 +158,15 @@ def read_stats(record: Record) -> tuple[ImageStats, Tensor | None]:
     try:
         pixels = read_picture(record.path)
         with Image.open(record.path) as image:
-            file_format, mode, size = image.format or "", image.mode, image.size
+            # MPO is a JPEG file with a second image, as phones write it.
+            properties = (image.format or "").replace("MPO", "JPEG"), image.mode, image.size
     except (PictureError, OSError) as error:
         return ImageStats(*identity, error=str(error)), None
-    if file_format == "MPO":  # a JPEG file with a second image, as phones write it
-        file_format = "JPEG"
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     white = float((edge >= WHITE_LEVEL).all(1).mean())
     brightness = float(pixels.mean()) / 255
     phash = imagehash.phash(Image.fromarray(pixels)).hash.ravel()
-    stats = ImageStats(*identity, file_format, mode, size, brightness, white, phash)
+    stats = ImageStats(*identity, *properties, brightness, white, phash)
     return stats, resize(torch.from_numpy(pixels).permute(2, 0, 1), IMAGE_SIZE)
 
 
@@ -185,11 +180,10 @@ def check_files(stats: Sequence[ImageStats]) -> Iterator[Finding]:
         message = f"{len(bad)} files cannot be read ({bad[0].error})"
         yield Finding("error", message, "repair or remove them", [bad])
     formats = Image.registered_extensions()
-    expected = [formats.get(image.path.suffix.lower(), image.file_format) for image in stats]
-    pairs = zip(stats, expected, strict=True)
-    if bad := [image for image, name in pairs if image.file_format not in ("", name)]:
-        message = f"{len(bad)} files have a suffix that does not match their format "
-        message += f"({bad[0].path.name} is {bad[0].file_format})"
+    named = [(image, formats.get(image.path.suffix.lower())) for image in stats]
+    if bad := [image for image, name in named if name and image.file_format not in ("", name)]:
+        example = f"{bad[0].path.name} is {bad[0].file_format}"
+        message = f"{len(bad)} files have a suffix that does not match their format ({example})"
         remedy = "rename them: other programs may refuse to read them"
         yield Finding("warning", message, remedy, [bad])
 
@@ -257,14 +251,13 @@ def check_background(stats: Sequence[ImageStats], class_names: Sequence[str]) ->
         stats: Statistics of the readable images.
         class_names: Names of class 0 and class 1.
     """
-    splits = [image.split or "none" for image in stats]
-    classes = [class_names[image.label] for image in stats]
+    splits = np.array([image.split or "none" for image in stats])
+    classes = np.array([class_names[image.label] for image in stats])
     edges = np.array([image.white_edge for image in stats])
     brightness = np.array([image.brightness for image in stats])
     for kind, parts in (("splits", splits), ("classes", classes)):
         for name, values in (("white edges", edges), ("brightness", brightness)):
-            masks = {part: np.array(parts) == part for part in dict.fromkeys(parts)}
-            means = {part: float(values[mask].mean()) for part, mask in masks.items()}
+            means = {part: float(values[parts == part].mean()) for part in dict.fromkeys(parts)}
             if max(means.values()) - min(means.values()) > 0.25:
                 text = ", ".join(f"{part} {mean:.2f}" for part, mean in means.items())
                 message = f"{kind} differ in {name}: {text}"

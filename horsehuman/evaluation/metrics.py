@@ -1,12 +1,11 @@
 """Metrics of binary predictions, with bootstrap intervals by group and exact tests; no torch."""
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, betaincinv
 
 from horsehuman.data.records import classes_of_groups
@@ -19,6 +18,9 @@ Ints = NDArray[np.int64]
 #: both bounds of the 95 % interval from resampling groups; and ``by picture``, those from
 #: resampling images as if they were independent. A number that is undefined is ``None``.
 Estimate = dict[str, Any]
+
+#: A function that computes M values of D resamplings, ``(M, D)``; see :func:`_estimates`.
+Resample = Callable[[Floats, Ints], Floats]
 
 #: Number of bootstrap resamplings.
 DRAWS = 10_000
@@ -80,22 +82,18 @@ def bootstrap_metrics(
         The estimate of each metric of :func:`point_metrics` by name.
     """
     sums = metric_sums(probabilities, labels, threshold)
-    order, last = rank_order(probabilities)
-    intervals = []
-    for index in (np.unique(groups, return_inverse=True)[1], np.arange(len(labels))):
-        group_sums = np.zeros((index.max() + 1, sums.shape[1]))
+    order = rank_order(probabilities)
+
+    def resample(counts: Floats, index: Ints) -> Floats:
+        group_sums = np.zeros((counts.shape[1], sums.shape[1]))
         np.add.at(group_sums, index, sums)
-        resampled: dict[str, list[Floats]] = defaultdict(list)
-        for counts in _resamplings(labels, index, draws):
-            metrics = metrics_from_sums(counts @ group_sums)
-            metrics |= ranking_metrics(order, last, labels.astype(float), counts[:, index])
-            for name, values in metrics.items():
-                resampled[name].append(values)
-        intervals.append({name: _percentiles(values) for name, values in resampled.items()})
-    return {
-        name: _estimate(value, intervals[0][name], intervals[1][name])
-        for name, value in point_metrics(probabilities, labels, threshold).items()
-    }
+        metrics = metrics_from_sums(counts @ group_sums)
+        metrics |= ranking_metrics(*order, labels.astype(float), counts[:, index])
+        return np.stack(list(metrics.values()))
+
+    values = point_metrics(probabilities, labels, threshold)
+    estimates = _estimates(list(values.values()), labels, groups, draws, resample)
+    return dict(zip(values, estimates, strict=True))
 
 
 def bootstrap_mean(
@@ -118,13 +116,13 @@ def bootstrap_mean(
     names, defined = np.array(groups), ~np.isnan(values)
     values, labels, names = values[defined], labels[defined], names[defined]
     if not len(values):
-        return _estimate(math.nan, (math.nan, math.nan), (math.nan, math.nan))
-    intervals = []
-    for index in (np.unique(names, return_inverse=True)[1], np.arange(len(labels))):
+        return {"value": None, "by group": [None, None], "by picture": [None, None]}
+
+    def resample(counts: Floats, index: Ints) -> Floats:
         sums, sizes = np.bincount(index, values), np.bincount(index)
-        resampled = _resamplings(labels, index, draws)
-        intervals.append(_percentiles([(counts @ sums) / (counts @ sizes) for counts in resampled]))
-    return _estimate(float(values.mean()), intervals[0], intervals[1])
+        return (counts @ sums)[None] / (counts @ sizes)
+
+    return _estimates([float(values.mean())], labels, names, draws, resample)[0]
 
 
 def clopper_pearson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -324,16 +322,29 @@ def _strata(labels: Ints, groups: Ints) -> Ints:
     return strata
 
 
-def _percentiles(parts: Sequence[Floats]) -> tuple[float, float]:
-    """Return the 2.5 % and 97.5 % percentiles of the finite values; NaN if there are none."""
-    values = np.concatenate(parts)
+def _estimates(
+    values: Sequence[float], labels: Ints, groups: ArrayLike, draws: int, resample: Resample
+) -> list[Estimate]:
+    """Add 95 % intervals by group and by image to each of M values.
+
+    Args:
+        values: M values on the given images.
+        labels: 0 or 1, ``(N,)``.
+        groups: Group of each image, N names.
+        draws: Number of resamplings.
+        resample: Computes the M values of D resamplings, ``(M, D)``, from how often each of them
+            contains each group, ``(D, G)``, and the group of each image as an index, ``(N,)``.
+    """
+    intervals = []
+    for index in (np.unique(groups, return_inverse=True)[1], np.arange(len(labels))):
+        parts = [resample(counts, index) for counts in _resamplings(labels, index, draws)]
+        intervals.append(map(_percentiles, np.concatenate(parts, axis=1)))
+    finite = [value if math.isfinite(value) else None for value in values]
+    keys = ("value", "by group", "by picture")
+    return [dict(zip(keys, row, strict=True)) for row in zip(finite, *intervals, strict=True)]
+
+
+def _percentiles(values: Floats) -> Sequence[float | None]:
+    """Return the 2.5 % and 97.5 % percentiles of the finite values; ``None`` if there are none."""
     values = values[np.isfinite(values)]
-    low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (math.nan, math.nan)
-    return float(low), float(high)
-
-
-def _estimate(value: float, by_group: Sequence[float], by_image: Sequence[float]) -> Estimate:
-    """Return a value and its 95 % intervals as an estimate; NaN becomes ``None``."""
-    numbers = (value, *by_group, *by_image)
-    finite = [number if math.isfinite(number) else None for number in numbers]
-    return {"value": finite[0], "by group": finite[1:3], "by picture": finite[3:]}
+    return np.percentile(values, [2.5, 97.5]).tolist() if len(values) else [None, None]

@@ -1,31 +1,23 @@
 """Build the model, the data and the trainer that a run's config describes."""
 
 import logging
-import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from horsehuman.data.datamodule import HorseHumanDataModule
-from horsehuman.distributed import all_gather, env_local_rank, env_world_size
+from horsehuman.distributed import all_gather, env_local_rank
 from horsehuman.errors import HorseHumanError, check_choice, first_line
-from horsehuman.training.callbacks import (
-    AtomicCheckpointIO,
-    AverageWeights,
-    CheckpointMetrics,
-    EpochSeed,
-    Histograms,
-    SyncBuffers,
-    TerminalProgress,
-    TorchrunSignals,
-)
+from horsehuman.training import callbacks
 from horsehuman.training.module import CNNClassifier, InceptionClassifier
+
+#: Options of every trainer: the progress bar and the table of layers are our own.
+QUIET: Any = {"enable_progress_bar": False, "enable_model_summary": False}
 
 #: The classes that a config may name. A config of unknown origin can build nothing else.
 _CLASSES: dict[str, dict[str, Any]] = {
@@ -44,7 +36,6 @@ def build_model_and_data(config: DictConfig) -> tuple[Any, HorseHumanDataModule]
             config.data[name] = str(Path(str(config.data[name])).expanduser().absolute())
     L.seed_everything(config.seed, verbose=False)
     model = build("model", config)
-    data: HorseHumanDataModule
     data = build("data", config, image_size=model.image_size, seed=config.seed)
     if model.hparams.get("cache_features"):
         data.check_cacheable()
@@ -74,9 +65,7 @@ def build(part: str, config: DictConfig, **given: Any) -> Any:
     try:
         return kind(**arguments, **given)
     except TypeError as error:
-        match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        reason = f".{match[1]} is not an option of {kind.__name__}" if match else f": {error}"
-        raise HorseHumanError(f"{part}{reason}") from error
+        raise HorseHumanError(f"{part} does not take this: {first_line(error)}") from error
 
 
 def build_trainer(
@@ -94,18 +83,16 @@ def build_trainer(
         HorseHumanError: The trainer refuses an option, or early stopping has nothing to monitor.
     """
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
-    callbacks = build_callbacks(config, run_dir, data)
+    used = build_callbacks(config, run_dir, data)
+    logger = TensorBoardLogger(run_dir, "", "", default_hp_metric=False, purge_step=purge_step)
     try:
         return L.Trainer(
             **options,
-            callbacks=callbacks,
-            logger=TensorBoardLogger(
-                run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step
-            ),
-            plugins=[AtomicCheckpointIO(), *cluster_environment()],
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            callbacks=used,
+            logger=logger,
+            plugins=callbacks.AtomicCheckpointIO(),
             num_sanity_val_steps=0,
+            **QUIET,
         )
     except Exception as error:  # Lightning raises many types for a wrong option
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
@@ -116,28 +103,23 @@ def build_callbacks(
 ) -> list[L.Callback]:
     """Build the callbacks of a run, in the order in which Lightning must call them."""
     common: dict[str, Any] = {"dirpath": run_dir / "checkpoints", "enable_version_counter": False}
-    callbacks: list[L.Callback] = [EpochSeed(config.seed), TerminalProgress()]
-    callbacks += [CheckpointMetrics(), TorchrunSignals()]
+    used: list[L.Callback] = [callbacks.EpochSeed(config.seed), callbacks.TerminalProgress()]
+    used += [callbacks.CheckpointMetrics(), callbacks.TorchrunSignals()]
     held_out = bool(data.val_dataloader())
     if held_out:  # before "last", whose checkpoint then names the best one
-        callbacks.append(ModelCheckpoint(filename="best", monitor="val/loss", **common))
-    callbacks.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common))
+        used.append(ModelCheckpoint(filename="best", monitor="val/loss", **common))
+    used.append(ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common))
     if config.early_stopping:
         if not held_out:
             option = f"early_stopping={config.early_stopping}"
             raise HorseHumanError(f"{option} needs held-out pictures: raise data.val_fraction")
-        callbacks.append(EarlyStopping("val/loss", patience=config.early_stopping))
+        used.append(EarlyStopping("val/loss", patience=config.early_stopping))
     if config.ema is not None:
-        callbacks.append(AverageWeights(config.ema))
-    callbacks.append(SyncBuffers())  # after the averaged weights have been swapped in
+        used.append(callbacks.AverageWeights(config.ema))
+    used.append(callbacks.SyncBuffers())  # after the averaged weights have been swapped in
     if config.histograms:
-        callbacks.append(Histograms())
-    return callbacks
-
-
-def cluster_environment() -> list[Any]:
-    """Return the plugin that makes Lightning use torchrun's ranks; none for a single process."""
-    return [TorchElasticEnvironment()] if env_world_size() > 1 else []
+        used.append(callbacks.Histograms())
+    return used
 
 
 def silence_lightning() -> None:

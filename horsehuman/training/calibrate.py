@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from horsehuman.data.datasets import decode
@@ -72,21 +71,13 @@ def calibrate(run_dir: Path) -> dict[str, Any]:
     else:
         check_groups(run_dir, records, network)
         predicted, logits = cross_validated_logits(config)
-    labels = np.array([record.label for record in predicted])
-    groups = [record.group for record in predicted]
-    temperature = calibration.fit_temperature(logits, labels, groups, network.threshold)
-    scaled = calibration.scale_logits(logits, temperature, network.threshold)
-    confidence = calibration.fit_confidence_threshold(scaled, labels, groups, network.threshold)
-    settings: dict[str, Any] = {"temperature": temperature, "certain_from": confidence}
-    report = summarize(logits, scaled, settings, labels, groups, network.threshold)
+    settings, report = fit_thresholds(predicted, logits, network.threshold)
     saved = checkpoint.read_checkpoint(path)
     if isinstance(network, Inception) and network.settings["pool"] != "flatten":
-        means, distance = calibration.fit_neither_threshold(
-            embed_records(network, records),
-            torch.tensor([record.label for record in records]),
-            [record.group for record in records],
-            FOLDS,
-        )
+        labels = torch.tensor([record.label for record in records])
+        groups = [record.group for record in records]
+        features = embed_records(network, records)
+        means, distance = calibration.fit_neither_threshold(features, labels, groups, FOLDS)
         saved["state_dict"]["network.class_means"] = means
         settings["far_from"] = report["distance from which a picture is neither"] = distance
     saved["hyper_parameters"].update(settings)
@@ -108,10 +99,8 @@ def check_groups(run_dir: Path, records: Sequence[Record], network: Network) -> 
     for label, name in enumerate(network.class_names):
         count = len({record.group for record in records if record.label == label})
         if count < FOLDS:
-            raise HorseHumanError(
-                f"{printable(run_dir)}: {count} groups of {printable(name)} outside the test set "
-                f"are fewer than {FOLDS}: too few to calibrate on"
-            )
+            few = f"{count} groups of {printable(name)} outside the test set are fewer than {FOLDS}"
+            raise HorseHumanError(f"{printable(run_dir)}: {few}: too few to calibrate on")
 
 
 def cross_validated_logits(config: DictConfig) -> tuple[list[Record], Floats]:
@@ -125,13 +114,11 @@ def cross_validated_logits(config: DictConfig) -> tuple[list[Record], Floats]:
             "model": {"temperature": 1.0, "certain_from": 0.5},
             "trainer": {"strategy": "auto", "devices": 1, "num_nodes": 1},
         }
-        fold_config = OmegaConf.merge(config, changes)
-        assert isinstance(fold_config, DictConfig)
+        fold_config: Any = OmegaConf.merge(config, changes)
         log.info("fold %d of %d", fold + 1, FOLDS)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             run_dir = Path(folder) / "run"
-            with contextlib.redirect_stdout(io.StringIO()):  # paths of a folder that is removed
-                train(fold_config, run_dir)
+            train(fold_config, run_dir)  # prints paths of a folder that is removed
             held_out = read_run_images(run_dir).split("validation")
             predictions = predict_labelled(load_classifier(run_dir), held_out)
         records += predictions.records
@@ -150,20 +137,30 @@ def embed_records(network: Inception, records: Sequence[Record]) -> torch.Tensor
     return torch.cat(features)
 
 
-def summarize(
-    logits: Floats,
-    scaled: Floats,
-    settings: dict[str, Any],
-    labels: NDArray[np.int64],
-    groups: Sequence[str],
-    threshold: float,
-) -> dict[str, Any]:
-    """Return metrics of the held-out predictions before and after calibration, plain numbers."""
+def fit_thresholds(
+    records: Sequence[Record], logits: Floats, threshold: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fit temperature and confidence threshold to held-out predictions.
+
+    Args:
+        records: N images.
+        logits: Their uncalibrated logits, ``(N,)``.
+        threshold: Smallest probability of class 1, in (0, 1), at which an image is of class 1.
+
+    Returns:
+        Both values by the names of the classifier's settings, and the metrics before and after
+        calibration, plain numbers.
+    """
+    labels = np.array([record.label for record in records])
+    groups = [record.group for record in records]
+    temperature = calibration.fit_temperature(logits, labels, groups, threshold)
+    scaled = calibration.scale_logits(logits, temperature, threshold)
+    confidence = calibration.fit_confidence_threshold(scaled, labels, groups, threshold)
     report: dict[str, Any] = {
         "pictures": len(labels),
         "groups": len(set(groups)),
-        "temperature": settings["temperature"],
-        "certain from": settings["certain_from"],
+        "temperature": temperature,
+        "certain from": confidence,
     }
     for when, values in (("before", logits), ("after", scaled)):
         probabilities = 1 / (1 + np.exp(-values))
@@ -172,7 +169,7 @@ def summarize(
             report[f"{name} {when}"] = metrics[name]
     predicted = probabilities >= threshold
     wrong = predicted != (labels == 1)
-    certain = np.where(predicted, probabilities, 1 - probabilities) >= settings["certain_from"]
+    certain = np.where(predicted, probabilities, 1 - probabilities) >= confidence
     report["share of pictures that are not unsure"] = float(certain.mean())
     report["share of errors among them"] = float(wrong[certain].mean()) if certain.any() else 0.0
     report["share of errors that is aimed at"] = calibration.ERROR_RATE
@@ -180,4 +177,4 @@ def summarize(
     report["groups with an error"] = count
     bound = clopper_pearson_interval(count, report["groups"])[1]
     report["share of groups with an error, upper 97.5 % bound"] = bound
-    return report
+    return {"temperature": temperature, "certain_from": confidence}, report

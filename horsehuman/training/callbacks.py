@@ -10,7 +10,6 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.model_summary.model_summary import summarize
-from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from horsehuman.distributed import rank, sync_buffers, world_size
@@ -92,8 +91,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_checkpoint(Path(path), checkpoint)
         except OSError as error:
-            message = "%s is not saved (%s): the run goes on, with the one before, if any"
-            log.warning(message, printable(path), error.strerror)
+            log.warning("%s is not saved (%s): the run goes on", printable(path), error.strerror)
 
 
 class CheckpointMetrics(L.Callback):
@@ -115,8 +113,7 @@ class CheckpointMetrics(L.Callback):
         """Take the epoch's metrics, and flush the log before the checkpoint is written."""
         self.metrics = epoch_metrics(trainer)
         checkpoint["callbacks"][self.state_key] = self.state_dict()  # Lightning took it before
-        logger: Any = trainer.logger
-        logger.experiment.flush()
+        trainer.logger.experiment.flush()  # type: ignore[union-attr]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the metrics and the seconds, for the checkpoint."""
@@ -149,8 +146,8 @@ class TerminalProgress(L.Callback):
     """Show a progress bar over all steps, and print a line of metrics after each epoch."""
 
     def __init__(self) -> None:
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._bar = progress_bar()
+        self._task = self._bar.add_task("", total=None)
         self._start = 0.0
 
     def on_train_start(self, trainer: L.Trainer, *unused: Any) -> None:
@@ -164,7 +161,7 @@ class TerminalProgress(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *unused: Any) -> None:
         """Move the bar."""
-        self._move(trainer.global_step)
+        self._bar.update(self._task, completed=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the epoch's line: loss and accuracy, held-out loss and accuracy, seconds."""
@@ -177,34 +174,25 @@ class TerminalProgress(L.Callback):
             on_test = getattr(trainer.datamodule, "validation", "") == "test"  # type: ignore[attr-defined]
             line += f"  {'test set' if on_test else 'held out'}: loss {logged['val/loss']:.4f}"
             line += f"  accuracy {logged['val/acc']:6.1%}"
-        line += f"  {time.monotonic() - self._start:.1f} s"
-        (self._bar.console if self._bar else console()).print(line)
+        self._bar.console.print(f"{line}  {time.monotonic() - self._start:.1f} s")
 
     def on_test_start(self, trainer: L.Trainer, *unused: Any) -> None:
         """Show the bar."""
         self._show("testing", sum(trainer.num_test_batches))
 
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, index: int, *unused: Any
-    ) -> None:
+    def on_test_batch_end(self, *unused: Any) -> None:
         """Move the bar."""
-        self._move(index + 1)
+        self._bar.advance(self._task)
 
     def hide(self, *unused: Any, **named: Any) -> None:
         """Remove the bar: training or the test has ended, or was interrupted."""
-        if self._bar:
-            self._bar.stop()
+        self._bar.stop()
 
     on_train_end = on_test_end = on_exception = hide
 
     def _show(self, description: str, total: float | None) -> None:
-        self._bar = progress_bar()
-        self._task = self._bar.add_task(description, total=total)
+        self._bar.update(self._task, description=description, total=total)
         self._bar.start()
-
-    def _move(self, done: int) -> None:
-        if self._bar:
-            self._bar.update(self._task, completed=done)
 
 
 def print_summary(model: L.LightningModule, depth: int = 3) -> None:
@@ -216,22 +204,15 @@ def print_summary(model: L.LightningModule, depth: int = 3) -> None:
     """
     rows = table("layer", "type", "output shape", "parameters", "", left=3)
     summary = summarize(model, max_depth=-1)
-    modules = dict(model.named_modules())
-    for name, shape in zip(summary.layer_names, summary.out_sizes, strict=True):
-        module = modules[name]
-        is_leaf = not any(True for _ in module.children())
+    columns = (summary.named_modules, summary.out_sizes, summary.param_nums)
+    for (name, module), shape, count in zip(*columns, strict=True):
         level = name.count(".") + 1
-        if shape == "?" or level > depth or not (is_leaf or level == depth):
+        if shape == "?" or level > depth or (level < depth and list(module.children())):
             continue
-        parameters = list(module.parameters())
-        state = "trained" if any(p.requires_grad for p in parameters) else "frozen"
-        rows.add_row(
-            name,
-            type(module).__name__,
-            " x ".join(map(str, ["N", *shape[1:]])),
-            f"{sum(p.numel() for p in parameters):,}" if parameters else "",
-            state if parameters else "",
-        )
+        trained = any(parameter.requires_grad for parameter in module.parameters())
+        parameters = (f"{count:,}", "trained" if trained else "frozen") if count else ()
+        size = " x ".join(map(str, ["N", *shape[1:]]))
+        rows.add_row(name, type(module).__name__, size, *parameters)
     console().print(rows, crop=False, no_wrap=True)
-    total, trained = summary.total_parameters, summary.trainable_parameters
-    console().print(f"{total:,} parameters, {trained:,} of them trained")
+    total, trainable = summary.total_parameters, summary.trainable_parameters
+    console().print(f"{total:,} parameters, {trainable:,} of them trained")

@@ -3,9 +3,10 @@
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from horsehuman.data.image_sets import read_config
 from horsehuman.distributed import env_world_size
@@ -28,18 +29,15 @@ def load_config(run_dir: Path) -> DictConfig:
         HorseHumanError: If there is none, or it is damaged or has an interpolation.
     """
     values = read_config(run_dir / "config.yaml")
-    sections_are_dicts = all(
-        isinstance(values.get(section), dict) for section in ("model", "trainer")
-    )
-    if not sections_are_dicts or not values.keys() >= _REQUIRED_SECTIONS or "${" in str(values):
+    dicts = {name for name, value in values.items() if isinstance(value, dict)}
+    complete = dicts >= {"model", "trainer"} and values.keys() >= _REQUIRED_SECTIONS
+    if not complete or "${" in str(values):
         path = printable(run_dir / "config.yaml")
         raise HorseHumanError(f"{path} is not the config of a run: it cannot be resumed")
     values.setdefault("histograms", False)  # older runs have no such option
     if values["model"].pop("views", 1) != 1:
         raise HorseHumanError(f"{printable(run_dir)}: model.views no longer exists: train it again")
-    config = OmegaConf.create(values)
-    assert isinstance(config, DictConfig)
-    return config
+    return DictConfig(values)
 
 
 def check_options(config: DictConfig) -> None:
@@ -61,35 +59,29 @@ def check_options(config: DictConfig) -> None:
         check_number("ema", config.ema, float, above=0, below=1)
     if not config.test and config.data.validation == "test":
         raise HorseHumanError("test=false does not go with data.validation=test: drop one of them")
-    _check_processes(config)
+    _check_processes(options, config.data.batch_size)
 
 
-def _check_processes(config: DictConfig) -> None:
-    """Check that as many processes run as the config asks for, and that they can share a batch."""
-    options = config.trainer
-    for name in ("devices", "num_nodes"):
-        value = options.get(name, 1)
+def _check_processes(options: DictConfig, size: Any) -> None:
+    """Check that as many processes run as the config asks for, and that they can share a batch.
+
+    Args:
+        options: The section ``trainer``.
+        size: The option ``data.batch_size``.
+    """
+    devices, nodes = options.get("devices", 1), options.get("num_nodes", 1)
+    for name, value in (("devices", devices), ("num_nodes", nodes)):
         check_number(f"trainer.{name}", value, int, at_least=1, at_most=64)
         if value > 1 and options.get("strategy") != "ddp":
             raise HorseHumanError(f"trainer.{name}={value}: add trainer=ddp for several processes")
-    devices, nodes = options.get("devices", 1), options.get("num_nodes", 1)
     expected, running = devices * nodes, env_world_size()
     if expected > 1 and running == 1:
         node_options = "--standalone" if nodes == 1 else f"--nnodes {nodes} (see docs/use.md)"
         command = f"torchrun {node_options} --nproc-per-node {devices} {shlex.join(sys.argv)}"
-        raise HorseHumanError(
-            f"the config needs {expected} processes and only this one is running: start them with "
-            f"{command}"
-        )
+        raise HorseHumanError(f"the config needs {expected} processes: start them with {command}")
     if running not in (1, expected):
-        raise HorseHumanError(
-            f"{running} processes are running, and trainer.devices x trainer.num_nodes is "
-            f"{expected}: add trainer=ddp"
-        )
-    size = config.data.batch_size
+        needed = f"trainer.devices x trainer.num_nodes is {expected}"
+        raise HorseHumanError(f"{running} processes are running and {needed}: add trainer=ddp")
     if isinstance(size, int) and size % expected:
-        multiple = size + -size % expected  # the next one above size
-        raise HorseHumanError(
-            f"data.batch_size={size} cannot be shared by {expected} processes: give a multiple of "
-            f"{expected}, such as {multiple}"
-        )
+        fix = f"give a multiple of {expected}, such as {size + -size % expected}"
+        raise HorseHumanError(f"data.batch_size={size} does not fit {expected} processes: {fix}")

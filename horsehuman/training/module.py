@@ -58,9 +58,12 @@ class BinaryClassifier(L.LightningModule):
         check_choice("model.schedule", schedule, SCHEDULES)
         check_number("model.label_smoothing", label_smoothing, float, at_least=0, below=1)
         check_optimizer(optimizer)
-        options |= {"optimizer": optimizer, "schedule": schedule}
-        options["label_smoothing"] = label_smoothing
-        self.hparams.update(to_plain({**network.settings, **options}))
+        training = {
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "label_smoothing": label_smoothing,
+        }
+        self.hparams.update(to_plain({**network.settings, **options, **training}))
         self.network = network
         size = network.image_size
         self.example_input_array = torch.zeros(1, 3, size, size, dtype=torch.uint8)
@@ -77,9 +80,8 @@ class BinaryClassifier(L.LightningModule):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits ``(N,)`` of images, uint8 ``(N, 3, H, W)``, or of features ``(N, F)``."""
-        logits: Tensor
-        logits = self.network.forward_head(inputs) if inputs.ndim == 2 else self.network(inputs)
-        return logits
+        features = inputs if inputs.ndim == 2 else self.network.embed(inputs)
+        return self.network.forward_head(features)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of images or features and labels, float32 ``(N,)``.
@@ -110,12 +112,11 @@ class BinaryClassifier(L.LightningModule):
             HorseHumanError: A loss or a weight is not finite. No checkpoint is written then.
         """
         loss = self.train_loss.compute()
-        metrics = {"train/loss": loss, "train/acc": self.train_accuracy.compute()}
+        metrics = {"train/loss": float(loss), "train/acc": float(self.train_accuracy.compute())}
         self.log_dict(metrics, logger=False)
         if self.logger:  # before the checkpoint: a resumed run must not log this epoch again
-            metrics["epoch"] = torch.tensor(float(self.current_epoch))
-            values = {name: float(value) for name, value in metrics.items()}
-            self.logger.log_metrics(values, step=self.global_step - 1)
+            metrics["epoch"] = self.current_epoch
+            self.logger.log_metrics(metrics, step=self.global_step - 1)
         checked = [loss, self.trainer.callback_metrics.get("val/loss", loss)]
         checked += [p.detach().sum() for p in self.parameters() if p.requires_grad]
         if not all(bool(torch.isfinite(value)) for value in checked):
@@ -227,13 +228,8 @@ class InceptionClassifier(BinaryClassifier):
     ) -> None:
         check_flag("model.cache_features", cache_features)
         network.pop("views", None)  # an option of version 0.1, in its checkpoints
-        super().__init__(
-            Inception(**network),
-            optimizer,
-            schedule,
-            label_smoothing,
-            cache_features=cache_features,
-        )
+        options = {"cache_features": cache_features}
+        super().__init__(Inception(**network), optimizer, schedule, label_smoothing, **options)
 
     def setup(self, stage: str) -> None:
         """Replace the images of the data module by their features, if they are to be cached."""
@@ -242,11 +238,8 @@ class InceptionClassifier(BinaryClassifier):
             fix = "use box, or load the checkpoint that has them"
             raise HorseHumanError(f"model.weights=checkpoint names no weights: {fix}")
         data = getattr(self.trainer, "datamodule", None)
-        if (
-            stage == "fit"
-            and self.hparams["cache_features"]
-            and isinstance(data, HorseHumanDataModule)
-        ):
+        cached = stage == "fit" and self.hparams["cache_features"]
+        if cached and isinstance(data, HorseHumanDataModule):
             self.network.to(self.trainer.strategy.root_device)
             cache = self.network.feature_cache()
             # flattened features take nearly 1 MB an image: they are not kept on disk
@@ -310,14 +303,9 @@ def make_schedule(
     if schedule == "constant":
         return lr_scheduler.ConstantLR(optimizer, factor=1.0)
     if steps == float("inf"):
-        raise HorseHumanError(
-            f"model.schedule={schedule} needs an end: set trainer.max_epochs, or use constant"
-        )
+        fix = "set trainer.max_epochs, or use constant"
+        raise HorseHumanError(f"model.schedule={schedule} needs an end: {fix}")
     if schedule == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, T_max=int(steps))
-    return lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=[float(group["lr"]) for group in optimizer.param_groups],
-        total_steps=max(int(steps), 4),
-        cycle_momentum="betas" in optimizer.defaults,
-    )
+    lr, momentum = float(optimizer.defaults["lr"]), "betas" in optimizer.defaults
+    return lr_scheduler.OneCycleLR(optimizer, lr, max(int(steps), 4), cycle_momentum=momentum)

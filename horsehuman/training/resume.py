@@ -15,7 +15,7 @@ from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.image_sets import file_digest
 from horsehuman.errors import HorseHumanError, printable
 from horsehuman.models.checkpoint import read_checkpoint
-from horsehuman.run_dir import read_json, write_json
+from horsehuman.run_dir import read_json
 from horsehuman.runtime import cpu_name
 
 log = logging.getLogger(__name__)
@@ -57,11 +57,6 @@ def make_run_record(config: str, data: HorseHumanDataModule) -> dict[str, Any]:
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
     }
-
-
-def write_run_record(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Write ``run.json``."""
-    write_json(run_dir / RECORD, record)
 
 
 def compare_run_record(run_dir: Path, record: Mapping[str, Any], *, allow_changes: bool) -> None:

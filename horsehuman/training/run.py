@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -66,47 +67,44 @@ def train(
     check_options(config)
     share_cores()
     with process_group():
-        return _train(config, Path(broadcast(str(run_dir))), resuming, allow_changes)
-
-
-def _train(
-    config: DictConfig, run_dir: Path, resuming: bool, allow_changes: bool
-) -> dict[str, Any]:
-    started = time.monotonic()
-    if resuming and (run_dir / "metrics.json").exists():
-        raise HorseHumanError(f"resume={run_dir}: this run has ended, there is nothing to resume")
-    build.silence_lightning()
-    memory = PeakMemory()
-    model, data = build.build_model_and_data(config)
-    last = run_dir / "checkpoints" / "last.ckpt"
-    trainer = build.build_trainer(
-        config, run_dir, data, resume.completed_steps(last) if resuming else None
-    )
-    if rank() == 0:
-        prepare_run_dir(config, run_dir, data, resuming, allow_changes)
-    with lock_run(run_dir) if rank() == 0 else nullcontext():
-        fit(trainer, model, data, config, run_dir)
-    logger: Any = trainer.logger
-    metrics, seconds_before = training_metrics(trainer, config.seed, memory, started)
-    sync_buffers(model)
-    tensorboard.log_validation_report(logger, model, data, trainer.global_step)
-    steps, model_class = trainer.global_step, type(model)
-    del model, trainer
-    data.trainer = None
-    gc.collect()  # frees the memory that the test needs
-    if config.test:
-        final = broadcast(str(run_dir / "checkpoints" / "final.ckpt"))  # after rank 0 wrote it
-        tested = model_class.load_from_checkpoint(final, map_location="cpu")
-        metrics |= test(tested, data, config.trainer)
-    metrics["seconds"] = round(seconds_before + time.monotonic() - started, 1)
-    if rank() == 0:
-        tensorboard.log_hyperparameters(
-            logger, OmegaConf.to_container(config, resolve=True), metrics, steps
-        )
-        write_json(run_dir / "metrics.json", metrics, sort_keys=True)
-        link_latest(run_dir)
-        print_results(run_dir, metrics, data)
-    return metrics
+        run_dir = Path(broadcast(str(run_dir)))
+        started = time.monotonic()
+        if resuming and (run_dir / "metrics.json").exists():
+            raise HorseHumanError(f"resume={run_dir}: this run has ended: nothing to resume")
+        build.silence_lightning()
+        memory = PeakMemory()
+        model, data = build.build_model_and_data(config)
+        text = OmegaConf.to_yaml(config, resolve=True)
+        steps = resume.completed_steps(run_dir / "checkpoints" / "last.ckpt") if resuming else None
+        trainer = build.build_trainer(config, run_dir, data, purge_step=steps)
+        if rank() == 0:
+            record = resume.make_run_record(text, data)
+            if resuming:
+                resume.compare_run_record(run_dir, record, allow_changes=allow_changes)
+            else:
+                write_run_dir(run_dir, text, record, data)
+        with lock_run(run_dir) if rank() == 0 else nullcontext():
+            fit(trainer, model, data, text, run_dir)
+        logger: Any = trainer.logger
+        metrics, seconds_before = training_metrics(trainer, config.seed, memory, started)
+        sync_buffers(model)
+        tensorboard.log_validation_report(logger, model, data, trainer.global_step)
+        steps, model_class = trainer.global_step, type(model)
+        del model, trainer
+        data.trainer = None
+        gc.collect()  # frees the memory that the test needs
+        if config.test:
+            final = broadcast(str(run_dir / "checkpoints" / "final.ckpt"))  # after rank 0 wrote it
+            tested = model_class.load_from_checkpoint(final, map_location="cpu")
+            metrics |= test(tested, data, config.trainer)
+        metrics["seconds"] = round(seconds_before + time.monotonic() - started, 1)
+        if rank() == 0:
+            values = OmegaConf.to_container(config, resolve=True)
+            tensorboard.log_hyperparameters(logger, values, metrics, steps)
+            write_json(run_dir / "metrics.json", metrics, sort_keys=True)
+            link_latest(run_dir)
+            print_results(run_dir, metrics, data)
+        return metrics
 
 
 def share_cores() -> None:
@@ -119,36 +117,37 @@ def share_cores() -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_world_size))
 
 
-def prepare_run_dir(
-    config: DictConfig,
-    run_dir: Path,
-    data: HorseHumanDataModule,
-    resuming: bool,
-    allow_changes: bool,
+def write_run_dir(
+    run_dir: Path, config: str, record: Mapping[str, Any], data: HorseHumanDataModule
 ) -> None:
-    """Write the files that are known before training; for a resumed run, check them."""
-    text = OmegaConf.to_yaml(config, resolve=True)
-    record = resume.make_run_record(text, data)
-    if resuming:
-        resume.compare_run_record(run_dir, record, allow_changes=allow_changes)
-        return
+    """Create the folder of a new run with the files that are known before training.
+
+    Args:
+        run_dir: The run folder.
+        config: The run's config as YAML.
+        record: Content of ``run.json``.
+        data: After ``setup``.
+    """
     assert data.root is not None
     create_run_dir(run_dir)
     write_splits(run_dir, data.root, data.records, data.class_names)
-    resume.write_run_record(run_dir, record)
+    write_json(run_dir / resume.RECORD, record)
     if data.skipped:
         write_csv(run_dir / "skipped.csv", ("picture", "reason"), data.skipped.items())
-    write_bytes(run_dir / "config.yaml", text.encode())  # last: a folder with it is complete
+    write_bytes(run_dir / "config.yaml", config.encode())  # last: a folder with it is complete
 
 
 def fit(
-    trainer: L.Trainer,
-    model: L.LightningModule,
-    data: HorseHumanDataModule,
-    config: DictConfig,
-    run_dir: Path,
+    trainer: L.Trainer, model: Any, data: HorseHumanDataModule, config: str, run_dir: Path
 ) -> None:
     """Train from the last checkpoint, if there is one, and strip the final checkpoints.
+
+    Args:
+        trainer: The trainer.
+        model: The Lightning module.
+        data: After ``setup``.
+        config: The run's config as YAML, for TensorBoard.
+        run_dir: The run folder.
 
     Raises:
         HorseHumanError: Lightning refuses the options, or no epoch was trained.
@@ -162,9 +161,8 @@ def fit(
         remove_partial_files(last.parent)
     checkpoint = broadcast(str(last) if last.is_file() else None)
     if rank() == 0 and checkpoint is None:
-        logger: Any = trainer.logger
         sheet = tensorboard.write_samples(run_dir, data.samples())
-        tensorboard.log_run_inputs(logger, OmegaConf.to_yaml(config, resolve=True), sheet)
+        tensorboard.log_run_inputs(trainer.logger, config, sheet)  # type: ignore[arg-type]
     callbacks.print_summary(model)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -182,8 +180,7 @@ def finalize_checkpoints(folder: Path) -> None:
     """
     last, best = folder / "last.ckpt", folder / "best.ckpt"
     if not last.is_file():
-        options = "trainer.limit_train_batches and the options that you added"
-        raise HorseHumanError(f"no epoch was trained: check {options}")
+        raise HorseHumanError("no epoch was trained: check the options of trainer")
     strip_optimizer_state(last, folder / "final.ckpt")
     if best.is_file():
         strip_optimizer_state(best, best)
@@ -199,14 +196,13 @@ def training_metrics(
     """
     saved = next(c for c in trainer.callbacks if isinstance(c, callbacks.CheckpointMetrics))  # type: ignore[attr-defined]
     peaks = [peak for peak in all_gather(memory.gigabytes()) if peak]
-    metrics = {
+    return {
         "epochs": trainer.current_epoch,
         **(callbacks.epoch_metrics(trainer) or saved.metrics),
         "seed": seed,
         "seconds_training": round(saved.seconds_before + time.monotonic() - started, 1),
         "peak_memory_gb": round(sum(peaks), 3) or None,
-    }
-    return metrics, saved.seconds_before
+    }, saved.seconds_before
 
 
 def test(model: L.LightningModule, data: HorseHumanDataModule, options: Any) -> dict[str, Any]:
@@ -223,22 +219,16 @@ def test(model: L.LightningModule, data: HorseHumanDataModule, options: Any) -> 
     names = ("accelerator", "strategy", "devices", "num_nodes")
     trainer = L.Trainer(
         **{name: options[name] for name in names if name in options},
-        plugins=build.cluster_environment(),
         callbacks=callbacks.TerminalProgress(),
         logger=False,
         enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **build.QUIET,
     )
     metrics = dict(trainer.test(model, datamodule=data, verbose=False)[0])
     if not all(math.isfinite(value) for value in metrics.values()):
         raise HorseHumanError("the test metrics are not finite: lower model.optimizer.lr")
     count = len(data.test_dataloader().dataset)  # type: ignore[arg-type]
-    return {
-        **metrics,
-        "test/pictures": count,
-        "test/right": round(metrics["test/acc"] * count),
-    }
+    return metrics | {"test/pictures": count, "test/right": round(metrics["test/acc"] * count)}
 
 
 def print_results(run_dir: Path, metrics: dict[str, Any], data: HorseHumanDataModule) -> None:

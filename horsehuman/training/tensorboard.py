@@ -58,14 +58,9 @@ def log_validation_report(
     name = "test set" if data.validation == "test" else "held out"
     writer: Any = logger.experiment
     writer.add_pr_curve(f"{name}/precision and recall", labels, probabilities, step)
-    figure = plots.report(
-        probabilities.double().numpy(),
-        labels,
-        [record.group for record in records],
-        network.threshold,
-        network.class_names,
-        f"{name}, after training: {len(records)} pictures",
-    )
+    values, groups = probabilities.double().numpy(), [record.group for record in records]
+    title = f"{name}, after training: {len(records)} pictures"
+    figure = plots.report(values, labels, groups, network.threshold, network.class_names, title)
     writer.add_figure(f"{name}/report", figure, step)
 
 

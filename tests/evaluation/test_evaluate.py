@@ -198,7 +198,7 @@ def test_training_with_special_names(odd: Path, tmp_path: Path) -> None:
         (["--group-pattern", "(.)"], "has groups of its own"),
         (["--out", "RUN"], "is a run's folder: name another one"),
         (["--out", "CUT/config.yaml/x"], "cannot write into"),
-        (["--out", "FILE"], "config.yaml is a file: name a folder"),
+        (["--out", "FILE"], "config.yaml: File exists; name another folder with --out"),
     ],
 )
 def test_wrong_input_is_one_line(
