@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from horsehuman.data.archives import bundled_archives
+from horsehuman.data.archives import ARCHIVES, bundled_archives
 from horsehuman.models.inception import bundled_backbone
 
 ASSETS = bundled_backbone().parent
@@ -66,7 +66,15 @@ def test_the_pictures_in_the_box_are_close_to_the_originals(split: str, original
 
 @pytest.mark.slow
 def test_the_box_can_be_rebuilt_the_same_twice(originals: Path, tmp_path: Path) -> None:
-    command = [sys.executable, script.__file__, "--archives", str(originals)]
+    """Recode twenty pictures of each official archive."""
+    for name in ARCHIVES.values():
+        with (
+            zipfile.ZipFile(originals / name) as given,
+            zipfile.ZipFile(tmp_path / name, "w") as few,
+        ):
+            for member in [m for m in given.namelist() if m.endswith(".png")][:20]:
+                few.writestr(member, given.read(member))
+    command = [sys.executable, script.__file__, "--archives", str(tmp_path)]
     built = []
     for number in ("1", "2"):
         target = tmp_path / number

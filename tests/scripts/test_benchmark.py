@@ -15,7 +15,7 @@ from horsehuman.training.build import build
 from horsehuman.training.config import compose
 
 #: The rows that take least time, and how many lines each adds to the table.
-ROWS = {"head_step": 1, "evaluate": 1, "growth": 4}
+ROWS = {"head_step": 1, "growth": 4}
 
 
 @pytest.mark.slow
