@@ -67,7 +67,7 @@ def test_loads_offline_and_without_the_bundled_backbone(
     monkeypatch.setattr("socket.getaddrinfo", refuse)
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("safetensors.torch.load_file", refuse)
-    monkeypatch.setattr("horsehuman.models.inception.read_pretrained", refuse)
+    monkeypatch.setattr("timm.list_pretrained", refuse)
     assert load_classifier(path).image_size == 96
     hostile = {**model.hparams, "weights": "tv_in1k"}
     assert load_classifier(change(path, path, hyper_parameters=hostile)).image_size == 96
