@@ -161,9 +161,9 @@ def find_layer(network: Network, name: str) -> str:
     """
     maps = activations(network, torch.zeros(3, 8, 8, dtype=torch.uint8))
     name = name.removeprefix("network.")
-    matches = [layer for layer in maps if layer == name or layer.endswith(f".{name}")]
-    if name in maps or len(matches) == 1:
-        return name if name in maps else matches[0]
+    matches = [name] if name in maps else [layer for layer in maps if layer.endswith(f".{name}")]
+    if len(matches) == 1:
+        return matches[0]
     hint = closest(name, map(short_layer_name, maps))
     reason = "is ambiguous" if matches else f"is not a layer with feature maps{hint}"
     examples = " | ".join(map(short_layer_name, matches[:4] or stages(maps)))
@@ -210,9 +210,8 @@ def explain_and_report(
     """
     out = options.out or Path("explain.png")
     if options.plot:
-        if out.is_dir() or out.suffix.lower() != ".png":
-            name = f"{printable(out)} is {'a folder' if out.is_dir() else 'not a PNG file'}"
-            raise HorseHumanError(f"--out {name}: name a PNG file, such as explain.png")
+        if out.suffix.lower() != ".png":
+            raise HorseHumanError(f"--out {printable(out)}: name a PNG file, such as explain.png")
         check_output_file(out, force=options.force)
     network = load_classifier(model)
     layer = find_layer(network, layer) if layer else None
@@ -256,11 +255,11 @@ def _explain_each(network: Network, names: Sequence[str], layer: str | None) -> 
             continue
         scores, heat = explain_answer(network, image, layer)
         answer = decide(network, name, scores, always_answer=True)
-        caption = f"{answer.class_name} {answer.probability:.0%}"
+        stem = printable(Path(name).stem)[-22:]
+        caption = f"{stem}\n{answer.class_name} {answer.probability:.0%}"
         if not heat.any():
             log.warning("%s: the heat map for %s is empty", printable(name), answer.class_name)
             caption += ", no heat"
-        caption = f"{printable(Path(name).stem)[-22:]}\n{caption}"
         yield decide(network, name, scores), (image, overlay(image, heat), caption)
 
 
@@ -277,8 +276,7 @@ def _draw(network: Network, panels: Sequence[Panel], title: str) -> Figure:
     for name in stages(activations_by_layer):
         maps = activations_by_layer[name].clamp_min(0)  # as after a ReLU
         strongest = maps.flatten(1).std(1).topk(min(10, len(maps))).indices
-        channels, height, width = maps.shape
-        row_title = f"{short_layer_name(name)}\n{channels} x {height} x {width}"
-        rows.append((row_title, maps[strongest].numpy()))
+        shape = " x ".join(map(str, maps.shape))
+        rows.append((f"{short_layer_name(name)}\n{shape}", maps[strongest].numpy()))
     picture = images[0].permute(1, 2, 0).numpy()
     return plots.layers(picture, heat_maps[0], captions[0], rows, title)

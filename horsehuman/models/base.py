@@ -52,8 +52,7 @@ class Network(nn.Module, ABC):
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__()
-        plain: dict[str, Any] = to_plain(settings)
-        self.settings = plain
+        self.settings = plain = to_plain(settings)
         self.image_size: int = plain["image_size"]
         names = plain["class_names"]
         if isinstance(names, str) or not isinstance(names, Sequence) or len(names) != 2:
@@ -275,10 +274,8 @@ def initialise(network: nn.Module, scheme: str) -> None:
         HorseHumanError: If there is no such scheme.
     """
     check_choice("model.initialisation", scheme, ("torch", "keras"))
-    if scheme == "torch":
-        return
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if scheme == "keras" and isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -111,7 +111,7 @@ def fit_confidence_threshold(
 
 
 def fit_neither_threshold(
-    features: Tensor, labels: Tensor, groups: Sequence[str], folds: int = 5, seed: int = 0
+    features: Tensor, labels: Tensor, groups: Sequence[str], folds: int = 5
 ) -> tuple[Tensor, float]:
     """Compute class means and fit the neither threshold.
 
@@ -123,12 +123,11 @@ def fit_neither_threshold(
         labels: 0 or 1, ``(N,)``.
         groups: Group of each image.
         folds: Number of folds, at most the number of groups of the class with fewer groups.
-        seed: Seed of the assignment of groups to folds.
 
     Returns:
         Class means ``(2, F)`` of all images, and the neither threshold, rounded to 6 decimals.
     """
-    fold_index = torch.from_numpy(group_folds(labels.numpy(), groups, folds, seed))
+    fold_index = torch.from_numpy(group_folds(labels.numpy(), groups, folds))
     distances = torch.empty(len(features))
     for fold in range(folds):
         held_out = fold_index == fold
@@ -156,12 +155,11 @@ def cross_validated_probabilities(
     if min_groups_per_class(labels, groups) < folds:
         return None
     fold_index = torch.from_numpy(group_folds(labels, groups, folds))
-    probabilities = np.zeros(len(labels))
-    targets = torch.from_numpy(labels).float()
+    probabilities, targets = torch.zeros(len(labels)), torch.from_numpy(labels).float()
     for fold in range(folds):
         held_out = fold_index == fold
-        probabilities[held_out.numpy()] = _fit_probe(features, targets, held_out)
-    return probabilities
+        probabilities[held_out] = _fit_probe(features, targets, held_out)
+    return probabilities.double().numpy()
 
 
 def _fit_probe(features: Tensor, targets: Tensor, held_out: Tensor) -> Tensor:
@@ -173,23 +171,22 @@ def _fit_probe(features: Tensor, targets: Tensor, held_out: Tensor) -> Tensor:
         held_out: Mask of the images to predict, bool of shape ``(N,)``; the others are fitted.
 
     Returns:
-        Probability of class 1 for each of the M held-out images, float64 of shape ``(M,)``.
+        Probability of class 1 for each of the M held-out images, float32 of shape ``(M,)``.
     """
     train = features[~held_out]
-    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
-    x, y = (train - mean) / std, targets[~held_out]
+    x = (features - train.mean(0)) / train.std(0).clamp_min(1e-6)
     weight = torch.zeros(x.shape[1] + 1, requires_grad=True)  # entry 0 is the bias
     optimizer = torch.optim.LBFGS([weight], max_iter=60, line_search_fn="strong_wolfe")
+    fitted, labels = x[~held_out], targets[~held_out]
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        penalty = RIDGE_PENALTY * weight[1:].square().sum()
-        logits = x @ weight[1:] + weight[0]
-        value = functional.binary_cross_entropy_with_logits(logits, y) + penalty
+        logits = fitted @ weight[1:] + weight[0]
+        value = functional.binary_cross_entropy_with_logits(logits, labels)
+        value = value + RIDGE_PENALTY * weight[1:].square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]
-    logits = ((features[held_out] - mean) / std) @ weight[1:].detach() + weight[0].detach()
-    return logits.sigmoid().double()
+    return (x[held_out] @ weight[1:] + weight[0]).detach().sigmoid()

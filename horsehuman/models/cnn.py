@@ -77,10 +77,8 @@ class CNN(Network):
             check_flag(f"model.{name}", self.settings[name])
         self.features, size = self._build_layers()
         if size < 1:
-            raise HorseHumanError(
-                f"model.image_size={image_size} is too small for {len(channels)} blocks: "
-                "increase it, or use fewer model.channels"
-            )
+            reason = f"is too small for {len(channels)} blocks: increase it, or use fewer channels"
+            raise HorseHumanError(f"model.image_size={image_size} {reason}")
         # The layer before the last max pooling, whose maps are twice as large.
         self.heat_layer = f"features.{len(self.features) - 3}"
         self.pool = Pool(pool)
