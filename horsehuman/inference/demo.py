@@ -9,13 +9,9 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from horsehuman.data.archives import image_root
 from horsehuman.data.images import PictureError, read_picture
@@ -24,6 +20,7 @@ from horsehuman.errors import HorseHumanError, printable
 from horsehuman.inference.explain import explain_answer, overlay
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier
+from horsehuman.plots import Image
 from horsehuman.runtime import BUNDLED
 
 log = logging.getLogger(__name__)
@@ -39,9 +36,6 @@ MAX_AGE = 300
 
 #: Example images on the page, below the folder of the bundled test set.
 EXAMPLES = ("horses/horse1-105.webp", "horses/horse3-498.webp", "humans/valhuman01-00.webp")
-
-#: An answer as HTML, and the image with the heat map over it, uint8 ``(S, S, 3)``, if any.
-Answer = tuple[str, NDArray[np.uint8] | None]
 
 # An answer and a note below it. Screen readers read a status out when it changes.
 _ANSWER = (
@@ -141,7 +135,7 @@ def build_page(gradio: Any, model: str, examples: Path) -> Any:
     return page
 
 
-def respond(networks: Mapping[str, Network], path: str | None, name: str) -> Answer:
+def respond(networks: dict[str, Network], path: str | None, name: str) -> tuple[str, Image | None]:
     """Classify an uploaded image and draw its heat map.
 
     Args:

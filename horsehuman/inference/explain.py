@@ -6,10 +6,8 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from horsehuman import plots
@@ -29,7 +27,7 @@ from horsehuman.runtime import track
 MAX_IMAGES = 160
 
 #: An image uint8 ``(3, S, S)``, the heat map over it uint8 ``(S, S, 3)``, and a caption.
-Panel = tuple[Tensor, NDArray[np.uint8], str]
+Panel = tuple[Tensor, plots.Image, str]
 
 #: The prediction on an image and, if the image can be read, its panel.
 Explained = tuple[Prediction, Panel | None]
@@ -170,7 +168,7 @@ def find_layer(network: Network, name: str) -> str:
     raise HorseHumanError(f"--layer {printable(name)} {reason}: use one such as {examples}")
 
 
-def overlay(image: Tensor, heat: Tensor) -> NDArray[np.uint8]:
+def overlay(image: Tensor, heat: Tensor) -> plots.Image:
     """Blend a heat map over an image.
 
     Args:

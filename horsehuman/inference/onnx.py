@@ -55,20 +55,17 @@ class OnnxClassifier:
         fault = HorseHumanError(f"{name} is damaged or not a file of horsehuman: export it again")
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=[provider])
-        except Exception as error:  # ONNX Runtime raises many types for damaged or foreign files.
-            raise fault from error
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        version = printable(metadata.get("horsehuman_format", "unknown"))
-        if version != str(FORMAT):
-            raise HorseHumanError(f"{name} has format {version}, not {FORMAT}: export it again")
-        try:
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            version, digest = metadata["horsehuman_format"], metadata.get(DIGEST)
             first, second = json.loads(metadata["class_names"])
             self.class_names = str(first), str(second)
             self.threshold = float(metadata["threshold"])
             self.confidence_threshold = float(metadata["certain_from"])
-        except (KeyError, ValueError, TypeError) as error:
+        except Exception as error:  # ONNX Runtime raises many types for damaged or foreign files.
             raise fault from error
-        digest = metadata.get(DIGEST)
+        if version != str(FORMAT):
+            reason = f"has format {printable(version)}, not {FORMAT}"
+            raise HorseHumanError(f"{name} {reason}: export it again")
         names = {entry.name for entry in self._session.get_inputs() + self._session.get_outputs()}
         if (digest and digest_of(content, digest) != digest) or not names >= {INPUT, *OUTPUTS}:
             raise fault

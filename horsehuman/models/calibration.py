@@ -8,16 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
 from horsehuman.data.records import group_folds, min_groups_per_class
-from horsehuman.decision import Floats
+from horsehuman.decision import Floats, Ints
 from horsehuman.models.inception import class_mean_distance, class_means
-
-Ints = NDArray[np.int64]
 
 #: Target error rate among the predictions that are not unsure.
 ERROR_RATE = 0.01
@@ -104,10 +101,8 @@ def fit_confidence_threshold(
     wrong, weights = predicted != (labels == 1), group_weights(groups)
     order = np.argsort(-confidences, kind="stable")
     rates = np.cumsum((weights * wrong)[order]) / np.cumsum(weights[order])
-    candidates = np.flatnonzero((rates <= rate) & ~wrong[order])
-    if not len(candidates):
-        return 0.999
-    return float(np.clip(np.floor(confidences[order][candidates[-1]] * 1e4) / 1e4, 0.5, 0.999))
+    smallest = confidences[order][(rates <= rate) & ~wrong[order]].min(initial=1)
+    return float(np.clip(np.floor(smallest * 1e4) / 1e4, 0.5, 0.999))
 
 
 def fit_neither_threshold(

@@ -33,9 +33,6 @@ INFERENCE_KEYS = (*_LIGHTNING_KEYS, "hparams_name", "hyper_parameters", "horsehu
 #: Names of the two files of a classifier in a model hub folder.
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
-#: Key of this package's metadata in a checkpoint, and key of the checksum in the metadata.
-METADATA, CHECKSUM = "horsehuman", "checksum"
-
 # Class names of LightningModules, as checkpoints store them, and their networks.
 _NETWORKS: dict[str, type[Network]] = {"CNNClassifier": CNN, "InceptionClassifier": Inception}
 
@@ -113,11 +110,10 @@ def find_checkpoint(source: str | Path) -> Path:
     for file in (path, path / WEIGHTS_FILE, path / "checkpoints" / "final.ckpt"):
         if file.is_file():
             return file
-    name, last = printable(path), path / "checkpoints" / "last.ckpt"
-    if last.is_file():
-        raise HorseHumanError(f"{name} has not finished: use {printable(last)} instead")
+    name = printable(path)
     if path.is_dir():
-        raise HorseHumanError(f"{name} is not a run: it has no checkpoints/final.ckpt")
+        fix = "name a finished run, or its checkpoints/last.ckpt"
+        raise HorseHumanError(f"{name} has no checkpoints/final.ckpt: {fix}")
     fix = f"{closest(str(source), BUNDLED)}: give a run, a checkpoint or {' or '.join(BUNDLED)}"
     raise HorseHumanError(f"--model {name}: no such run or file{fix}")
 
@@ -156,9 +152,8 @@ def read_classifier_file(path: Path) -> dict[str, Any]:
         checkpoint = hub_checkpoint(config, safetensors.torch.load_file(path))
         if verify_checksum(checkpoint):
             return checkpoint
-    raise HorseHumanError(
-        f"{printable(path)} or its {CONFIG_FILE} is missing or damaged: copy both again"
-    )
+    files = f"{printable(path)} or its {CONFIG_FILE}"
+    raise HorseHumanError(f"{files} is missing or damaged: copy both again")
 
 
 def hub_checkpoint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -170,8 +165,9 @@ def hub_checkpoint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
             in such a file is undefined and the checksum depends on it. The tensors are copied:
             those of a file have odd addresses, with which the last bits of a result may differ.
     """
-    plain = {key: config[key] for key in ("hyper_parameters", METADATA)}
-    return {**plain, "state_dict": {key: tensors[key].clone() for key in sorted(tensors)}}
+    plain = {key: config[key] for key in ("hyper_parameters", "horsehuman")}
+    copies = {k: t.clone(memory_format=torch.contiguous_format) for k, t in sorted(tensors.items())}
+    return {**plain, "state_dict": copies}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -226,17 +222,18 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 def add_checksum(checkpoint: dict[str, Any]) -> None:
     """Compute a checkpoint's checksum and store it in the checkpoint's metadata, in place."""
-    metadata = {k: v for k, v in checkpoint.get(METADATA, {}).items() if k != CHECKSUM}
-    checkpoint[METADATA] = {**metadata, CHECKSUM: checksum({**checkpoint, METADATA: metadata})}
+    metadata = {k: v for k, v in checkpoint.get("horsehuman", {}).items() if k != "checksum"}
+    value = checksum({**checkpoint, "horsehuman": metadata})
+    checkpoint["horsehuman"] = {**metadata, "checksum": value}
 
 
 def verify_checksum(checkpoint: Mapping[str, Any]) -> bool:
     """Return whether the checksum matches; checkpoints without one pass."""
-    metadata = checkpoint.get(METADATA)
-    if not isinstance(metadata, Mapping) or CHECKSUM not in metadata:
+    metadata, expected = checkpoint.get("horsehuman"), dict(checkpoint)
+    if not isinstance(metadata, Mapping) or "checksum" not in metadata:
         return True
-    others = {k: v for k, v in metadata.items() if k != CHECKSUM}
-    return bool(checksum({**checkpoint, METADATA: others}) == metadata[CHECKSUM])
+    add_checksum(expected)
+    return bool(metadata["checksum"] == expected["horsehuman"]["checksum"])
 
 
 def checksum(value: Any, crc: int = 0) -> int:

@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -267,8 +266,7 @@ class FrozenBackbone(nn.Module):
         return maps
 
 
-@dataclass(frozen=True)
-class PretrainedWeights:
+class PretrainedWeights(NamedTuple):
     """Weights of an Inception-v3, and the mean and std of the images that they expect.
 
     Mean and std default to 0.5, as Google's weights expect.
