@@ -4,7 +4,7 @@ Images of one group resemble each other. Values that are fitted to predictions f
 training groups would therefore be too optimistic about new images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -122,10 +122,8 @@ def fit_neither_threshold(
     Returns:
         Class means ``(2, F)`` of all images, and the neither threshold, rounded to 6 decimals.
     """
-    fold_index = torch.from_numpy(group_folds(labels.numpy(), groups, folds))
     distances = torch.empty(len(features))
-    for fold in range(folds):
-        held_out = fold_index == fold
+    for held_out in _held_out_masks(labels.numpy(), groups, folds):
         means = class_means(features[~held_out], labels[~held_out])
         distances[held_out] = class_mean_distance(features[held_out], means)
     threshold = NEITHER_THRESHOLD_FACTOR * float(distances.quantile(DISTANCE_QUANTILE))
@@ -149,12 +147,16 @@ def cross_validated_probabilities(
     """
     if min_groups_per_class(labels, groups) < folds:
         return None
-    fold_index = torch.from_numpy(group_folds(labels, groups, folds))
     probabilities, targets = torch.zeros(len(labels)), torch.from_numpy(labels).float()
-    for fold in range(folds):
-        held_out = fold_index == fold
+    for held_out in _held_out_masks(labels, groups, folds):
         probabilities[held_out] = _fit_probe(features, targets, held_out)
     return probabilities.double().numpy()
+
+
+def _held_out_masks(labels: Ints, groups: Sequence[str], folds: int) -> Iterator[Tensor]:
+    """Return for each fold a mask of the images in it, bool of shape ``(N,)``."""
+    fold_index = torch.from_numpy(group_folds(labels, groups, folds))
+    return (fold_index == fold for fold in range(folds))
 
 
 def _fit_probe(features: Tensor, targets: Tensor, held_out: Tensor) -> Tensor:

@@ -80,17 +80,16 @@ def _build_network(checkpoint: Mapping[str, Any]) -> Network:
         RuntimeError: If the weights do not match the settings.
     """
     kind = _NETWORKS[check_origin(checkpoint)]
-    settings, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
-    parameters = inspect.signature(kind).parameters
-    arguments = {name: value for name, value in settings.items() if name in parameters}
+    state, parameters = checkpoint["state_dict"], inspect.signature(kind).parameters
     tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
-    bundled = kind is Inception and not any(key.startswith("backbone.") for key in tensors)
-    if kind is Inception:  # The file's value must not make it read another file or the internet.
-        arguments["weights"] = "box" if bundled else CHECKPOINT
+    backbone_in_file = any(key.startswith("backbone.") for key in tensors)
+    # The file's own `weights` must not make it read another file or the internet.
+    weights = CHECKPOINT if backbone_in_file else "box"
+    settings = {**checkpoint["hyper_parameters"], "weights": weights}
     with torch.device("meta"):  # Settings that do not match the weights must not allocate memory.
-        network = kind(**arguments)
-    if bundled:
-        tensors |= network.get_submodule("backbone").state_dict(prefix="backbone.")
+        network = kind(**{name: settings[name] for name in settings if name in parameters})
+    if isinstance(network, Inception) and not backbone_in_file:
+        tensors |= network.backbone.state_dict(prefix="backbone.")
     network.load_state_dict(tensors, assign=True)
     return network.float().to(memory_format=torch.channels_last)
 
