@@ -31,8 +31,8 @@ HOST = "127.0.0.1"
 #: Largest upload, in Gradio's notation, and largest number of requests that wait in the queue.
 MAX_UPLOAD, MAX_WAITING = "20mb", 32
 
-#: Age in seconds above which an uploaded file is deleted, and the interval between deletions.
-MAX_AGE = 300
+#: Interval between deletions of uploaded files, and age above which one is deleted, in seconds.
+DELETIONS = (300, 300)
 
 #: Example images on the page, below the folder of the bundled test set.
 EXAMPLES = ("horses/horse1-105.webp", "horses/horse3-498.webp", "humans/valhuman01-00.webp")
@@ -108,10 +108,9 @@ def build_page(gradio: Any, model: str, examples: Path) -> Any:
     """
     networks = {name: load_classifier(name) for name in dict.fromkeys((model, *BUNDLED))}
 
-    with gradio.Blocks(
-        title="Horse or human?", analytics_enabled=False, delete_cache=(MAX_AGE, MAX_AGE)
-    ) as page:
-        gradio.Markdown("# Horse or human?\nDrop, paste or take a picture, or choose one below.")
+    title = "Horse or human?"
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=DELETIONS) as page:
+        gradio.Markdown(f"# {title}\nDrop, paste or take a picture, or choose one below.")
         with gradio.Row():
             with gradio.Column(min_width=300):
                 picture = gradio.Image(

@@ -217,17 +217,15 @@ def explain_and_report(
     if options.plot and len(names) > MAX_IMAGES:
         log.warning("drawing %d of %d pictures, evenly spaced", MAX_IMAGES, len(names))
         names = evenly_spaced(names, MAX_IMAGES)
-    predictions, panels = [], []
-    for prediction, panel in _explain_each(network, names, layer):
-        predictions.append(prediction)
-        if panel and options.plot:
-            panels.append(panel)
+    explained = _explain_each(network, names, layer)
+    pairs = [(answer, panel if options.plot else None) for answer, panel in explained]
+    predictions = [answer for answer, _ in pairs]
     if all(prediction.error for prediction in predictions):
         raise HorseHumanError("no pictures to explain: name at least one that can be read")
     if options.plot:
         place = f" at {short_layer_name(layer)}" if layer else ""
         title = f"Evidence for the answer of {printable(model)}{place} (red: strong)"
-        plots.save(_draw(network, panels, title), out)
+        plots.save(_draw(network, [panel for _, panel in pairs if panel], title), out)
     if options.json:
         rows = [as_row(prediction) for prediction in predictions]
         print_json({"pictures": rows, "drawing": str(out) if options.plot else None})

@@ -135,13 +135,12 @@ def predict_and_report(
         log.info("cnn was trained on 67 rendered subjects: use --model inception for photographs")
     names = partial(expand_sources, sources, recursive=recursive)
     total = None if "-" in sources else sum(1 for _ in names())
-    predictions = predict(classifier, names(), always_answer=always_answer)
-    predictions = track(predictions, "classifying", total)
+    answers = track(predict(classifier, names(), always_answer=always_answer), "classifying", total)
     if sort_into:
-        predictions = copy_each(predictions, sort_into)
+        answers = copy_each(answers, sort_into)
     are_files = all(Path(source).is_file() for source in sources)  # Others are expanded only later.
     width = max(len(printable(source)) for source in sources) if are_files else MAX_WIDTH
-    return write_predictions(predictions, output_format, out, min(width, MAX_WIDTH))
+    return write_predictions(answers, output_format, out, min(width, MAX_WIDTH))
 
 
 def load(model: str) -> Classifier:

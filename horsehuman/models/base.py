@@ -141,8 +141,7 @@ class Network(nn.Module, ABC):
         Returns:
             float32 of shape ``(N,)``; the sigmoid is the probability of class 1.
         """
-        self.eval()
-        return self.calibrate(self(images))
+        return self.eval().calibrate(self(images))
 
     def score_features(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the three scores of :class:`~horsehuman.decision.Scores`.

@@ -59,10 +59,9 @@ def load_classifier(source: str | Path = "inception") -> Network:
     try:
         return _build_network(checkpoint).eval()
     except Exception as error:  # A damaged or foreign file may contain anything.
-        reason = f": {error}"
-        if not isinstance(error, HorseHumanError):
-            reason = f" is not a valid classifier checkpoint ({first_line(error)}): train it again"
-        raise HorseHumanError(f"{printable(path)}{reason}") from error
+        fix = "" if isinstance(error, HorseHumanError) else "; train it again"
+        text = f"cannot load {printable(path)}: {first_line(error).rstrip(':')}{fix}"
+        raise HorseHumanError(text) from error
 
 
 def _build_network(checkpoint: Mapping[str, Any]) -> Network:
@@ -82,13 +81,12 @@ def _build_network(checkpoint: Mapping[str, Any]) -> Network:
     kind = _NETWORKS[check_origin(checkpoint)]
     state, parameters = checkpoint["state_dict"], inspect.signature(kind).parameters
     tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
-    backbone_in_file = any(key.startswith("backbone.") for key in tensors)
+    has_backbone = any(key.startswith("backbone.") for key in tensors)
     # The file's own `weights` must not make it read another file or the internet.
-    weights = CHECKPOINT if backbone_in_file else "box"
-    settings = {**checkpoint["hyper_parameters"], "weights": weights}
+    settings = {**checkpoint["hyper_parameters"], "weights": CHECKPOINT if has_backbone else "box"}
     with torch.device("meta"):  # Settings that do not match the weights must not allocate memory.
         network = kind(**{name: settings[name] for name in settings if name in parameters})
-    if isinstance(network, Inception) and not backbone_in_file:
+    if isinstance(network, Inception) and not has_backbone:
         tensors |= network.backbone.state_dict(prefix="backbone.")
     network.load_state_dict(tensors, assign=True)
     return network.float().to(memory_format=torch.channels_last)
@@ -151,8 +149,7 @@ def read_classifier_file(path: Path) -> dict[str, Any]:
         checkpoint = hub_checkpoint(config, safetensors.torch.load_file(path))
         if verify_checksum(checkpoint):
             return checkpoint
-    files = f"{printable(path)} or its {CONFIG_FILE}"
-    raise HorseHumanError(f"{files} is missing or damaged: copy both again")
+    raise HorseHumanError(f"{printable(path)} or its {CONFIG_FILE} is unusable: copy both again")
 
 
 def hub_checkpoint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:

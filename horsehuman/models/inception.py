@@ -351,7 +351,6 @@ def load_pretrained(network: nn.Module, weights: PretrainedWeights, cut: str) ->
         network.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         faults = shorten(str(error).partition("\n")[2], 200)
-        reason = f"does not match inception_v3 up to {cut}: {faults}"
-        fix = "use weights of that architecture, or another model.cut"
-        raise HorseHumanError(f"model.weights={weights.source} {reason}; {fix}") from error
+        reason = f"does not match inception_v3 up to {cut}: {faults}; use others, or set model.cut"
+        raise HorseHumanError(f"model.weights={weights.source} {reason}") from error
     network.float()

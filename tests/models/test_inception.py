@@ -114,7 +114,7 @@ def test_preprocessing_equals_that_of_timm_for_the_weights(tag: str) -> None:
         ),
         (
             lambda t: t.update({"layer4.0.conv1.weight": torch.zeros(1)}),
-            r'up to Mixed_6e: Unexpected key\(s\) .*"layer4\.0\.conv1\.weight"\.; use weights',
+            r'up to Mixed_6e: Unexpected key\(s\) .*"layer4\.0\.conv1\.weight"\.; use others',
         ),
         (
             lambda t: t.update({"Mixed_5b.branch1x1.conv.weight": torch.zeros(1)}),
