@@ -4,20 +4,14 @@ The page is built with Gradio. It is served on the loopback interface only, and 
 nor the server sends a request to another host.
 """
 
-import errno
 import html
 import logging
 import os
-import socket
 import time
 import traceback
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from horsehuman.data.archives import image_root
 from horsehuman.data.images import PictureError, read_picture
@@ -26,6 +20,7 @@ from horsehuman.errors import HorseHumanError, printable
 from horsehuman.inference.explain import explain_answer, overlay
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier
+from horsehuman.plots import Image
 from horsehuman.runtime import BUNDLED
 
 log = logging.getLogger(__name__)
@@ -36,17 +31,17 @@ HOST = "127.0.0.1"
 #: Largest upload, in Gradio's notation, and largest number of requests that wait in the queue.
 MAX_UPLOAD, MAX_WAITING = "20mb", 32
 
-#: Age in seconds above which an uploaded file is deleted, and the interval between deletions.
-MAX_AGE = 300
+#: Interval between deletions of uploaded files, and age above which one is deleted, in seconds.
+DELETIONS = (300, 300)
 
 #: Example images on the page, below the folder of the bundled test set.
 EXAMPLES = ("horses/horse1-105.webp", "horses/horse3-498.webp", "humans/valhuman01-00.webp")
 
-#: An answer as HTML, and the image with the heat map over it, uint8 ``(S, S, 3)``, if any.
-Answer = tuple[str, NDArray[np.uint8] | None]
-
-# Attributes of an answer, which screen readers read out when it changes.
-_STATUS = 'class="answer" role="status" aria-live="polite" style="font-size: 1.5rem"'
+# An answer and a note below it. Screen readers read a status out when it changes.
+_ANSWER = (
+    '<div class="answer" role="status" aria-live="polite" style="font-size: 1.5rem">{}'
+    '<small style="display: block; font-size: 1rem; opacity: .8">{}</small></div>'
+)
 
 
 def serve(model: str, port: int, *, browser: bool) -> None:
@@ -69,41 +64,30 @@ def serve(model: str, port: int, *, browser: bool) -> None:
     except ImportError as error:
         raise HorseHumanError("the page needs Gradio: pip install -e '.[demo]'") from error
 
-    check_port(port)
     # Gradio calls it for every malformed request. This process serves only the page, so that no
     # other code is affected.
     traceback.print_exc = log_exception
     examples = image_root("box") / "test"
     page = build_page(gradio, model, examples)
-    page.launch(
-        server_name=HOST,
-        server_port=port,
-        inbrowser=browser,
-        prevent_thread_lock=True,
-        share=False,
-        quiet=True,
-        show_error=True,
-        max_file_size=MAX_UPLOAD,
-        allowed_paths=[str(examples)],  # the only files that are sent, beside uploads
-        css="footer { display: none !important }",
-        theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        footer_links=[],
-    )
+    try:
+        page.launch(
+            server_name=HOST,
+            server_port=port,
+            inbrowser=browser,
+            prevent_thread_lock=True,
+            share=False,
+            quiet=True,
+            show_error=True,
+            max_file_size=MAX_UPLOAD,
+            allowed_paths=[str(examples)],  # the only files that are sent, beside uploads
+            css="footer { display: none !important }",
+            theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            footer_links=[],
+        )
+    except OSError as error:  # Gradio's text names its own options.
+        raise HorseHumanError(f"--port {port} is in use or not permitted: use another") from error
     print(f"http://{HOST}:{port}  (press Ctrl-C to stop)", flush=True)
     page.block_thread()
-
-
-def check_port(port: int) -> None:
-    """Raise :class:`HorseHumanError` if a TCP port of :data:`HOST` is in use or not permitted."""
-    try:
-        with socket.socket() as probe:
-            # As in Gradio: connections of an earlier server that still close do not count.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOST, port))
-    except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        reason = "is in use" if taken else f"cannot be used ({error.strerror})"
-        raise HorseHumanError(f"--port {port} {reason}: name another one") from error
 
 
 def log_exception(*unused: object, **options: object) -> None:
@@ -124,10 +108,9 @@ def build_page(gradio: Any, model: str, examples: Path) -> Any:
     """
     networks = {name: load_classifier(name) for name in dict.fromkeys((model, *BUNDLED))}
 
-    with gradio.Blocks(
-        title="Horse or human?", analytics_enabled=False, delete_cache=(MAX_AGE, MAX_AGE)
-    ) as page:
-        gradio.Markdown("# Horse or human?\nDrop, paste or take a picture, or choose one below.")
+    title = "Horse or human?"
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=DELETIONS) as page:
+        gradio.Markdown(f"# {title}\nDrop, paste or take a picture, or choose one below.")
         with gradio.Row():
             with gradio.Column(min_width=300):
                 picture = gradio.Image(
@@ -151,7 +134,7 @@ def build_page(gradio: Any, model: str, examples: Path) -> Any:
     return page
 
 
-def respond(networks: Mapping[str, Network], path: str | None, name: str) -> Answer:
+def respond(networks: dict[str, Network], path: str | None, name: str) -> tuple[str, Image | None]:
     """Classify an uploaded image and draw its heat map.
 
     Args:
@@ -186,7 +169,4 @@ def answer_text(prediction: Prediction) -> str:
 
 def _status(text: str, note: str = "") -> str:
     """Format text as an HTML status element, with a smaller note below it."""
-    small = (
-        f'<small style="display: block; font-size: 1rem; opacity: .8">{html.escape(note)}</small>'
-    )
-    return f"<div {_STATUS}>{html.escape(text)}{small if note else ''}</div>"
+    return _ANSWER.format(html.escape(text), html.escape(note))

@@ -6,10 +6,8 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from horsehuman import plots
@@ -29,7 +27,7 @@ from horsehuman.runtime import track
 MAX_IMAGES = 160
 
 #: An image uint8 ``(3, S, S)``, the heat map over it uint8 ``(S, S, 3)``, and a caption.
-Panel = tuple[Tensor, NDArray[np.uint8], str]
+Panel = tuple[Tensor, plots.Image, str]
 
 #: The prediction on an image and, if the image can be read, its panel.
 Explained = tuple[Prediction, Panel | None]
@@ -161,16 +159,16 @@ def find_layer(network: Network, name: str) -> str:
     """
     maps = activations(network, torch.zeros(3, 8, 8, dtype=torch.uint8))
     name = name.removeprefix("network.")
-    matches = [layer for layer in maps if layer == name or layer.endswith(f".{name}")]
-    if name in maps or len(matches) == 1:
-        return name if name in maps else matches[0]
+    matches = [name] if name in maps else [layer for layer in maps if layer.endswith(f".{name}")]
+    if len(matches) == 1:
+        return matches[0]
     hint = closest(name, map(short_layer_name, maps))
     reason = "is ambiguous" if matches else f"is not a layer with feature maps{hint}"
     examples = " | ".join(map(short_layer_name, matches[:4] or stages(maps)))
     raise HorseHumanError(f"--layer {printable(name)} {reason}: use one such as {examples}")
 
 
-def overlay(image: Tensor, heat: Tensor) -> NDArray[np.uint8]:
+def overlay(image: Tensor, heat: Tensor) -> plots.Image:
     """Blend a heat map over an image.
 
     Args:
@@ -210,9 +208,8 @@ def explain_and_report(
     """
     out = options.out or Path("explain.png")
     if options.plot:
-        if out.is_dir() or out.suffix.lower() != ".png":
-            name = f"{printable(out)} is {'a folder' if out.is_dir() else 'not a PNG file'}"
-            raise HorseHumanError(f"--out {name}: name a PNG file, such as explain.png")
+        if out.suffix.lower() != ".png":
+            raise HorseHumanError(f"--out {printable(out)}: name a PNG file, such as explain.png")
         check_output_file(out, force=options.force)
     network = load_classifier(model)
     layer = find_layer(network, layer) if layer else None
@@ -220,17 +217,15 @@ def explain_and_report(
     if options.plot and len(names) > MAX_IMAGES:
         log.warning("drawing %d of %d pictures, evenly spaced", MAX_IMAGES, len(names))
         names = evenly_spaced(names, MAX_IMAGES)
-    predictions, panels = [], []
-    for prediction, panel in _explain_each(network, names, layer):
-        predictions.append(prediction)
-        if panel and options.plot:
-            panels.append(panel)
+    explained = _explain_each(network, names, layer)
+    pairs = [(answer, panel if options.plot else None) for answer, panel in explained]
+    predictions = [answer for answer, _ in pairs]
     if all(prediction.error for prediction in predictions):
         raise HorseHumanError("no pictures to explain: name at least one that can be read")
     if options.plot:
         place = f" at {short_layer_name(layer)}" if layer else ""
         title = f"Evidence for the answer of {printable(model)}{place} (red: strong)"
-        plots.save(_draw(network, panels, title), out)
+        plots.save(_draw(network, [panel for _, panel in pairs if panel], title), out)
     if options.json:
         rows = [as_row(prediction) for prediction in predictions]
         print_json({"pictures": rows, "drawing": str(out) if options.plot else None})
@@ -256,11 +251,11 @@ def _explain_each(network: Network, names: Sequence[str], layer: str | None) -> 
             continue
         scores, heat = explain_answer(network, image, layer)
         answer = decide(network, name, scores, always_answer=True)
-        caption = f"{answer.class_name} {answer.probability:.0%}"
+        stem = printable(Path(name).stem)[-22:]
+        caption = f"{stem}\n{answer.class_name} {answer.probability:.0%}"
         if not heat.any():
             log.warning("%s: the heat map for %s is empty", printable(name), answer.class_name)
             caption += ", no heat"
-        caption = f"{printable(Path(name).stem)[-22:]}\n{caption}"
         yield decide(network, name, scores), (image, overlay(image, heat), caption)
 
 
@@ -277,8 +272,7 @@ def _draw(network: Network, panels: Sequence[Panel], title: str) -> Figure:
     for name in stages(activations_by_layer):
         maps = activations_by_layer[name].clamp_min(0)  # as after a ReLU
         strongest = maps.flatten(1).std(1).topk(min(10, len(maps))).indices
-        channels, height, width = maps.shape
-        row_title = f"{short_layer_name(name)}\n{channels} x {height} x {width}"
-        rows.append((row_title, maps[strongest].numpy()))
+        shape = " x ".join(map(str, maps.shape))
+        rows.append((f"{short_layer_name(name)}\n{shape}", maps[strongest].numpy()))
     picture = images[0].permute(1, 2, 0).numpy()
     return plots.layers((picture, heat_maps[0], captions[0]), rows, title)

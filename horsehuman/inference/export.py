@@ -59,17 +59,14 @@ def export_and_report(model: str, out: Path, *, force: bool) -> None:
         path = Path(folder) / "exported.onnx"
         path.write_bytes(content)
         difference = largest_difference(module, OnnxClassifier(path))
+    what = "probability or neither score"
     if not difference <= TOLERANCE:  # also true for NaN
-        raise HorseHumanError(
-            f"export cancelled: probability or neither score differs by {difference:.2g} from the "
-            f"network's, more than {TOLERANCE:g}; please report this with your versions"
-        )
+        excess = f"{what} differs by {difference:.2g} from the network's, more than {TOLERANCE:g}"
+        raise HorseHumanError(f"export cancelled: {excess}; please report this with your versions")
     with os_errors("write", f"--out {out}"):
         write_bytes(out, content)
     print(f"{printable(out)}: {len(content) / 1e6:.1f} MB")
-    print(
-        f"largest difference from the checkpoint in probability or neither score: {difference:.1g}"
-    )
+    print(f"largest difference from the checkpoint in {what}: {difference:.1g}")
 
 
 class ExportedNetwork(nn.Module):
@@ -122,8 +119,7 @@ def largest_difference(module: ExportedNetwork, classifier: OnnxClassifier) -> f
         with torch.inference_mode():
             expected = module(batch)
         exported = classifier.predict_batch(batch.numpy())
-        for values, others in zip(expected[1:], exported[1:], strict=True):
-            differences.append(np.abs(values.numpy() - others).max())
+        differences.append(np.abs(np.stack(expected[1:]) - np.stack(exported[1:])).max())
     return float(np.max(differences))
 
 

@@ -16,7 +16,7 @@ import horsehuman
 from horsehuman.data.image_sets import ImageSet, find_image_set, read_config
 from horsehuman.errors import HorseHumanError, os_errors, printable
 from horsehuman.models import checkpoint
-from horsehuman.models.base import FORMAT, Network
+from horsehuman.models.base import Network
 from horsehuman.models.inception import Inception
 from horsehuman.run_dir import evaluation_dir, find_run, read_json, write_bytes, write_json
 from horsehuman.runtime import BUNDLED, format_interval, format_number
@@ -53,12 +53,10 @@ def write_model_card(model: str, report: Path | None, folder: Path | None, *, fo
     if folder is None:
         print(card)
         return
-    tensors = {f"network.{k}": v.contiguous() for k, v in network.state_dict().items()}
     metadata = {"hyper_parameters": network.settings, "horsehuman": origin}
-    config = checkpoint.hub_checkpoint(metadata, tensors)
-    checkpoint.add_checksum(config)
-    del config["state_dict"]  # The checksum is that of a checkpoint with these tensors.
-    weights = safetensors.torch.save(tensors, {"format": "pt"})
+    config = checkpoint.hub_checkpoint(metadata, network.state_dict(prefix="network."))
+    checkpoint.add_checksum(config)  # It covers the tensors, too.
+    weights = safetensors.torch.save(config.pop("state_dict"), {"format": "pt"})
     with os_errors("write", f"--folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / "README.md", f"{card}\n".encode())
@@ -92,14 +90,13 @@ def model_card(model: str, network: Network, origin: Mapping[str, Any], report: 
         _metadata(Path(model).name, network, evaluation, official),
         template_path=str(Path(__file__).with_name("model_card.md")),
         version=horsehuman.__version__,
-        format=FORMAT,
         class_names=[printable(name) for name in network.class_names],
         images=images,
         training=read_json(run / "metrics.json") if run else {},
         evaluation=evaluation,
         number=format_number,
         interval=format_interval,
-        calibration=origin.get("calibration"),
+        origin=origin,
         has_neither_score=network.settings.get("far_from") is not None,
         parameters=[(p.numel(), p.requires_grad) for p in network.parameters()],
     )

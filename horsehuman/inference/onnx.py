@@ -52,30 +52,23 @@ class OnnxClassifier:
             content = path.read_bytes()
         options, provider = onnxruntime.SessionOptions(), "CPUExecutionProvider"
         options.log_severity_level = 4  # fatal errors only
+        fault = HorseHumanError(f"{name} is damaged or not a file of horsehuman: export it again")
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=[provider])
-        except Exception as error:  # ONNX Runtime raises many types for damaged or foreign files.
-            raise HorseHumanError(f"{name} is damaged or no ONNX file: export it again") from error
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        digest = metadata.get(DIGEST)
-        if digest and digest_of(content, digest) != digest:
-            raise HorseHumanError(f"{name} has been damaged: copy or export it again")
-        version = metadata.get("horsehuman_format")
-        if version != str(FORMAT):
-            reason = f"has format {printable(version)}, not {FORMAT}"
-            reason = reason if version else "was not written by horsehuman"
-            raise HorseHumanError(f"{name} {reason}: write it with horsehuman export")
-        try:
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            version, digest = metadata["horsehuman_format"], metadata.get(DIGEST)
             first, second = json.loads(metadata["class_names"])
             self.class_names = str(first), str(second)
             self.threshold = float(metadata["threshold"])
             self.confidence_threshold = float(metadata["certain_from"])
-            outputs = {entry.name for entry in self._session.get_outputs()}
-            if self._session.get_inputs()[0].name != INPUT or not outputs >= set(OUTPUTS):
-                raise ValueError
-        except (KeyError, ValueError, TypeError) as error:
-            reason = "has invalid inputs, outputs or metadata"
-            raise HorseHumanError(f"{name} {reason}: export it again") from error
+        except Exception as error:  # ONNX Runtime raises many types for damaged or foreign files.
+            raise fault from error
+        if version != str(FORMAT):
+            reason = f"has format {printable(version)}, not {FORMAT}"
+            raise HorseHumanError(f"{name} {reason}: export it again")
+        names = {entry.name for entry in self._session.get_inputs() + self._session.get_outputs()}
+        if (digest and digest_of(content, digest) != digest) or not names >= {INPUT, *OUTPUTS}:
+            raise fault
 
     def predict_batch(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """Run the file on a batch.
@@ -96,11 +89,7 @@ class OnnxClassifier:
 
     def score(self, images: Sequence[Any]) -> list[Scores]:
         """Score preprocessed images one at a time, because their sizes differ."""
-        scores = []
-        for image in images:
-            logit, probability, neither = (out.item() for out in self.predict_batch(image))
-            scores.append(Scores(logit=logit, probability=probability, neither_score=neither))
-        return scores
+        return [Scores(*np.concatenate(self.predict_batch(image)).tolist()) for image in images]
 
 
 def digest_of(content: bytes, digest: str) -> str:

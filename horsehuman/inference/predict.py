@@ -71,7 +71,13 @@ def predict(
         batches = iter(lambda: [start_reading(*i) for i in islice(numbered, batch_size)], [])
         # Threads read the second batch of a pair while the network computes the first one.
         for batch, _ in pairwise(chain(batches, [[]])):
-            yield from _predict_batch(classifier, batch, always_answer)
+            readable = [i for _, i in batch if not isinstance(i.exception(), PictureError)]
+            scores = iter(classifier.score([i.result() for i in readable]) if readable else [])
+            for name, image in batch:
+                if error := image.exception():
+                    yield failed(name, error)
+                else:
+                    yield decide(classifier, name, next(scores), always_answer)
 
 
 def _to_array(source: Source, name: str) -> NDArray[np.uint8]:
@@ -83,19 +89,6 @@ def _to_array(source: Source, name: str) -> NDArray[np.uint8]:
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
         raise PictureError(f"{name}: {source.dtype} {source.shape} is not uint8 (H, W, 3)")
     return source
-
-
-def _predict_batch(
-    classifier: Classifier, batch: Sequence[tuple[str, Future[Any]]], always_answer: bool
-) -> Iterator[Prediction]:
-    """Wait for the images of a batch and classify those that could be read."""
-    readable = [image for _, image in batch if not isinstance(image.exception(), PictureError)]
-    scores = iter(classifier.score([image.result() for image in readable]) if readable else [])
-    for source, image in batch:
-        if error := image.exception():
-            yield failed(source, error)
-        else:
-            yield decide(classifier, source, next(scores), always_answer)
 
 
 def failed(source: str, error: BaseException) -> Prediction:
@@ -142,13 +135,12 @@ def predict_and_report(
         log.info("cnn was trained on 67 rendered subjects: use --model inception for photographs")
     names = partial(expand_sources, sources, recursive=recursive)
     total = None if "-" in sources else sum(1 for _ in names())
-    predictions = predict(classifier, names(), always_answer=always_answer)
-    predictions = track(predictions, "classifying", total)
+    answers = track(predict(classifier, names(), always_answer=always_answer), "classifying", total)
     if sort_into:
-        predictions = copy_each(predictions, sort_into)
+        answers = copy_each(answers, sort_into)
     are_files = all(Path(source).is_file() for source in sources)  # Others are expanded only later.
     width = max(len(printable(source)) for source in sources) if are_files else MAX_WIDTH
-    return write_predictions(predictions, output_format, out, min(width, MAX_WIDTH))
+    return write_predictions(answers, output_format, out, min(width, MAX_WIDTH))
 
 
 def load(model: str) -> Classifier:

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,7 @@ class Network(nn.Module, ABC):
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__()
-        plain: dict[str, Any] = to_plain(settings)
-        self.settings = plain
+        self.settings = plain = to_plain(settings)
         self.image_size: int = plain["image_size"]
         names = plain["class_names"]
         if isinstance(names, str) or not isinstance(names, Sequence) or len(names) != 2:
@@ -141,8 +141,7 @@ class Network(nn.Module, ABC):
         Returns:
             float32 of shape ``(N,)``; the sigmoid is the probability of class 1.
         """
-        self.eval()
-        return self.calibrate(self(images))
+        return self.eval().calibrate(self(images))
 
     def score_features(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the three scores of :class:`~horsehuman.decision.Scores`.
@@ -249,18 +248,15 @@ class Pool(nn.Module):
         return channels * {"avg": 1, "max": 1, "avgmax": 2, "flatten": size**2}[self.kind]
 
 
-def dense_layers(features: int, widths: Sequence[int]) -> list[nn.Module]:
+def dense_layers(features: int, widths: Sequence[int]) -> Sequence[nn.Module]:
     """Build fully connected layers with ReLU between them.
 
     Args:
         features: Input features F.
         widths: Output features of each layer. The layers map ``(N, F)`` to ``(N, widths[-1])``.
     """
-    layers: list[nn.Module] = []
-    for width in widths:
-        layers += [nn.Linear(features, width), nn.ReLU()]
-        features = width
-    return layers[:-1]
+    pairs = pairwise([features, *widths])
+    return [layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())][:-1]
 
 
 def initialise(network: nn.Module, scheme: str) -> None:
@@ -275,10 +271,8 @@ def initialise(network: nn.Module, scheme: str) -> None:
         HorseHumanError: If there is no such scheme.
     """
     check_choice("model.initialisation", scheme, ("torch", "keras"))
-    if scheme == "torch":
-        return
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if scheme == "keras" and isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -298,16 +292,14 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def check_origin(checkpoint: Mapping[str, Any], classifier: str | None = None) -> str:
+def check_origin(checkpoint: Mapping[str, Any]) -> str:
     """Check that this version can read a checkpoint, and return its classifier's class name.
 
     Args:
         checkpoint: The loaded checkpoint.
-        classifier: Name of the expected class, such as ``CNNClassifier``; ``None`` for any.
 
     Raises:
-        HorseHumanError: If the checkpoint was written by another program, has another format, or
-            belongs to another class.
+        HorseHumanError: If the checkpoint was written by another program or has another format.
     """
     origin = checkpoint.get("horsehuman")
     if not isinstance(origin, dict) or not {"format", "classifier"} <= origin.keys():
@@ -316,7 +308,4 @@ def check_origin(checkpoint: Mapping[str, Any], classifier: str | None = None) -
         remedy = "upgrade horsehuman" if origin["format"] > FORMAT else "train it again"
         found = f"this checkpoint has format {origin['format']}"
         raise HorseHumanError(f"{found}, this code reads {FORMAT}: {remedy}")
-    name = str(origin["classifier"])
-    if classifier not in (None, name):
-        raise HorseHumanError(f"this checkpoint belongs to {name}, not to {classifier}")
-    return name
+    return str(origin["classifier"])

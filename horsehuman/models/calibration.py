@@ -4,20 +4,17 @@ Images of one group resemble each other. Values that are fitted to predictions f
 training groups would therefore be too optimistic about new images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
 from horsehuman.data.records import group_folds, min_groups_per_class
-from horsehuman.decision import Floats
+from horsehuman.decision import Floats, Ints
 from horsehuman.models.inception import class_mean_distance, class_means
-
-Ints = NDArray[np.int64]
 
 #: Target error rate among the predictions that are not unsure.
 ERROR_RATE = 0.01
@@ -104,14 +101,12 @@ def fit_confidence_threshold(
     wrong, weights = predicted != (labels == 1), group_weights(groups)
     order = np.argsort(-confidences, kind="stable")
     rates = np.cumsum((weights * wrong)[order]) / np.cumsum(weights[order])
-    candidates = np.flatnonzero((rates <= rate) & ~wrong[order])
-    if not len(candidates):
-        return 0.999
-    return float(np.clip(np.floor(confidences[order][candidates[-1]] * 1e4) / 1e4, 0.5, 0.999))
+    smallest = confidences[order][(rates <= rate) & ~wrong[order]].min(initial=1)
+    return float(np.clip(np.floor(smallest * 1e4) / 1e4, 0.5, 0.999))
 
 
 def fit_neither_threshold(
-    features: Tensor, labels: Tensor, groups: Sequence[str], folds: int = 5, seed: int = 0
+    features: Tensor, labels: Tensor, groups: Sequence[str], folds: int = 5
 ) -> tuple[Tensor, float]:
     """Compute class means and fit the neither threshold.
 
@@ -123,15 +118,12 @@ def fit_neither_threshold(
         labels: 0 or 1, ``(N,)``.
         groups: Group of each image.
         folds: Number of folds, at most the number of groups of the class with fewer groups.
-        seed: Seed of the assignment of groups to folds.
 
     Returns:
         Class means ``(2, F)`` of all images, and the neither threshold, rounded to 6 decimals.
     """
-    fold_index = torch.from_numpy(group_folds(labels.numpy(), groups, folds, seed))
     distances = torch.empty(len(features))
-    for fold in range(folds):
-        held_out = fold_index == fold
+    for held_out in _held_out_masks(labels.numpy(), groups, folds):
         means = class_means(features[~held_out], labels[~held_out])
         distances[held_out] = class_mean_distance(features[held_out], means)
     threshold = NEITHER_THRESHOLD_FACTOR * float(distances.quantile(DISTANCE_QUANTILE))
@@ -155,13 +147,16 @@ def cross_validated_probabilities(
     """
     if min_groups_per_class(labels, groups) < folds:
         return None
+    probabilities, targets = torch.zeros(len(labels)), torch.from_numpy(labels).float()
+    for held_out in _held_out_masks(labels, groups, folds):
+        probabilities[held_out] = _fit_probe(features, targets, held_out)
+    return probabilities.double().numpy()
+
+
+def _held_out_masks(labels: Ints, groups: Sequence[str], folds: int) -> Iterator[Tensor]:
+    """Return for each fold a mask of the images in it, bool of shape ``(N,)``."""
     fold_index = torch.from_numpy(group_folds(labels, groups, folds))
-    probabilities = np.zeros(len(labels))
-    targets = torch.from_numpy(labels).float()
-    for fold in range(folds):
-        held_out = fold_index == fold
-        probabilities[held_out.numpy()] = _fit_probe(features, targets, held_out)
-    return probabilities
+    return (fold_index == fold for fold in range(folds))
 
 
 def _fit_probe(features: Tensor, targets: Tensor, held_out: Tensor) -> Tensor:
@@ -173,23 +168,22 @@ def _fit_probe(features: Tensor, targets: Tensor, held_out: Tensor) -> Tensor:
         held_out: Mask of the images to predict, bool of shape ``(N,)``; the others are fitted.
 
     Returns:
-        Probability of class 1 for each of the M held-out images, float64 of shape ``(M,)``.
+        Probability of class 1 for each of the M held-out images, float32 of shape ``(M,)``.
     """
     train = features[~held_out]
-    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
-    x, y = (train - mean) / std, targets[~held_out]
+    x = (features - train.mean(0)) / train.std(0).clamp_min(1e-6)
     weight = torch.zeros(x.shape[1] + 1, requires_grad=True)  # entry 0 is the bias
     optimizer = torch.optim.LBFGS([weight], max_iter=60, line_search_fn="strong_wolfe")
+    fitted, labels = x[~held_out], targets[~held_out]
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        penalty = RIDGE_PENALTY * weight[1:].square().sum()
-        logits = x @ weight[1:] + weight[0]
-        value = functional.binary_cross_entropy_with_logits(logits, y) + penalty
+        logits = fitted @ weight[1:] + weight[0]
+        value = functional.binary_cross_entropy_with_logits(logits, labels)
+        value = value + RIDGE_PENALTY * weight[1:].square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]
-    logits = ((features[held_out] - mean) / std) @ weight[1:].detach() + weight[0].detach()
-    return logits.sigmoid().double()
+    return (x[held_out] @ weight[1:] + weight[0]).detach().sigmoid()

@@ -5,8 +5,6 @@ beside it. Both contain a CRC-32 of all tensors and values.
 """
 
 import inspect
-import json
-import pickle
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,7 +20,7 @@ from horsehuman.errors import HorseHumanError, closest, first_line, os_errors, p
 from horsehuman.models.base import Network, check_origin
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import CHECKPOINT, Inception
-from horsehuman.run_dir import write_atomic
+from horsehuman.run_dir import read_json, write_atomic
 from horsehuman.runtime import BACKBONE_FILE, BUNDLED, asset
 
 # Keys of every Lightning checkpoint: version of Lightning, epoch and step, and the weights.
@@ -34,9 +32,6 @@ INFERENCE_KEYS = (*_LIGHTNING_KEYS, "hparams_name", "hyper_parameters", "horsehu
 
 #: Names of the two files of a classifier in a model hub folder.
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
-
-#: Key of this package's metadata in a checkpoint, and key of the checksum in the metadata.
-METADATA, CHECKSUM = "horsehuman", "checksum"
 
 # Class names of LightningModules, as checkpoints store them, and their networks.
 _NETWORKS: dict[str, type[Network]] = {"CNNClassifier": CNN, "InceptionClassifier": Inception}
@@ -62,45 +57,39 @@ def load_classifier(source: str | Path = "inception") -> Network:
     path = find_checkpoint(source)
     checkpoint = read_classifier_file(path)
     try:
-        kind = _NETWORKS[check_origin(checkpoint)]
-        network = _build_network(kind, checkpoint)
+        return _build_network(checkpoint).eval()
     except Exception as error:  # A damaged or foreign file may contain anything.
-        reason = f": {error}"
-        if not isinstance(error, HorseHumanError):
-            reason = f" is not a valid classifier checkpoint ({first_line(error)}): train it again"
-        raise HorseHumanError(f"{printable(path)}{reason}") from error
-    return network.eval()
+        fix = "" if isinstance(error, HorseHumanError) else "; train it again"
+        text = f"cannot load {printable(path)}: {first_line(error).rstrip(':')}{fix}"
+        raise HorseHumanError(text) from error
 
 
-def _build_network(kind: type[Network], checkpoint: Mapping[str, Any]) -> Network:
+def _build_network(checkpoint: Mapping[str, Any]) -> Network:
     """Build a network from a checkpoint's settings and state dict.
 
     Args:
-        kind: Class of the network.
         checkpoint: The loaded checkpoint. Training settings in its ``hyper_parameters`` are
             ignored. If its ``state_dict`` lacks the backbone, the network gets the bundled one.
 
+    Returns:
+        The network on the CPU, float32.
+
     Raises:
-        HorseHumanError: If a setting is invalid, or the weights do not match the settings.
+        HorseHumanError: If the origin or a setting is invalid.
+        RuntimeError: If the weights do not match the settings.
     """
-    parameters = inspect.signature(kind).parameters
-    settings, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
-    arguments = {name: value for name, value in settings.items() if name in parameters}
+    kind = _NETWORKS[check_origin(checkpoint)]
+    state, parameters = checkpoint["state_dict"], inspect.signature(kind).parameters
     tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
-    backbone_in_file = any(key.startswith("backbone.") for key in tensors)
-    if kind is CNN:
-        with torch.device("meta"):  # Settings that do not match must not allocate memory.
-            shapes = {key: tensor.shape for key, tensor in kind(**arguments).state_dict().items()}
-        if shapes != {key: tensor.shape for key, tensor in tensors.items()}:
-            raise HorseHumanError("the weights do not match the settings: train it again")
-    else:  # The file's own value must not make it read another file or the internet.
-        arguments["weights"] = CHECKPOINT if backbone_in_file else "box"
-    network = kind(**arguments)
-    if isinstance(network, Inception) and not backbone_in_file:
-        bundled = network.backbone.state_dict()
-        tensors |= {f"backbone.{key}": tensor for key, tensor in bundled.items()}
-    network.load_state_dict(tensors)
-    return network
+    has_backbone = any(key.startswith("backbone.") for key in tensors)
+    # The file's own `weights` must not make it read another file or the internet.
+    settings = {**checkpoint["hyper_parameters"], "weights": CHECKPOINT if has_backbone else "box"}
+    with torch.device("meta"):  # Settings that do not match the weights must not allocate memory.
+        network = kind(**{name: settings[name] for name in settings if name in parameters})
+    if isinstance(network, Inception) and not has_backbone:
+        tensors |= network.backbone.state_dict(prefix="backbone.")
+    network.load_state_dict(tensors, assign=True)
+    return network.float().to(memory_format=torch.channels_last)
 
 
 def find_checkpoint(source: str | Path) -> Path:
@@ -118,15 +107,12 @@ def find_checkpoint(source: str | Path) -> Path:
     for file in (path, path / WEIGHTS_FILE, path / "checkpoints" / "final.ckpt"):
         if file.is_file():
             return file
-    last = path / "checkpoints" / "last.ckpt"
-    if last.is_file():
-        raise HorseHumanError(f"{printable(path)} has not finished: use {printable(last)} instead")
+    name = printable(path)
     if path.is_dir():
-        raise HorseHumanError(f"{printable(path)} is not a run: it has no checkpoints/final.ckpt")
-    raise HorseHumanError(
-        f"--model {printable(path)}: no such run or file{closest(str(source), BUNDLED)}: give a "
-        f"run folder, a checkpoint file or a bundled classifier ({' | '.join(BUNDLED)})"
-    )
+        fix = "name a finished run, or its checkpoints/last.ckpt"
+        raise HorseHumanError(f"{name} has no checkpoints/final.ckpt: {fix}")
+    fix = f"{closest(str(source), BUNDLED)}: give a run, a checkpoint or {' or '.join(BUNDLED)}"
+    raise HorseHumanError(f"--model {name}: no such run or file{fix}")
 
 
 def weight_files(source: str | Path) -> list[Path]:
@@ -158,15 +144,12 @@ def read_classifier_file(path: Path) -> dict[str, Any]:
     """
     if path.suffix != ".safetensors":
         return read_checkpoint(path)
-    config = path.with_name(CONFIG_FILE)
-    with suppress(ValueError, TypeError, KeyError, SafetensorError):
-        with os_errors("read", config):
-            values = json.loads(config.read_text(encoding="utf-8"))
-        with os_errors("read", path):
-            checkpoint = hub_checkpoint(values, safetensors.torch.load_file(path))
+    with suppress(TypeError, KeyError, SafetensorError), os_errors("read", path):
+        config = read_json(path.with_name(CONFIG_FILE))
+        checkpoint = hub_checkpoint(config, safetensors.torch.load_file(path))
         if verify_checksum(checkpoint):
             return checkpoint
-    raise HorseHumanError(f"{printable(path)} or its {CONFIG_FILE} is damaged: copy both again")
+    raise HorseHumanError(f"{printable(path)} or its {CONFIG_FILE} is unusable: copy both again")
 
 
 def hub_checkpoint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -175,10 +158,12 @@ def hub_checkpoint(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> 
     Args:
         config: Content of :data:`CONFIG_FILE`: ``hyper_parameters`` and ``horsehuman``.
         tensors: Content of :data:`WEIGHTS_FILE`, the state dict. It is sorted, because the order
-            in such a file is undefined and the checksum depends on it.
+            in such a file is undefined and the checksum depends on it. The tensors are copied:
+            those of a file have odd addresses, with which the last bits of a result may differ.
     """
-    plain = {key: config[key] for key in ("hyper_parameters", METADATA)}
-    return {**plain, "state_dict": dict(sorted(tensors.items()))}
+    plain = {key: config[key] for key in ("hyper_parameters", "horsehuman")}
+    copies = {k: t.clone(memory_format=torch.contiguous_format) for k, t in sorted(tensors.items())}
+    return {**plain, "state_dict": copies}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -195,31 +180,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             anything but tensors and plain values.
     """
     with os_errors("read", path), path.open("rb") as file:
-        start = file.read(512)
-    name, damaged = printable(path), "is cut off or damaged: copy or train it again"
+        start = file.read(16)
     if not start.startswith(b"PK"):
-        raise HorseHumanError(f"{name} is not a checkpoint: {_describe_content(start)}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = "more than weights and plain values; nothing in it was executed"
-        raise HorseHumanError(f"{name} contains {found}") from error
-    except Exception as error:  # A damaged archive or pickle may raise anything.
-        raise HorseHumanError(f"{name} {damaged}") from error
-    if not isinstance(checkpoint, dict):
-        raise HorseHumanError(f"{name}: this checkpoint was not written by horsehuman")
-    if not verify_checksum(checkpoint):
-        raise HorseHumanError(f"{name} {damaged}")
-    return checkpoint
-
-
-def _describe_content(start: bytes) -> str:
-    """Describe a file that is not a zip archive by its first bytes."""
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page; the download went wrong"
-    if start.startswith(b"\x80"):
-        return "it is a bare pickle, which is not executed"
-    return "torch.save did not write it" if start else "it is empty"
+        reason = f"is not a checkpoint: it starts with {start!r}"
+        raise HorseHumanError(f"{printable(path)} {reason}: copy it again, or name another")
+    with suppress(Exception):  # A damaged archive or pickle may raise anything.
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if verify_checksum(checkpoint):
+            return checkpoint
+    reason = "is damaged, or holds more than weights and plain values; nothing in it was executed"
+    raise HorseHumanError(f"{printable(path)} {reason}: copy or train it again")
 
 
 def strip_optimizer_state(source: Path, target: Path) -> None:
@@ -248,17 +218,18 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 def add_checksum(checkpoint: dict[str, Any]) -> None:
     """Compute a checkpoint's checksum and store it in the checkpoint's metadata, in place."""
-    metadata = {k: v for k, v in checkpoint.get(METADATA, {}).items() if k != CHECKSUM}
-    checkpoint[METADATA] = {**metadata, CHECKSUM: checksum({**checkpoint, METADATA: metadata})}
+    metadata = {k: v for k, v in checkpoint.get("horsehuman", {}).items() if k != "checksum"}
+    value = checksum({**checkpoint, "horsehuman": metadata})
+    checkpoint["horsehuman"] = {**metadata, "checksum": value}
 
 
 def verify_checksum(checkpoint: Mapping[str, Any]) -> bool:
     """Return whether the checksum matches; checkpoints without one pass."""
-    metadata = checkpoint.get(METADATA)
-    if not isinstance(metadata, Mapping) or CHECKSUM not in metadata:
+    metadata, expected = checkpoint.get("horsehuman"), dict(checkpoint)
+    if not isinstance(metadata, Mapping) or "checksum" not in metadata:
         return True
-    others = {k: v for k, v in metadata.items() if k != CHECKSUM}
-    return bool(checksum({**checkpoint, METADATA: others}) == metadata[CHECKSUM])
+    add_checksum(expected)
+    return bool(metadata["checksum"] == expected["horsehuman"]["checksum"])
 
 
 def checksum(value: Any, crc: int = 0) -> int:

@@ -77,10 +77,8 @@ class CNN(Network):
             check_flag(f"model.{name}", self.settings[name])
         self.features, size = self._build_layers()
         if size < 1:
-            raise HorseHumanError(
-                f"model.image_size={image_size} is too small for {len(channels)} blocks: "
-                "increase it, or use fewer model.channels"
-            )
+            reason = f"is too small for {len(channels)} blocks: increase it, or use fewer channels"
+            raise HorseHumanError(f"model.image_size={image_size} {reason}")
         # The layer before the last max pooling, whose maps are twice as large.
         self.heat_layer = f"features.{len(self.features) - 3}"
         self.pool = Pool(pool)
@@ -106,13 +104,12 @@ class CNN(Network):
     def _build_layers(self) -> tuple[nn.Sequential, int]:
         """Return the layers of all blocks, and the size of their output; below 1 if it is empty."""
         settings = self.settings
+        stem = settings["stem_kernel"], settings["stem_stride"]
         layers: list[nn.Module] = []
         in_channels, size = 3, self.image_size
         for block, channels in enumerate(settings["channels"]):
             for index in range(settings["convolutions"]):
-                kernel, stride = 3, 1
-                if block == index == 0:
-                    kernel, stride = settings["stem_kernel"], settings["stem_stride"]
+                kernel, stride = stem if block == index == 0 else (3, 1)
                 padding = kernel // 2 if settings["padding"] else 0
                 bias = not settings["batch_norm"]
                 layers.append(nn.Conv2d(in_channels, channels, kernel, stride, padding, bias=bias))

@@ -4,9 +4,10 @@ import hashlib
 import logging
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +16,13 @@ from horsehuman.errors import printable
 
 log = logging.getLogger(__name__)
 
-#: Features ``(F,)`` by digest of the image.
-Features = dict[bytes, Tensor]
-
 # Version of the file format; part of each cache key.
 _VERSION = 2
 
 # Columns without a declared type have BLOB affinity: SQLite stores the bytes unchanged.
 _SCHEMA = "CREATE TABLE IF NOT EXISTS features (picture PRIMARY KEY, feature) WITHOUT ROWID"
+_READ = "SELECT picture, feature FROM features WHERE picture = ?"
+_WRITE = "INSERT OR REPLACE INTO features VALUES (?, ?)"
 
 
 class FeatureCache:
@@ -41,7 +41,7 @@ class FeatureCache:
 
     def __init__(self, embed: Callable[[Tensor], Tensor], path: Path) -> None:
         self.embed, self.path = embed, path
-        self._disabled: set[str] = set()  # names of the methods that failed
+        self._disabled: set[str] = set()  # the statements that failed
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return the features of a batch, and compute those that are not in the file.
@@ -53,62 +53,49 @@ class FeatureCache:
             float32 of shape ``(N, F)``.
         """
         digests = [hashlib.blake2b(i.numpy().tobytes(), digest_size=20).digest() for i in images]
-        features = self._try(self._read, digests) or {}
+        features = {
+            digest: torch.frombuffer(bytearray(value), dtype=torch.float32, offset=4)
+            for digest, value in self._execute(_READ, ((digest,) for digest in digests))
+            if isinstance(value, bytes) and value == _with_crc(digest, value[4:])
+        }
         new = {digest: index for index, digest in enumerate(digests) if digest not in features}
         if new:
             computed = dict(zip(new, self.embed(images[list(new.values())]), strict=True))
-            self._try(self._write, computed)
+            rows = [(key, _with_crc(key, f.numpy().tobytes())) for key, f in computed.items()]
+            self._execute(_WRITE, rows)
             features |= computed
         return torch.stack([features[digest] for digest in digests])
 
-    def _try(self, action: Callable[..., Features | None], argument: object) -> Features | None:
-        """Call :meth:`_read` or :meth:`_write`, unless it failed before; log an error and go on."""
-        if action.__name__ in self._disabled:
-            return None
+    def _execute(self, statement: str, rows: Iterable[tuple[bytes, ...]]) -> list[Any]:
+        """Execute a statement for each row in one transaction; log an error and go on.
+
+        Folder, file and table are created if necessary.
+
+        Args:
+            statement: :data:`_READ` or :data:`_WRITE`; it is not executed if it failed before.
+            rows: Parameters of the statement.
+
+        Returns:
+            What the statement selects; empty after an error.
+        """
+        if statement in self._disabled:
+            return []
         try:
-            return action(argument)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
+                connection.execute(_SCHEMA)
+                return [found for row in rows for found in connection.execute(statement, row)]
         except (OSError, sqlite3.OperationalError) as error:
             if not self._disabled:
                 log.warning("features are not cached in %s: %s", printable(self.path), error)
-            self._disabled.add(action.__name__)  # Only this one: a full disk can still be read.
+            self._disabled.add(statement)  # Only this one: a full disk can still be read.
         except sqlite3.DatabaseError as error:
             log.warning("%s is not a feature cache (%s): recreated", printable(self.path), error)
             try:
                 self.path.unlink(missing_ok=True)
             except OSError:  # The folder is read-only.
-                self._disabled |= {"_read", "_write"}
-        return None
-
-    def _read(self, digests: Sequence[bytes]) -> Features:
-        """Return the intact features in the file."""
-        placeholders = ",".join("?" * len(digests))
-        query = f"SELECT picture, feature FROM features WHERE picture IN ({placeholders})"
-        with self._open() as connection:
-            rows = connection.execute(query, digests).fetchall()
-        return {
-            digest: torch.frombuffer(bytearray(value), dtype=torch.float32, offset=4)
-            for digest, value in rows
-            if isinstance(value, bytes) and value == _with_crc(digest, value[4:])
-        }
-
-    def _write(self, features: Features) -> None:
-        """Write features in one transaction."""
-        rows = [(digest, _with_crc(digest, f.numpy().tobytes())) for digest, f in features.items()]
-        with self._open() as connection:
-            connection.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", rows)
-
-    @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        """Begin a transaction, and create folder, file and table if necessary.
-
-        Raises:
-            OSError: If the folder cannot be created.
-            sqlite3.Error: If the file cannot be opened, or is not a database.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
-            connection.execute(_SCHEMA)
-            yield connection
+                self._disabled |= {_READ, _WRITE}
+        return []
 
 
 def _with_crc(digest: bytes, content: bytes) -> bytes:

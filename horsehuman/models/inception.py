@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -100,11 +99,9 @@ class Inception(Network):
         # The arguments by name: no other local variables than the excluded ones exist yet.
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
         _check_scales(scales, pool)
-        pretrained = None
-        if weights != CHECKPOINT or mean is None or std is None:
-            pretrained = read_pretrained(weights)
-            mean = pretrained.mean if mean is None else mean
-            std = pretrained.std if std is None else std
+        pretrained = read_pretrained(weights)
+        mean = pretrained.mean if mean is None else mean
+        std = pretrained.std if std is None else std
         self.backbone = FrozenBackbone(cut, pretrained)
         self.normalize = nn.ModuleList(Normalize(s, mean, std) for s in scales)
         self.settings.update(weights=CHECKPOINT, mean=to_plain(mean), std=to_plain(std))
@@ -228,8 +225,8 @@ class FrozenBackbone(nn.Module):
 
     Args:
         cut: Last layer, one of :data:`CUTS`.
-        weights: The weights to load; ``None`` fills the parameters with NaN until a checkpoint is
-            loaded.
+        weights: The weights to load. If their source is ``checkpoint``, the parameters are NaN
+            until a checkpoint is loaded.
 
     Attributes:
         width: Output channels C.
@@ -239,18 +236,17 @@ class FrozenBackbone(nn.Module):
         HorseHumanError: If there is no such cut, or the weights do not match the architecture.
     """
 
-    def __init__(self, cut: str, weights: "PretrainedWeights | None" = None) -> None:
+    def __init__(self, cut: str, weights: "PretrainedWeights") -> None:
         super().__init__()
         import timm  # Not above: it imports torchvision, which takes seconds.
 
         check_choice("model.cut", cut, CUTS)
         level = CUTS.index(cut)
-        random = weights is not None and weights.tensors is None
         # Random initialisation takes a second: skip it for weights that are replaced.
-        with torch.device("cpu" if random else "meta"):
+        with torch.device("cpu" if weights.source == "random" else "meta"):
             trunk: Any = timm.create_model("inception_v3", features_only=True, out_indices=(level,))
         self.width = int(trunk.feature_info.channels()[0])
-        if weights is not None:
+        if weights.source not in ("random", CHECKPOINT):
             load_pretrained(trunk, weights, cut)
         for block in trunk.eval().modules():
             # timm's `bn` is batch norm + ReLU; the norm is folded into `conv`, the ReLU keeps the
@@ -258,7 +254,7 @@ class FrozenBackbone(nn.Module):
             if hasattr(block, "bn"):
                 block.conv = fuse_conv_bn_eval(block.conv, block.bn)
                 block.bn = nn.ReLU(inplace=True)
-        if weights is None:
+        if weights.source == CHECKPOINT:
             nan = {key: torch.full(t.shape, float("nan")) for key, t in trunk.state_dict().items()}
             trunk.load_state_dict(nan, assign=True)
         # The mode has no effect here, but Lightning warns of modules in eval mode.
@@ -270,21 +266,20 @@ class FrozenBackbone(nn.Module):
         return maps
 
 
-@dataclass(frozen=True)
-class PretrainedWeights:
+class PretrainedWeights(NamedTuple):
     """Weights of an Inception-v3, and the mean and std of the images that they expect.
 
     Mean and std default to 0.5, as Google's weights expect.
 
     Attributes:
-        source: Name of the weights as the user gave it, for error messages.
-        tensors: Tensors by timm's parameter names; ``None`` for random weights.
+        source: Name of the weights as the user gave it.
+        tensors: Tensors by timm's parameter names; empty for ``random`` and ``checkpoint``.
         mean: Mean of each channel, on the scale 0 to 1.
         std: Standard deviation of each channel, on the scale 0 to 1.
     """
 
     source: str
-    tensors: Mapping[str, Tensor] | None
+    tensors: Mapping[str, Tensor]
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.5, 0.5, 0.5)
 
@@ -298,18 +293,18 @@ def read_pretrained(source: str) -> PretrainedWeights:
     """Read weights from the package, a file, or timm's hub or cache.
 
     Args:
-        source: ``box`` (the bundled backbone), ``random``, a timm tag of ``inception_v3``, or a
-            safetensors file. A file is assumed to expect the preprocessing of Google's weights
-            (mean and std 0.5).
+        source: ``box`` (the bundled backbone), a timm tag of ``inception_v3``, or a safetensors
+            file. A file is assumed to expect the preprocessing of Google's weights (mean and std
+            0.5). ``random`` and ``checkpoint`` stand for no weights.
 
     Returns:
-        The weights, with the mean and std that they expect; no tensors if ``random``.
+        The weights, with the mean and std that they expect.
 
     Raises:
         HorseHumanError: If there is no such source, or it cannot be read.
     """
-    if source == "random":
-        return PretrainedWeights(source, None)
+    if source in ("random", CHECKPOINT):
+        return PretrainedWeights(source, {})
     path = bundled_backbone() if source == "box" else Path(str(source)).expanduser()
     if path.suffix == ".safetensors":
         if source != "box":
@@ -327,10 +322,8 @@ def read_pretrained(source: str) -> PretrainedWeights:
     try:
         model: Any = timm.create_model(f"inception_v3.{source}", pretrained=True)
     except Exception as error:  # The hub's clients raise errors without a common base class.
-        raise HorseHumanError(
-            f"cannot download model.weights={source} ({type(error).__name__}): if offline, use "
-            "model.weights=box or a local safetensors file"
-        ) from error
+        kind, fix = type(error).__name__, "if offline, use box or a safetensors file"
+        raise HorseHumanError(f"cannot load model.weights={source} ({kind}): {fix}") from error
     config = model.pretrained_cfg
     return PretrainedWeights(source, model.state_dict(), config["mean"], config["std"])
 
@@ -338,7 +331,7 @@ def read_pretrained(source: str) -> PretrainedWeights:
 def load_pretrained(network: nn.Module, weights: PretrainedWeights, cut: str) -> None:
     """Load weights into a backbone, and require that all keys and shapes match.
 
-    Layers after the cut, ``fc`` and ``AuxLogits`` are ignored. Random weights change nothing.
+    Layers after the cut, ``fc`` and ``AuxLogits`` are ignored.
 
     Args:
         network: timm's ``inception_v3`` up to the cut.
@@ -348,19 +341,16 @@ def load_pretrained(network: nn.Module, weights: PretrainedWeights, cut: str) ->
     Raises:
         HorseHumanError: If a key is missing, unknown, or of another shape.
     """
-    if weights.tensors is None:
-        return
-    prefixes_before_cut = tuple(f"{name}." for name, _ in network.named_children())
-    tensors = dict(weights.tensors)
-    for key in weights.tensors:
-        if key.startswith(_FULL_MODEL_PREFIXES) and not key.startswith(prefixes_before_cut):
-            del tensors[key]
+    before_cut = tuple(f"{name}." for name, _ in network.named_children())
+    tensors = {
+        key: tensor
+        for key, tensor in weights.tensors.items()
+        if key.startswith(before_cut) or not key.startswith(_FULL_MODEL_PREFIXES)
+    }
     try:
         network.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        _, _, faults = str(error).partition("\n")
-        raise HorseHumanError(
-            f"model.weights={weights.source} does not match inception_v3 up to {cut}: "
-            f"{shorten(faults, 200)}; use weights of that architecture, or another model.cut"
-        ) from error
+        faults = shorten(str(error).partition("\n")[2], 200)
+        reason = f"does not match inception_v3 up to {cut}: {faults}; use others, or set model.cut"
+        raise HorseHumanError(f"model.weights={weights.source} {reason}") from error
     network.float()

@@ -174,8 +174,8 @@ class BinaryClassifier(L.LightningModule):
         checkpoint["horsehuman"] = {"format": FORMAT, "classifier": type(self).__name__}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another class or format."""
-        check_origin(checkpoint, type(self).__name__)
+        """Refuse a checkpoint of another program or format."""
+        check_origin(checkpoint)
 
 
 class CNNClassifier(BinaryClassifier):

@@ -202,14 +202,14 @@ def test_out_that_is_no_png_file(tmp_path: Path) -> None:
     """The message says what ``--out`` expects, in the terms of ``--help``."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "folder.png").mkdir()
-    for name, kind in (
-        ("photos", "a folder"),
-        ("folder.png", "a folder"),
-        ("heat.jpg", "not a PNG file"),
-        ("heat", "not a PNG file"),
+    for name, reason in (
+        ("photos", ": name a PNG file, such as explain.png"),
+        ("folder.png", " is a folder or a device: name a file"),
+        ("heat.jpg", ": name a PNG file, such as explain.png"),
+        ("heat", ": name a PNG file, such as explain.png"),
     ):
         out = tmp_path / name
-        expected = f"error: --out {out} is {kind}: name a PNG file, such as explain.png"
+        expected = f"error: --out {out}{reason}"
         assert command("x.png", "--out", str(out), "--force") == (1, expected)
     (line,) = [line for line in command("--help")[1].splitlines() if "--out  " in line]
     assert "PNG" in line

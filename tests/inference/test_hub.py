@@ -78,10 +78,10 @@ def test_a_hub_folder_loads_as_a_classifier(report: Path, tmp_path: Path) -> Non
     assert first.settings == second.settings
     assert "holds README.md" in command("--model", "cnn", "--folder", str(folder))
     (folder / "config.json").write_text("{")
-    with pytest.raises(HorseHumanError, match="is damaged"):
+    with pytest.raises(HorseHumanError, match="is unusable: copy both again"):
         load_classifier(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(HorseHumanError, match="cannot read"):
+    with pytest.raises(HorseHumanError, match=r"or its config\.json is unusable"):
         load_classifier(folder)
 
 
