@@ -1,4 +1,4 @@
-"""The config that options make, and what is wrong with them, in one line with the closest names."""
+"""Explain Hydra's errors in one line, with the closest names of options."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from horsehuman.errors import closest
+from horsehuman.errors import closest, one_line
 from horsehuman.runtime import configs_dir
 
-#: What Hydra raises for wrong options.
-HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+#: Exceptions of Hydra for wrong options, or for a run folder that cannot be created.
+ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 
 
 def explain(error: Exception) -> str:
@@ -28,6 +28,8 @@ def explain(error: Exception) -> str:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
         if not {"hydra", "omegaconf"} & set(Path(raised_in).parts):
             raise error
+    if isinstance(error, OSError):
+        return one_line(error)
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")

@@ -15,7 +15,7 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # before the import; run() explains Hydra'
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra_config import HYDRA_ERRORS, explain
+from hydra_config import ERRORS, explain
 from omegaconf import DictConfig, OmegaConf
 
 from horsehuman import runtime
@@ -71,14 +71,18 @@ def main(config: DictConfig) -> None:
 
 
 def check_command(config: DictConfig) -> None:
-    """Refuse combinations of ``-m``, ``resume`` and ``trainer=ddp`` that have no meaning."""
+    """Refuse invalid options and combinations of ``-m``, ``resume`` and ``trainer=ddp``."""
+    from horsehuman.training.config import check_options  # imports torch, but not Lightning
+
     sweep = "MULTIRUN" in str(HydraConfig.get().mode)
     if sweep and config.trainer.get("strategy") == "ddp":
         log.error("error: -m does not go with trainer=ddp: start one run after another")
         sys.exit(2)
     overrides = HydraConfig.get().overrides.task
     others = ", ".join(o for o in overrides if o.split("=")[0] not in ("resume", "allow_changes"))
-    if config.resume is not None and (others or sweep):
+    if config.resume is None:
+        check_options(config)
+    elif others or sweep:
         raise HorseHumanError(f"resume={config.resume} uses its own options: drop {others or '-m'}")
 
 
@@ -105,12 +109,9 @@ def run() -> int:
     threading.excepthook = lambda failure: thread_errors.append(str(failure.exc_value))
     try:
         main()
-    except HYDRA_ERRORS as error:
+    except ERRORS as error:
         log.error("error: %s", explain(error))
-        return 2
-    except OSError as error:  # Hydra cannot make the folder
-        log.error("error: %s", one_line(error))
-        return 1
+        return 1 if isinstance(error, OSError) else 2
     if thread_errors and not exit_codes:  # otherwise the run has failed with the same cause
         log.error("error: %s", thread_errors[0])
     return 1 if exit_codes or thread_errors else 0

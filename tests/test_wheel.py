@@ -46,6 +46,7 @@ def test_augmented_sheets_need_no_clone(site: Path, tmp_path: Path) -> None:
     done = call(site, tmp_path, "data", "--augmented", "--out", "sheets")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "sheets").glob("*-augmented.png"))) == 2
+    assert (site / "horsehuman" / "evaluation" / "audit.html").is_file()
 
 
 @pytest.mark.slow

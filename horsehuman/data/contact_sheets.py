@@ -17,8 +17,8 @@ from horsehuman.data.images import PictureError
 from horsehuman.data.records import Record, evenly_spaced
 from horsehuman.data.transforms import Augment, make_augment
 from horsehuman.errors import HorseHumanError, printable
-from horsehuman.run_dir import ReportOptions, is_run, print_json, read_json, unused_path, write_json
-from horsehuman.runtime import configs_dir, console, table, track
+from horsehuman.run_dir import ReportOptions, is_run, read_json, unused_path, write_json
+from horsehuman.runtime import configs_dir, table, track
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +87,7 @@ def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool)
             path.unlink()
     report = {"root": str(image_set.root), "counts": counts, "sheets": sheets}
     write_json(folder / REPORT_FILE, report)
-    if options.json:
-        print_json(report)
-    else:
-        console(stderr=False).print(summary)
-        print(f"sheets      {printable(folder)}")
+    options.print(report, [summary], "sheets", folder)
     return not unreadable
 
 

@@ -1,16 +1,15 @@
 """``horsehuman audit``: print the findings about an image set, and write JSON and a page."""
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from horsehuman.data.image_sets import ImageQuery, ImageSet, find_image_set
 from horsehuman.data.images import PictureError, read_picture
-from horsehuman.data.records import Record
 from horsehuman.errors import check_choice, printable
 from horsehuman.evaluation.findings import Finding, audit
 from horsehuman.run_dir import ReportOptions, write_bytes, write_json
@@ -22,17 +21,8 @@ FAIL_ON = {"never": (), "error": ("error",), "warning": ("error", "warning")}
 #: Names of the files that an audit writes.
 REPORT_FILES = ("audit.json", "audit.html")
 
-#: Rows of images that the page shows for a finding, images in a row, and their side in pixels.
-MAX_ROWS, MAX_COLUMNS, THUMBNAIL_SIZE = 12, 9, 96
-
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Audit</title>
-<meta name="viewport" content="width=device-width">
-<style>body{{font:16px system-ui,sans-serif;margin:2rem;max-width:70rem}}
-section{{border-left:.4rem solid;padding:.2rem 1rem;margin:1rem 0}}
-.error{{border-color:#D55E00}}.warning{{border-color:#E69F00}}.note{{border-color:#999}}
-figure{{display:inline-block;margin:.2rem;width:96px;font-size:.7rem;overflow-wrap:anywhere}}
-img{{width:96px;height:96px}}</style><h1>{title}</h1>{sections}</html>
-"""
+#: Rows of images that the page shows for a finding, and images in a row.
+MAX_ROWS, MAX_COLUMNS = 12, 9
 
 
 def audit_and_report(query: ImageQuery, options: ReportOptions, fail_on: str) -> bool:
@@ -83,29 +73,19 @@ def render_page(findings: Sequence[Finding], image_set: ImageSet) -> str:
         findings: The findings, in the order of the page.
         image_set: The set that was audited.
     """
-    sections = ""
-    for finding in findings:
-        message, remedy = (html.escape(printable(x)) for x in (finding.message, finding.remedy))
-        sections += f'<section class="{finding.severity}"><h2>{finding.severity}: {message}</h2>'
-        sections += f"<p>{remedy}</p>"
-        for row in finding.rows[:MAX_ROWS]:
-            images = "".join(_render_image(record, image_set) for record in row[:MAX_COLUMNS])
-            sections += f"<div>{images}</div>"
-        left = len(finding.rows) - MAX_ROWS
-        sections += f"<p>and {left} more rows; see audit.json</p>" if left > 0 else ""
-        sections += "</section>"
-    title = f"{printable(image_set.root)}: {len(image_set.records):,} pictures"
-    return _PAGE.format(title=html.escape(title), sections=sections)
+    page = Environment(loader=PackageLoader("horsehuman.evaluation", ""), autoescape=True)
+    page.filters.update(printable=printable, thumbnail=thumbnail)
+    return page.get_template("audit.html").render(
+        findings=findings, images=image_set, max_rows=MAX_ROWS, max_columns=MAX_COLUMNS
+    )
 
 
-def _render_image(record: Record, image_set: ImageSet) -> str:
-    """Return an HTML figure with a thumbnail and the file name, or the name alone on an error."""
-    name = html.escape(printable(image_set.name(record)))
+def thumbnail(path: Path) -> str:
+    """Return an image as a JPEG data URL of 96 x 96 pixels; empty if it cannot be read."""
     try:
-        thumbnail = Image.fromarray(read_picture(record.path)).resize((THUMBNAIL_SIZE,) * 2)
+        image = Image.fromarray(read_picture(path)).resize((96, 96))
     except PictureError:
-        return f"<figure>{name}</figure>"
+        return ""
     content = io.BytesIO()
-    thumbnail.save(content, "JPEG", quality=80)
-    source = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
-    return f'<figure><img alt="{name}" src="{source}"><figcaption>{name}</figcaption></figure>'
+    image.save(content, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -62,6 +62,8 @@ def compare_and_report(models: Sequence[str], query: ImageQuery, options: Report
         raise HorseHumanError(f"compare needs two models or more, not only {printable(models[0])}")
     image_set = shared_images(models, query)
     classifiers = [load_classifier(model) for model in models]
+    for classifier in classifiers:
+        evaluate.check_classes(classifier, image_set)
     with options.replace_report(Path("outputs/compare"), REPORT_FILES) as folder:
         pairs = zip(models, classifiers, strict=True)
         results = [evaluate_model(model, classifier, image_set) for model, classifier in pairs]

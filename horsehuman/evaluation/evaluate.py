@@ -125,6 +125,14 @@ def warn_if_trained_on(model: str, image_set: ImageSet) -> None:
         log.warning(text, name, count)
 
 
+def check_classes(classifier: Network, image_set: ImageSet) -> None:
+    """Raise :class:`HorseHumanError` if the set's class names differ from the classifier's."""
+    if image_set.class_names != classifier.class_names:
+        given, known = (printable(" and ".join(x.class_names)) for x in (image_set, classifier))
+        root = printable(image_set.root)
+        raise HorseHumanError(f"{root} holds {given}, the classifier knows {known}: rename folders")
+
+
 def predict_labelled(classifier: Network, image_set: ImageSet) -> LabelledPredictions:
     """Classify all images of a set.
 
@@ -135,10 +143,7 @@ def predict_labelled(classifier: Network, image_set: ImageSet) -> LabelledPredic
     Raises:
         HorseHumanError: If the class names differ, or no image can be read.
     """
-    if image_set.class_names != classifier.class_names:
-        given, known = (printable(" and ".join(x.class_names)) for x in (image_set, classifier))
-        root = printable(image_set.root)
-        raise HorseHumanError(f"{root} holds {given}, the classifier knows {known}: rename folders")
+    check_classes(classifier, image_set)
     stream = predict(classifier, (record.path for record in image_set.records))
     answers = list(track(stream, "predicting", len(image_set.records)))
     predictions = LabelledPredictions(image_set, answers, classifier.threshold)
