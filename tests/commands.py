@@ -1,4 +1,4 @@
-"""The ``horsehuman`` command, called as a test does it, and a server to ask."""
+"""Run the ``horsehuman`` command, the training script and an HTTP server in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from horsehuman.cli import app
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    """The exit code and what was printed; any exception but ours and an exit is a failure."""
+    """Run ``horsehuman`` and return exit code and output; only its own errors may be raised."""
     result = CliRunner().invoke(app, list(arguments))
     if isinstance(result.exception, HorseHumanError):
         return 1, f"error: {result.exception}"
@@ -43,10 +43,10 @@ def run_train_script(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: 
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The address of a server on loopback whose clients may leave early."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as found:
-        found.daemon_threads = True
-        found.handle_error = lambda *unused: None
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{found.server_port}"
-        found.shutdown()
+    """Run a server on loopback, and yield its address; clients may disconnect early."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        server.handle_error = lambda *unused: None
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -15,7 +15,7 @@ import pytest
 from horsehuman.data.archives import bundled_archives
 from horsehuman.data.records import SUBJECT_PATTERN
 
-#: Frames of figures that make a small set: class, figures, frames of each.
+#: Names of the images of a small set: four subjects of each class, three frames of each.
 TRAIN = {"horses": [f"horse{n:02}-{k}" for n in (1, 2, 3, 4) for k in (0, 4, 8)]}
 TRAIN["humans"] = [f"human{n:02}-{k:02}" for n in (1, 2, 3, 4) for k in (0, 12, 24)]
 TEST = {"horses": ["horse1-000", "horse1-105"], "humans": ["valhuman01-00", "valhuman02-05"]}
@@ -44,7 +44,7 @@ def _logs_reach_caplog() -> None:
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small folder tree of real pictures: 24 to train on (8 figures), 4 to test."""
+    """A small folder tree of real pictures: 24 to train on (8 subjects), 4 to test."""
     root = tmp_path_factory.mktemp("tree")
     for split, names in (("train", TRAIN), ("test", TEST)):
         with zipfile.ZipFile(bundled_archives()[split]) as archive:

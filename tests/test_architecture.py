@@ -40,13 +40,13 @@ def docstrings(tree: ast.AST) -> Iterator[ast.Expr]:
 def code_lines(path: Path) -> set[int]:
     """Numbers of the lines that hold code: no docstrings, comments and blank lines."""
     text = path.read_text(encoding="utf-8")
-    found: set[int] = set()
+    lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in _LAYOUT:
-            found |= set(range(token.start[0], token.end[0] + 1))
+            lines |= set(range(token.start[0], token.end[0] + 1))
     for node in docstrings(ast.parse(text)):
-        found -= set(range(node.lineno, node.end_lineno + 1))
-    return found
+        lines -= set(range(node.lineno, node.end_lineno + 1))
+    return lines
 
 
 def test_every_module_is_on_a_floor() -> None:

@@ -33,24 +33,24 @@ def test_everything_is_listed_with_its_digest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("split", "horses", "humans", "figures"), [("train", 500, 527, 67), ("test", 128, 128, 11)]
+    ("split", "horses", "humans", "subjects"), [("train", 500, 527, 67), ("test", 128, 128, 11)]
 )
-def test_the_box_holds_the_official_pictures(
-    split: str, horses: int, humans: int, figures: int
+def test_the_bundled_archives_hold_the_official_pictures(
+    split: str, horses: int, humans: int, subjects: int
 ) -> None:
     with zipfile.ZipFile(bundled_archives()[split]) as archive:
         names = [PurePosixPath(name) for name in archive.namelist()]
         sizes = {Image.open(io.BytesIO(archive.read(str(name)))).size for name in names}
     assert sum(name.parts[0] == "horses" for name in names) == horses
     assert sum(name.parts[0] == "humans" for name in names) == humans
-    assert len({(name.parts[0], name.stem.rpartition("-")[0]) for name in names}) == figures
+    assert len({(name.parts[0], name.stem.rpartition("-")[0]) for name in names}) == subjects
     assert {name.suffix for name in names} == {".webp"}
     assert sizes == {(300, 300)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_pictures_in_the_box_are_close_to_the_originals(split: str, originals: Path) -> None:
+def test_the_bundled_pictures_are_close_to_the_originals(split: str, originals: Path) -> None:
     box = bundled_archives()[split]
     with zipfile.ZipFile(originals / box.name) as given, zipfile.ZipFile(box) as packed:
         names = {PurePosixPath(n).with_suffix("") for n in given.namelist() if n.endswith(".png")}
@@ -65,7 +65,7 @@ def test_the_pictures_in_the_box_are_close_to_the_originals(split: str, original
 
 
 @pytest.mark.slow
-def test_the_box_can_be_rebuilt_the_same_twice(originals: Path, tmp_path: Path) -> None:
+def test_the_bundled_files_can_be_rebuilt_the_same_twice(originals: Path, tmp_path: Path) -> None:
     """Recode twenty pictures of each official archive."""
     for name in ARCHIVES.values():
         with (

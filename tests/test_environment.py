@@ -1,4 +1,4 @@
-"""Runs whose surroundings break: folders vanish, rights are taken, others use the cache."""
+"""Runs whose images, folders, permissions or cache change while they train."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 def begin(folder: Path, tree: Path, *options: str) -> subprocess.Popen[str]:
-    """A run of many epochs, in its third."""
+    """Start a run of many epochs, and return after its first checkpoint."""
     process = start(
         folder, *small_cnn(tree, "trainer.max_epochs=300", *options), "hydra.run.dir=run"
     )
@@ -67,18 +67,18 @@ def test_a_run_whose_folder_vanishes_ends_in_one_line(tree: Path, tmp_path: Path
 
 
 def test_a_cache_that_vanishes(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = run(tmp_path / "whole", tree, model=INCEPTION)
+    expected = run(tmp_path / "undisturbed", tree, model=INCEPTION)
     monkeypatch.setenv("HORSEHUMAN_CACHE", str(tmp_path / "cache"))
     stop = repeatedly(lambda: shutil.rmtree(tmp_path / "cache", ignore_errors=True))
     try:
-        found = run(tmp_path / "run", tree, model=INCEPTION)
+        metrics = run(tmp_path / "run", tree, model=INCEPTION)
     finally:
         stop()
-    assert found | dict.fromkeys(CLOCK) == expected | dict.fromkeys(CLOCK)
+    assert metrics | dict.fromkeys(CLOCK) == expected | dict.fromkeys(CLOCK)
 
 
 def repeatedly(action: Callable[[], object]) -> Callable[[], None]:
-    """Do something all the time beside the test; returns what ends it."""
+    """Call a function repeatedly in a thread, and return a function that ends this."""
     over = threading.Event()
 
     def work() -> None:
@@ -103,7 +103,7 @@ def test_a_folder_that_may_not_be_written_any_more(
     AtomicCheckpointIO().save_checkpoint({"epoch": 1}, last)
     before = last.read_bytes()
     folder.chmod(0o500)
-    is_root = os.geteuid() == 0  # whom no right can be taken from
+    is_root = os.geteuid() == 0  # root may write everywhere
     if is_root:
         for parent in (folder, *folder.parents[:3]):
             parent.chmod(0o555)

@@ -1,4 +1,4 @@
-"""Bytes that were flipped, at places drawn by seed: refused in one line, or without effect."""
+"""Files with one random byte changed: an error of one line, or no effect."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from horsehuman.models.feature_cache import FeatureCache
 
 T = TypeVar("T")
 
-PLACES = 200
+POSITIONS = 200
 
 
-def flipped(whole: bytes, path: Path, seed: int = 0) -> Iterator[int]:
-    """Write the file again and again, each time with another byte turned over."""
+def flipped(content: bytes, path: Path, seed: int = 0) -> Iterator[int]:
+    """Write a file repeatedly, each time with another byte changed, and yield its position."""
     generator = np.random.default_rng(seed)
-    for place in generator.integers(0, len(whole), PLACES).tolist():
-        damaged = bytearray(whole)
-        damaged[place] ^= int(generator.integers(1, 256))
+    for position in generator.integers(0, len(content), POSITIONS).tolist():
+        damaged = bytearray(content)
+        damaged[position] ^= int(generator.integers(1, 256))
         path.write_bytes(damaged)
-        yield place
+        yield position
 
 
 def opened(call: Callable[[], T]) -> T | None:
-    """What a call gives; ``None`` where it refuses in one line."""
+    """Return the result of a call, or ``None`` if it raises an error of one line."""
     try:
         return call()
     except HorseHumanError as error:
@@ -51,15 +51,15 @@ def contents(folder: Path) -> list[bytes]:
 
 
 def refusals(path: Path, load: Callable[[Path], T], same: Callable[[T], bool]) -> int:
-    """How often a flipped byte made a file be refused; otherwise it must load as the same."""
+    """Count the changed bytes that are an error; with the others the file must load as before."""
     count = 0
-    for place in flipped(path.read_bytes(), path):
-        found = opened(lambda: load(path))
-        if found is None:
+    for position in flipped(path.read_bytes(), path):
+        result = opened(lambda: load(path))
+        if result is None:
             count += 1
         else:
-            assert same(found), place
-    print(f"{count} of {PLACES} refused, the others without effect")
+            assert same(result), position
+    print(f"{count} of {POSITIONS} refused, the others without effect")
     return count
 
 
@@ -71,10 +71,10 @@ def test_checkpoints(tmp_path: Path) -> None:
     classifier = load_classifier("cnn")
     expected, settings = classifier.logits(pictures), classifier.settings
 
-    def same(found: Network) -> bool:
-        return torch.equal(found.logits(pictures), expected) and found.settings == settings
+    def same(network: Network) -> bool:
+        return torch.equal(network.logits(pictures), expected) and network.settings == settings
 
-    assert refusals(path, load_classifier, same) > 0.9 * PLACES
+    assert refusals(path, load_classifier, same) > 0.9 * POSITIONS
 
 
 @pytest.mark.slow
@@ -85,11 +85,11 @@ def test_exported_files(tmp_path: Path) -> None:
     classifier = OnnxClassifier(path)
     expected, names = classifier.predict_batch(pictures), classifier.class_names
 
-    def same(found: OnnxClassifier) -> bool:
-        outputs = found.predict_batch(pictures)
-        return np.array_equal(outputs, expected) and found.class_names == names
+    def same(damaged: OnnxClassifier) -> bool:
+        outputs = damaged.predict_batch(pictures)
+        return np.array_equal(outputs, expected) and damaged.class_names == names
 
-    assert refusals(path, OnnxClassifier, same) > 0.9 * PLACES
+    assert refusals(path, OnnxClassifier, same) > 0.9 * POSITIONS
 
 
 @pytest.mark.slow
@@ -113,21 +113,21 @@ def test_archives_and_what_was_unpacked(tree: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(archive, "w") as file:
         for path in sorted((tree / "test").rglob("*.webp")):
             file.write(path, path.relative_to(tree / "test").as_posix())
-    target = unpack({"test": archive}, tmp_path / "whole")
-    expected, whole = contents(target), archive.read_bytes()
+    target = unpack({"test": archive}, tmp_path / "intact")
+    expected, intact = contents(target), archive.read_bytes()
 
     def load(path: Path) -> list[bytes]:
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         return contents(unpack({"test": path}, tmp_path / "cache"))
 
-    refusals(archive, load, lambda found: found == expected)
-    archive.write_bytes(whole)
+    refusals(archive, load, lambda result: result == expected)
+    archive.write_bytes(intact)
     picture = next(target.rglob("*.webp"))
     for _ in zip(range(20), flipped(picture.read_bytes(), picture), strict=False):
-        assert contents(unpack({"test": archive}, tmp_path / "whole")) == expected
+        assert contents(unpack({"test": archive}, tmp_path / "intact")) == expected
 
 
-def test_a_checksum_is_of_everything() -> None:
+def test_the_checksum_covers_everything() -> None:
     checkpoint = {
         "state_dict": {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)},
         "hyper_parameters": {"x": [1, 2.5, None, "name"]},
@@ -144,6 +144,6 @@ def test_a_checksum_is_of_everything() -> None:
         {"horsehuman": {**checkpoint["horsehuman"], "format": 3}},
     ):
         assert not verify_checksum({**checkpoint, **change})
-    assert verify_checksum({"state_dict": {}})  # of before there were checksums
+    assert verify_checksum({"state_dict": {}})  # of versions without checksums
     frozen = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
     assert checksum(frozen) == checksum(frozen.contiguous())

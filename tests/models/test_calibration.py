@@ -99,9 +99,9 @@ def test_neither_threshold_accepts_similar_and_refuses_other_features() -> None:
     groups = [f"g{index // 20}-{index % 2}" for index in range(400)]
     means, threshold = fit_neither_threshold(features, labels, groups)
     torch.testing.assert_close(means, class_means(features, labels))
-    found = class_mean_distance(features, means)
-    assert float((found < threshold).float().mean()) > 0.99
-    quantile = float(found.quantile(0.95))
+    distances = class_mean_distance(features, means)
+    assert float((distances < threshold).float().mean()) > 0.99
+    quantile = float(distances.quantile(0.95))
     assert quantile * NEITHER_THRESHOLD_FACTOR == pytest.approx(threshold, rel=0.1)
     strange = class_mean_distance(torch.rand(50, 64, generator=generator) ** 4, means)
     assert bool((strange > threshold).all())

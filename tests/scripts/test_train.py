@@ -1,4 +1,4 @@
-"""scripts/train.py, called as a person does."""
+"""``scripts/train.py`` in processes of its own."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def test_an_error_of_a_process_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_tells_each_failure_and_leaves_no_folder(tmp_path: Path) -> None:
+def test_a_sweep_prints_each_error_and_leaves_no_folder(tmp_path: Path) -> None:
     done = call(tmp_path, "-m", "model=cnn", "seed=0,1", "ema=1")
     assert done.returncode == 1
-    told = "error: ema=1 does not work: give a number, above 0 and below 1"
-    assert done.stderr.splitlines() == [told, told]
+    message = "error: ema=1 does not work: give a number, above 0 and below 1"
+    assert done.stderr.splitlines() == [message, message]
     assert not any(path.is_dir() for path in (tmp_path / "outputs").glob("cnn/*"))
 
 

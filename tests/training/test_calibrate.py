@@ -38,9 +38,9 @@ def test_a_run_is_calibrated_and_stays_loadable(tree: Path, tmp_path: Path) -> N
     paths = sorted((tree / "train").rglob("*.webp"))
     assert all(p.status in ("ok", "unsure") for p in predict(after, paths))
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
-    (strange,) = after.score([after.preprocess(noise)])
+    (unknown,) = after.score([after.preprocess(noise)])
     known = after.score([after.preprocess(read_picture(path)) for path in paths])
-    assert strange.neither_score > max(scores.neither_score for scores in known) > 0
+    assert unknown.neither_score > max(scores.neither_score for scores in known) > 0
     model = InceptionClassifier.load_from_checkpoint(run / "checkpoints" / "final.ckpt")
     assert torch.equal(model.network.class_means, after.class_means)
     assert OmegaConf.load(run / "config.yaml").model.get("far_from") is None
@@ -60,7 +60,7 @@ def test_a_validation_folder_is_what_a_run_is_calibrated_on(
     run = tmp_path / "run"
     train(config, run)
     monkeypatch.setattr(calibrate, "FOLDS", 2)
-    found = calibrate.calibrate(run)
-    assert (found["pictures"], found["groups"]) == (12, 4)
+    report = calibrate.calibrate(run)
+    assert (report["pictures"], report["groups"]) == (12, 4)
     temperature = load_classifier(run).settings["temperature"]
-    assert temperature == found["temperature"] == calibrate.calibrate(run)["temperature"]
+    assert temperature == report["temperature"] == calibrate.calibrate(run)["temperature"]

@@ -1,4 +1,4 @@
-"""Two processes on this machine, connected over loopback, are one run."""
+"""Runs of two processes on this machine, connected over loopback."""
 
 from __future__ import annotations
 
@@ -66,13 +66,15 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def what_each_sees(tree: Path) -> dict[str, list[list[int]]]:
-    """Numbers of the pictures of two epochs of batches, and of one evaluation, of each process."""
+def images_of_rank(tree: Path) -> dict[str, list[list[int]]]:
+    """Return the indices of the images in each batch of this rank, by loader."""
     data = HorseHumanDataModule(
         image_size=8, source="folder", root=str(tree), group_pattern=SUBJECT_PATTERN, batch_size=4
     )
     data.setup()
-    data._labels = torch.arange(len(data.records), dtype=torch.float32)  # tell them apart
+    data._labels = torch.arange(
+        len(data.records), dtype=torch.float32
+    )  # so that they can be distinguished
     loaders = {
         "train": data.train_dataloader(),
         "validation": data.val_dataloader(),
@@ -83,8 +85,8 @@ def what_each_sees(tree: Path) -> dict[str, list[list[int]]]:
     }
 
 
-def in_each(tree: Path, found: Path) -> None:
-    """What each of two processes does in the next test."""
+def check_rank(tree: Path, out: Path) -> None:
+    """Check the collectives on this rank, and write the images of all ranks to a file."""
     with process_group():
         assert broadcast(rank()) == 0
         assert all_gather(rank()) == [0, 1]
@@ -94,19 +96,19 @@ def in_each(tree: Path, found: Path) -> None:
         norm.running_mean.fill_(rank())
         sync_buffers(norm)
         assert norm.running_mean.tolist() == [0, 0]
-        seen = all_gather(what_each_sees(tree))
+        seen = all_gather(images_of_rank(tree))
     if os.environ["RANK"] == "0":
-        found.write_text(json.dumps(seen))
+        out.write_text(json.dumps(seen))
 
 
 @pytest.mark.slow
 def test_two_processes_share_the_pictures(tree: Path, tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
-    process = torchrun(root, "-m", __name__, str(tree), str(tmp_path / "found.json"))
+    process = torchrun(root, "-m", __name__, str(tree), str(tmp_path / "images.json"))
     text = printed_by(process)
     assert process.returncode == 0, text
-    first, second = json.loads((tmp_path / "found.json").read_text())
-    alone = what_each_sees(tree)
+    first, second = json.loads((tmp_path / "images.json").read_text())
+    alone = images_of_rank(tree)
     for split in ("validation", "test"):
         both = Counter(chain(*first[split], *second[split]))
         assert both == Counter(chain(*alone[split]))
@@ -116,8 +118,7 @@ def test_two_processes_share_the_pictures(tree: Path, tmp_path: Path) -> None:
         assert sorted(a + b) == sorted(batch)
 
 
-def test_what_cannot_be_shared_evenly_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-
+def test_images_that_cannot_be_shared_evenly_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "world_size", lambda: 4)
     seen: Counter[int] = Counter()
     for number in range(4):
@@ -130,7 +131,7 @@ def test_what_cannot_be_shared_evenly_is_repeated(monkeypatch: pytest.MonkeyPatc
     assert sum(seen.values()) - 10 == 2  # fewer than there are processes
     for number in range(4):
         monkeypatch.setattr(datasets, "rank", lambda number=number: number)
-        assert len(list(datasets.EpochSampler(15, 8, 0, lambda: 0))) == 2  # one whole batch
+        assert len(list(datasets.EpochSampler(15, 8, 0, lambda: 0))) == 2  # one complete batch
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_an_error_of_all_processes_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(tree: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_does(tree: Path, tmp_path: Path) -> None:
     options = [*INCEPTION, *small_data(tree), *TWO, "data.split_seed=1"]
     one = start(tmp_path, *options, "trainer=default", "hydra.run.dir=one")
     printed_by(one)
@@ -192,12 +193,12 @@ def test_two_processes_train_what_one_does(tree: Path, tmp_path: Path) -> None:
     ]
     printed = [machine.communicate(timeout=300)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], printed
-    assert "epoch" not in printed[1]  # what torchrun says of itself is its own affair
+    assert "epoch" not in printed[1]  # torchrun itself may print
     runs = sorted(
         p.parent for p in (tmp_path / "outputs").rglob("metrics.json") if "latest" not in p.parts
     )
     assert len(runs) == 1
-    assert len(list(runs[0].parent.iterdir())) == 2  # it, and latest
+    assert len(list(runs[0].parent.iterdir())) == 2  # the run and latest
     assert [path.name for path in runs[0].glob("skipped*")] == []
     check_same_run(tmp_path / "one", runs[0])
     with closing(sqlite3.connect(next((tmp_path / "cache" / "features").iterdir()))) as cache:
@@ -205,7 +206,7 @@ def test_two_processes_train_what_one_does(tree: Path, tmp_path: Path) -> None:
 
 
 def check_same_run(one: Path, two: Path) -> None:
-    """The same training, but for the last bits of sums that are added up in another order."""
+    """Check that two runs are equal up to the rounding of sums in another order."""
     first, second = (json.loads((run / "metrics.json").read_text()) for run in (one, two))
     assert first["test/pictures"] == second["test/pictures"] == 4
     assert second == pytest.approx(first | {name: second[name] for name in CLOCK}, abs=1e-4)
@@ -254,4 +255,4 @@ def test_a_killed_process_ends_the_run_which_is_resumed_to_the_bit(
 
 
 if __name__ == "__main__":
-    in_each(Path(sys.argv[1]), Path(sys.argv[2]))
+    check_rank(Path(sys.argv[1]), Path(sys.argv[2]))

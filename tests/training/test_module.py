@@ -115,8 +115,8 @@ def test_logged_figures_are_those_of_the_data() -> None:
 def test_probabilities_are_calibrated_logits() -> None:
     model = CNNClassifier(**TINY, temperature=2.0)
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    found = model.network.logits(images).sigmoid()
-    for probability, logit in zip(found.tolist(), model(images).tolist(), strict=True):
+    probabilities = model.network.logits(images).sigmoid()
+    for probability, logit in zip(probabilities.tolist(), model(images).tolist(), strict=True):
         assert probability == pytest.approx(1 / (1 + math.exp(-logit / 2)), rel=1e-5)
     assert model.network.training is False
 
@@ -147,9 +147,9 @@ def test_at_the_threshold_a_picture_is_of_class_1(threshold: float) -> None:
         list(zip(torch.zeros(3, 3, 16, 16, dtype=torch.uint8), labels, strict=True)),  # type: ignore[arg-type]
         batch_size=3,
     )
-    found = trainer.test(model, batches, verbose=False)[0]
-    assert found["test/acc"] == 1
-    assert found["test/margin"] == pytest.approx(0, abs=1e-6)
+    metrics = trainer.test(model, batches, verbose=False)[0]
+    assert metrics["test/acc"] == 1
+    assert metrics["test/margin"] == pytest.approx(0, abs=1e-6)
 
 
 def test_values_of_numpy_become_plain() -> None:

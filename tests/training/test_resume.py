@@ -1,6 +1,6 @@
-"""Runs that are killed at moments chosen by seed end as if nothing had happened.
+"""Resume runs that were killed at random times; they end as uninterrupted runs do.
 
-The campaign of all kinds of runs, twenty kills: pytest -m slow tests/test_resume.py --kills 5
+All kinds of runs with twenty kills: pytest -m slow tests/training/test_resume.py --kills 5
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KINDS = {
     "inception, not cached": [*INCEPTION, *LONG, "model.cache_features=false"],
 }
 
-#: What differs between any two runs.
+#: Metrics that differ between any two runs.
 CLOCK = ("seconds", "seconds_training", "peak_memory_gb")
 
 
@@ -49,7 +49,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def printed_by(process: subprocess.Popen[str]) -> str:
-    """What a process prints until it ends, within five minutes."""
+    """Return the output of a process, which must end within five minutes."""
     printed, _ = process.communicate(timeout=300)
     return printed
 
@@ -65,7 +65,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two checkpoints hold the same, to the bit."""
+    """Return whether two checkpoints are equal to the bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -84,9 +84,9 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
     if kills < 2 and kind not in ("cnn", "inception, cached"):
         pytest.skip("part of the campaign: --kills 5")
     options = [*KINDS[kind], *small_data(tree)]
-    whole = start(tmp_path, *options, "hydra.run.dir=whole")
-    text = printed_by(whole)
-    assert whole.returncode == 0, text
+    uninterrupted = start(tmp_path, *options, "hydra.run.dir=uninterrupted")
+    text = printed_by(uninterrupted)
+    assert uninterrupted.returncode == 0, text
     generator = random.Random(kind)
     process = start(tmp_path, *options, "hydra.run.dir=run")
     writing = 0
@@ -95,19 +95,21 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
         assert process.poll() is None, printed_by(process)
         process.send_signal(signal.SIGKILL)
         printed_by(process)
-        writing += sum(name.endswith(f".{process.pid}") for name in half_written(tmp_path / "run"))
+        writing += sum(
+            name.endswith(f".{process.pid}") for name in incomplete_files(tmp_path / "run")
+        )
         process = start(tmp_path, "resume=run")
     print(f"{kills} kills, {writing} of them while a checkpoint was written")
     printed = printed_by(process)
     assert process.returncode == 0, printed
     assert "changed since" not in printed
-    check_alike(tmp_path / "whole", tmp_path / "run")
+    check_alike(tmp_path / "uninterrupted", tmp_path / "run")
     assert not (tmp_path / "outputs").exists()  # no second folder
-    assert not half_written(tmp_path / "run")
+    assert not incomplete_files(tmp_path / "run")
 
 
 def check_alike(*runs: Path) -> None:
-    """The same training, to the bit."""
+    """Check that metrics, checkpoints and logs of two runs are equal to the bit."""
     first, second = (json.loads((run / "metrics.json").read_text()) for run in runs)
     assert first | dict.fromkeys(CLOCK) == second | dict.fromkeys(CLOCK)
     for name in ("last", "final", "best"):
@@ -118,8 +120,8 @@ def check_alike(*runs: Path) -> None:
     assert scalars(runs[0]) == scalars(runs[1])
 
 
-def half_written(run: Path) -> set[str]:
-    """Names of files that are being written beside the checkpoints, or were."""
+def incomplete_files(run: Path) -> set[str]:
+    """Return the names of incomplete files beside the checkpoints."""
     return {path.name for path in (run / "checkpoints").glob(".*")}
 
 
@@ -131,7 +133,7 @@ def written_at(run: Path) -> int:
 def wait_for_a_moment(
     number: int, run: Path, process: subprocess.Popen[str], generator: random.Random
 ) -> None:
-    """Of three kinds in turn: a checkpoint is being written, an epoch goes on, the run begins."""
+    """Wait until, in turn, a checkpoint is written, an epoch is trained, or the run begins."""
     if number % 3 == 2:
         time.sleep(generator.uniform(0, 5))
         return
@@ -141,8 +143,8 @@ def wait_for_a_moment(
         while process.poll() is None and written_at(run) == before:
             time.sleep(0.0003)
         wanted -= 1
-    left = half_written(run)
-    while number % 3 == 0 and process.poll() is None and half_written(run) <= left:
+    left = incomplete_files(run)
+    while number % 3 == 0 and process.poll() is None and incomplete_files(run) <= left:
         time.sleep(0.0003)
     if number % 3 == 1:
         time.sleep(generator.uniform(0, 0.2))
@@ -203,8 +205,8 @@ def test_a_run_that_was_killed_after_its_last_epoch_reports_the_same_metrics(
 ) -> None:
     expected = run(tmp_path / "run", tree, *held_out)
     (tmp_path / "run" / "metrics.json").unlink()
-    found = resume_run(tmp_path / "run")
-    assert found | dict.fromkeys(CLOCK) == expected | dict.fromkeys(CLOCK)
+    metrics = resume_run(tmp_path / "run")
+    assert metrics | dict.fromkeys(CLOCK) == expected | dict.fromkeys(CLOCK)
 
 
 def test_a_run_with_the_removed_option_views_is_refused(unfinished: Path) -> None:
@@ -218,13 +220,13 @@ def test_a_run_with_the_removed_option_views_is_refused(unfinished: Path) -> Non
 def test_a_run_that_was_killed_before_its_first_epoch_begins_again(
     tree: Path, tmp_path: Path
 ) -> None:
-    expected, folder = run(tmp_path / "whole", tree), tmp_path / "run"
+    expected, folder = run(tmp_path / "uninterrupted", tree), tmp_path / "run"
     run(folder, tree)
     for path in [folder / "metrics.json", *(folder / "checkpoints").iterdir()]:
         path.unlink()
-    found = resume_run(folder)
-    assert found | dict.fromkeys(CLOCK) == expected | dict.fromkeys(CLOCK)
-    assert scalars(folder) == scalars(tmp_path / "whole")
+    metrics = resume_run(folder)
+    assert metrics | dict.fromkeys(CLOCK) == expected | dict.fromkeys(CLOCK)
+    assert scalars(folder) == scalars(tmp_path / "uninterrupted")
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
@@ -236,7 +238,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))  # a disk with 64 KiB left
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))  # as a disk with 64 KiB left
     try:
         AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(10**6)}, last)
     finally:

@@ -145,7 +145,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     overrides = small_cnn(tree, "test=false", "ema=0.9", "trainer.max_epochs=4")
     if workers:
         overrides += ["data.memory_limit=0", f"data.num_workers={workers}"]
-    train(tmp_path / "whole", *overrides)
+    train(tmp_path / "uninterrupted", *overrides)
 
     class Stopped(BaseException):
         pass
@@ -171,7 +171,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     trainer = build_trainer(config, tmp_path / "parts", data)
     trainer.fit(model, datamodule=data, ckpt_path=last)
     finalize_checkpoints(last.parent)
-    expected = weights(tmp_path / "whole")
+    expected = weights(tmp_path / "uninterrupted")
     for name, value in weights(tmp_path / "parts").items():
         assert torch.equal(value, expected[name]), name
 
