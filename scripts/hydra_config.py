@@ -15,20 +15,21 @@ from omegaconf.errors import OmegaConfBaseException
 from horsehuman.errors import closest, one_line
 from horsehuman.runtime import configs_dir
 
-#: Exceptions of Hydra for wrong options, or for a run folder that cannot be created.
-ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
+#: Exceptions that Hydra raises for wrong options.
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 
 
 def explain(error: Exception) -> str:
     """Describe an error of Hydra in one line, with the closest names for a typo.
 
+    An ``OSError`` is that of a run folder that cannot be created.
     A ``ValueError`` that neither Hydra nor OmegaConf raised is raised again.
     """
     if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
         if not {"hydra", "omegaconf"} & set(Path(raised_in).parts):
             raise error
-    if isinstance(error, OSError):
+    if not isinstance(error, HYDRA_ERRORS):
         return one_line(error)
     text = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.options is not None:

@@ -15,7 +15,7 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # before the import; run() explains Hydra'
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra_config import ERRORS, explain
+from hydra_config import HYDRA_ERRORS, explain
 from omegaconf import DictConfig, OmegaConf
 
 from horsehuman import runtime
@@ -109,9 +109,9 @@ def run() -> int:
     threading.excepthook = lambda failure: thread_errors.append(str(failure.exc_value))
     try:
         main()
-    except ERRORS as error:
+    except (*HYDRA_ERRORS, OSError) as error:
         log.error("error: %s", explain(error))
-        return 1 if isinstance(error, OSError) else 2
+        return 2 if isinstance(error, HYDRA_ERRORS) else 1
     if thread_errors and not exit_codes:  # otherwise the run has failed with the same cause
         log.error("error: %s", thread_errors[0])
     return 1 if exit_codes or thread_errors else 0

@@ -41,7 +41,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_an_exported_file_matches_the_network(exported: Path, tree: Path) -> None:
     classifier, network = OnnxClassifier(exported), load_classifier("cnn")
     assert classifier.class_names == network.class_names
@@ -57,7 +56,6 @@ def test_an_exported_file_matches_the_network(exported: Path, tree: Path) -> Non
     assert HERE not in exported.read_bytes()  # It names no files of the machine that wrote it.
 
 
-@pytest.mark.slow
 def test_without_importing_torch(exported: Path, tree: Path) -> None:
     code = """
 import sys
@@ -111,7 +109,6 @@ def test_a_file_whose_outputs_differ_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_wrong_files_are_refused(exported: Path, tmp_path: Path) -> None:
     content = exported.read_bytes()
     (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
