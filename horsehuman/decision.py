@@ -69,10 +69,10 @@ class Prediction:
     """
 
     source: str
-    class_name: str
-    probability: float
-    logit: float
-    status: Literal["ok", "unsure", "neither", "error"]
+    class_name: str = ""
+    probability: float = float("nan")
+    logit: float = float("nan")
+    status: Literal["ok", "unsure", "neither", "error"] = "error"
     error: str = ""
 
 
@@ -89,7 +89,7 @@ def decide(
             ``unsure`` or ``neither``.
     """
     if scores.neither_score >= 1 and not always_answer:
-        return Prediction(source, "", float("nan"), scores.logit, "neither")
+        return Prediction(source, logit=scores.logit, status="neither")
     label = int(scores.probability >= classifier.threshold)
     probability = scores.probability if label else 1 - scores.probability
     unsure = probability < classifier.confidence_threshold and not always_answer

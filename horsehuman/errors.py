@@ -112,23 +112,26 @@ def check_number(name: str, value: Any, kind: type[float], **bounds: float | Non
     raise HorseHumanError(f"{name}={value!r} does not work: give {noun}, {words}".rstrip(", "))
 
 
-def check_widths(name: str, value: Any, *, at_least: int = 0) -> None:
-    """Check a list of layer widths.
+def check_widths(
+    name: str, value: Any, *, at_least: int = 0, bounds: tuple[int, int] = (1, MAX_WIDTH)
+) -> None:
+    """Check a list of layer widths or image sizes.
 
     Args:
         name: The option's name as the user writes it, such as ``model.channels``.
-        value: The value to check: a list of whole numbers from 1 to :data:`MAX_WIDTH`.
+        value: The value to check: a list of whole numbers.
         at_least: Smallest number of entries; the largest is :data:`MAX_LAYERS`.
+        bounds: Smallest and largest entry.
 
     Raises:
-        HorseHumanError: If the value is no list, or its length or a width is out of bounds.
+        HorseHumanError: If the value is no list, or its length or an entry is out of bounds.
     """
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     if not is_list or not at_least <= len(value) <= MAX_LAYERS:
         fix = f"give a list of {at_least} to {MAX_LAYERS} whole numbers, such as [32, 64]"
         raise HorseHumanError(f"{name}={value!r} does not work: {fix}")
     for width in value:
-        check_number(name, width, int, at_least=1, at_most=MAX_WIDTH)
+        check_number(name, width, int, at_least=bounds[0], at_most=bounds[1])
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -232,7 +232,8 @@ def evaluation_dir(model: str, split: str | None, data: str | None = None) -> Pa
     run = None if data else find_run(model)
     if run:
         return run / f"evaluate-{split}"
-    return Path("outputs/evaluate") / Path(model).expanduser().resolve().name
+    name = model if model in BUNDLED else Path(model).expanduser().resolve().name
+    return Path("outputs/evaluate") / name
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -172,7 +172,9 @@ def raise_on_signals() -> None:
 
 def console(*, stderr: bool = True) -> Console:
     """Return a console on stderr or stdout that prints text as it is, without markup."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, quiet=_silent)
+    return Console(
+        stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False, quiet=_silent
+    )
 
 
 def table(*columns: str, left: int = 1, title: str | None = None) -> Table:
@@ -221,10 +223,9 @@ def progress_bar() -> progress.Progress:
     """Return a progress bar with count, rate and time left; shown only on a terminal."""
     text = progress.TextColumn("{task.description}", markup=False)
     count = progress.BarColumn(), progress.MofNCompleteColumn(), _Rate()
-    time_left = progress.TimeRemainingColumn(compact=True)
+    left = progress.TimeRemainingColumn(compact=True)
     hidden = _silent or not sys.stderr.isatty()
-    columns = text, *count, time_left
-    return progress.Progress(*columns, console=console(), transient=True, disable=hidden)
+    return progress.Progress(text, *count, left, console=console(), transient=True, disable=hidden)
 
 
 class _Rate(progress.ProgressColumn):

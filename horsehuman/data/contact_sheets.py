@@ -16,7 +16,7 @@ from horsehuman.data.image_sets import SPLITS, ImageQuery, find_image_set, read_
 from horsehuman.data.images import PictureError
 from horsehuman.data.records import Record, evenly_spaced
 from horsehuman.data.transforms import Augment, make_augment
-from horsehuman.errors import HorseHumanError, printable
+from horsehuman.errors import HorseHumanError, check_number, printable
 from horsehuman.run_dir import ReportOptions, is_run, read_json, unused_path, write_json
 from horsehuman.runtime import configs_dir, table, track
 
@@ -81,7 +81,7 @@ def report_images(query: ImageQuery, options: ReportOptions, *, augmented: bool)
             title = f"{len(records)} pictures: {name}" + (f", {split}" if split else "")
             plots.save(plots.sheet(rows, COLUMNS, f"{title}; {caption}"), folder / file)
             sheets.append(file)
-    earlier = read_json(folder / REPORT_FILE).get("sheets", [])
+    earlier = read_json(folder / REPORT_FILE).get("sheets") or []
     for path in folder.glob("*.png"):
         if path.name in earlier and path.name not in sheets:
             path.unlink()
@@ -109,7 +109,7 @@ def training_augmentation(data: str) -> tuple[int, Augment]:
         data: See :func:`~horsehuman.data.image_sets.find_image_set`.
 
     Raises:
-        HorseHumanError: If the run has no augmentation.
+        HorseHumanError: If the run has no augmentation or an invalid image size.
     """
     folder = Path(data).expanduser()
     of_cnn = configs_dir() / "model" / "cnn.yaml"
@@ -117,7 +117,9 @@ def training_augmentation(data: str) -> tuple[int, Augment]:
     augment = make_augment(config["data"].get("augment"))
     if augment is None:
         raise HorseHumanError(f"--augmented: {printable(data)} was trained without augmentation")
-    return config["model"]["image_size"], augment
+    size = config.get("model", {}).get("image_size")
+    check_number(f"model.image_size of {printable(data)}", size, int, at_least=8, at_most=4096)
+    return size, augment
 
 
 def _rows(

@@ -163,15 +163,20 @@ def read_run_images(run: Path) -> ImageSet:
     try:
         with os_errors("read", path):
             text = path.read_bytes().decode(errors="surrogateescape")
-        _, *rows = filter(None, csv.reader(io.StringIO(text, newline="")))
-        first, second = sorted({label for _, label, _, _ in rows})
-        if not {split for *_, split in rows} <= set(SPLITS):
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        paths = [Path(row["picture"]) for row in rows]
+        first, second = sorted({row["label"] for row in rows})
+        outside = any(path.is_absolute() or ".." in path.parts for path in paths)
+        if outside or not {row["split"] for row in rows} <= set(SPLITS):
             raise ValueError
-    except (ValueError, csv.Error) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         message = f"{printable(path)} is damaged: choose the images with --data"
         raise HorseHumanError(message) from error
-    records = [Record(root / row[0], int(row[1] == second), row[2], row[3]) for row in rows]
-    grouped = any(group != picture for picture, _, group, _ in rows)
+    records = [
+        Record(root / row["picture"], int(row["label"] == second), row["group"], row["split"])
+        for row in rows
+    ]
+    grouped = any(row["group"] != row["picture"] for row in rows)
     return ImageSet(root, (first, second), records, grouped)
 
 

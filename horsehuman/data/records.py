@@ -258,9 +258,9 @@ def _split_folders(root: Path, require_train: bool) -> dict[str, Path]:
             folders[split] = folder
     if not folders:
         return {"": root}
-    if others := ", ".join(f.name for f in subfolders if f not in folders.values()):
-        others = printable(others)
-        log.warning("%s: ignored folders that are not splits (%s)", printable(root), others)
+    if others := [folder.name for folder in subfolders if folder not in folders.values()]:
+        names = printable(", ".join(others))
+        log.warning("%s: ignored folders that are not splits (%s)", printable(root), names)
     if require_train and "train" not in folders:
         raise HorseHumanError(f"{printable(root)} has no train folder: add one")
     return folders

@@ -115,9 +115,10 @@ def download_blocks(url: str) -> Iterator[tuple[bytes, int]]:
 class _NoFtpHandler(FTPHandler):
     """Refuse ftp, the only scheme beside http and https to which urllib follows redirections."""
 
+    handler_order = 0  # before a proxy for ftp
+
     def ftp_open(self, request: Request) -> NoReturn:
-        url = request.full_url
-        raise DownloadError(f"redirects to {url}, which is not an http or https URL")
+        raise DownloadError(f"redirects to {request.full_url}, which is not an http or https URL")
 
 
 def _find_files(source: str, recursive: bool) -> Iterator[str]:

@@ -17,7 +17,6 @@ from horsehuman.data.sources import expand_sources, read_source
 from horsehuman.decision import Prediction, Scores, decide, format_prediction
 from horsehuman.errors import HorseHumanError, closest, printable
 from horsehuman.inference.output import as_row
-from horsehuman.inference.predict import failed
 from horsehuman.models.base import Network, to_scores
 from horsehuman.models.checkpoint import load_classifier
 from horsehuman.run_dir import ReportOptions, check_output_file, print_json
@@ -247,7 +246,7 @@ def _explain_each(network: Network, names: Sequence[str], layer: str | None) -> 
             image = network.preprocess(read_source(name))
         except PictureError as error:
             log.warning("error: %s", error)
-            yield failed(name, error), None
+            yield Prediction(name, error=str(error)), None
             continue
         scores, heat = explain_answer(network, image, layer)
         answer = decide(network, name, scores, always_answer=True)

@@ -5,7 +5,6 @@ predict``.
 """
 
 import logging
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,7 +74,7 @@ def predict(
             scores = iter(classifier.score([i.result() for i in readable]) if readable else [])
             for name, image in batch:
                 if error := image.exception():
-                    yield failed(name, error)
+                    yield Prediction(name, error=str(error))
                 else:
                     yield decide(classifier, name, next(scores), always_answer)
 
@@ -89,11 +88,6 @@ def _to_array(source: Source, name: str) -> NDArray[np.uint8]:
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
         raise PictureError(f"{name}: {source.dtype} {source.shape} is not uint8 (H, W, 3)")
     return source
-
-
-def failed(source: str, error: BaseException) -> Prediction:
-    """Return the prediction that stands for an image that could not be read."""
-    return Prediction(source, "", math.nan, math.nan, "error", str(error))
 
 
 def predict_and_report(

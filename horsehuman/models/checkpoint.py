@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from horsehuman.errors import HorseHumanError, closest, first_line, os_errors, printable
+from horsehuman.errors import HorseHumanError, closest, os_errors, printable
 from horsehuman.models.base import Network, check_origin
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import CHECKPOINT, Inception
@@ -59,9 +59,9 @@ def load_classifier(source: str | Path = "inception") -> Network:
     try:
         return _build_network(checkpoint).eval()
     except Exception as error:  # A damaged or foreign file may contain anything.
-        fix = "" if isinstance(error, HorseHumanError) else "; train it again"
-        text = f"cannot load {printable(path)}: {first_line(error).rstrip(':')}{fix}"
-        raise HorseHumanError(text) from error
+        reason = "its weights and settings do not match: train it again"
+        reason = str(error) if isinstance(error, HorseHumanError) else reason
+        raise HorseHumanError(f"cannot load {printable(path)}: {reason}") from error
 
 
 def _build_network(checkpoint: Mapping[str, Any]) -> Network:

@@ -98,7 +98,11 @@ class Inception(Network):
     ) -> None:
         # The arguments by name: no other local variables than the excluded ones exist yet.
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
-        _check_scales(scales, pool)
+        check_widths("model.scales", scales, at_least=1, bounds=(75, 2048))
+        if pool == "flatten" and len(scales) > 1:
+            raise HorseHumanError(
+                f"model.pool=flatten takes one scale: shorten model.scales={scales}"
+            )
         pretrained = read_pretrained(weights)
         mean = pretrained.mean if mean is None else mean
         std = pretrained.std if std is None else std
@@ -169,15 +173,6 @@ class Inception(Network):
             return self.embed(images.to(self.device)).float().cpu()
 
         return FeatureCache(embed, cache_dir() / "features" / f"{key}.sqlite")
-
-
-def _check_scales(scales: Sequence[int], pool: str) -> None:
-    """Check ``scales`` of :class:`Inception`; ``flatten`` needs exactly one."""
-    check_widths("model.scales", scales, at_least=1)
-    for scale in scales:
-        check_number("model.scales", scale, int, at_least=75, at_most=2048)
-    if pool == "flatten" and len(scales) > 1:
-        raise HorseHumanError(f"model.pool=flatten takes one scale: shorten model.scales={scales}")
 
 
 def class_means(features: Tensor, labels: Tensor) -> Tensor:

@@ -65,7 +65,9 @@ def build(part: str, config: DictConfig, **given: Any) -> Any:
     try:
         return kind(**arguments, **given)
     except TypeError as error:
-        raise HorseHumanError(f"{part} does not take this: {first_line(error)}") from error
+        raise HorseHumanError(
+            f"{part} does not take this: {first_line(error).rpartition('() ')[2]}"
+        ) from error
 
 
 def build_trainer(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from horsehuman.data.datasets import decode
+from horsehuman.data.datasets import OnDemandImages
 from horsehuman.data.image_sets import read_run_images
 from horsehuman.data.records import Record, scan_folder
 from horsehuman.decision import Floats
@@ -24,7 +24,7 @@ from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import find_checkpoint, load_classifier
 from horsehuman.models.inception import Inception
 from horsehuman.runtime import track
-from horsehuman.training.config import load_config
+from horsehuman.training.config import check_options, load_config
 from horsehuman.training.run import train
 
 log = logging.getLogger(__name__)
@@ -115,6 +115,7 @@ def cross_validated_logits(config: DictConfig) -> tuple[list[Record], Floats]:
             "trainer": {"strategy": "auto", "devices": 1, "num_nodes": 1},
         }
         fold_config: Any = OmegaConf.merge(config, changes)
+        check_options(fold_config)
         log.info("fold %d of %d", fold + 1, FOLDS)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             run_dir = Path(folder) / "run"
@@ -128,13 +129,10 @@ def cross_validated_logits(config: DictConfig) -> tuple[list[Record], Floats]:
 
 def embed_records(network: Inception, records: Sequence[Record]) -> torch.Tensor:
     """Return features ``(N, F)`` of images, from the cache if they are known."""
-    cache = network.feature_cache()
-    features = []
+    cache, images = network.feature_cache(), OnDemandImages(records, network.image_size)
+    batches = torch.split(torch.arange(len(records)), 32)
     with torch.inference_mode():
-        for start in track(range(0, len(records), 32), "features", -(-len(records) // 32)):
-            batch = [decode(r.path, network.image_size) for r in records[start : start + 32]]
-            features.append(cache(torch.stack(batch)))
-    return torch.cat(features)
+        return torch.cat([cache(images[i]) for i in track(batches, "features", len(batches))])
 
 
 def fit_thresholds(

@@ -17,9 +17,11 @@ _REQUIRED_SECTIONS = {"data", "early_stopping", "ema", "model", "seed", "test", 
 
 
 def compose(*overrides: str) -> DictConfig:
-    """Compose the config that ``scripts/train.py`` makes of overrides such as ``model=cnn``."""
+    """Compose and check the config of overrides such as ``model=cnn``, as ``scripts/train.py``."""
     with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        return hydra.compose("train", list(overrides))
+        config = hydra.compose("train", list(overrides))
+    check_options(config)
+    return config
 
 
 def load_config(run_dir: Path) -> DictConfig:

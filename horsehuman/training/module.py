@@ -174,8 +174,9 @@ class BinaryClassifier(L.LightningModule):
         checkpoint["horsehuman"] = {"format": FORMAT, "classifier": type(self).__name__}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another program or format."""
-        check_origin(checkpoint)
+        """Refuse a checkpoint of another program, format or class."""
+        if (name := check_origin(checkpoint)) != type(self).__name__:
+            raise HorseHumanError(f"the checkpoint is that of {name}, not of {type(self).__name__}")
 
 
 class CNNClassifier(BinaryClassifier):

@@ -91,6 +91,7 @@ def test_failing_servers_are_errors_with_a_reason(
         monkeypatch.setattr(sources, "MAX_SECONDS" if path == "drip" else "TIMEOUT", 0.4)
     if path == "huge":
         monkeypatch.setattr(sources, "MAX_BYTES", 50)
+    monkeypatch.setenv("ftp_proxy", server)  # must not be used
     start = time.monotonic()
     with pytest.raises(PictureError, match=text) as caught:
         read_source(f"{server}/{path}")

@@ -68,7 +68,8 @@ def test_training_images_are_recognized(run: Path, tree: Path, tmp_path: Path) -
     lost = shutil.copy(run / "checkpoints" / "final.ckpt", tmp_path / "lost.ckpt")
     assert count_images_seen_in_training(str(lost), []) is None
     broken = shutil.copytree(run, tmp_path / "broken")
-    for row in ("x.webp", "x.webp,humans,1,test", "x.webp,horses,1,tset"):
+    outside = "/etc/passwd,horses,1,test", "a/../../x,horses,1,test"
+    for row in ("x.webp", "x.webp,humans,1,test", "x.webp,horses,1,tset", *outside):
         rows = f"x.webp,humans,1,test\n{row}\n"
         (broken / "splits.csv").write_text(f"picture,label,group,split\n{rows}")
         assert count_images_seen_in_training(str(broken), []) is None
@@ -145,7 +146,15 @@ def test_unreadable_images_are_reported_and_the_others_classified(
     assert len(metrics["unreadable"]) == 1
 
 
-NAMES = ["cost$1_$x", "x[/red]", "photo[copy]", os.fsdecode(b"b\xffad"), "two\nlines", "馬"]
+NAMES = [
+    "cost$1_$x",
+    "x[/red]",
+    "photo[copy]",
+    os.fsdecode(b"b\xffad"),
+    "two\nlines",
+    "馬",
+    "x:smile:",
+]
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +174,7 @@ def test_special_names_are_shown_literally(odd: Path, tmp_path: Path) -> None:
     code, printed = evaluate("--model", "cnn", "--data", str(odd), "--out", str(tmp_path / "out"))
     assert code == 0, printed
     assert (tmp_path / "out" / "pictures.png").is_file()
-    for name in ("cost$1_$x", "x[/red]", "photo[copy]", r"b\udcffad", r"two\nlines"):
+    for name in ("cost$1_$x", "x[/red]", "photo[copy]", r"b\udcffad", r"two\nlines", "x:smile:"):
         assert f"{name}.webp" in printed
     for command in (["explain", str(odd), "--model", "cnn"], ["data", "--data", str(odd)]):
         out = tmp_path / f"{command[0]}.png"

@@ -141,7 +141,7 @@ def test_the_evidence_is_that_for_the_predicted_class(tree: Path) -> None:
 def test_an_image_without_heat_is_reported(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    network = load("cnn")
+    network = load_classifier("cnn")
     network.head[-1].weight.data.zero_()  # The logit is the bias.
     monkeypatch.setattr("horsehuman.inference.explain.load_classifier", lambda model: network)
     picture = tree / "test" / "horses" / "horse1-000.webp"
@@ -161,7 +161,7 @@ def test_training_on_cached_features_is_explained_like_training_on_pictures(
         run = tmp_path / cached
         config = compose(*overrides, f"model.cache_features={cached}")
         train(config, run)
-        heat.append(explain(load(run), picture)[0])
+        heat.append(explain(load_classifier(run), picture)[0])
     torch.testing.assert_close(heat[0], heat[1], rtol=1e-3, atol=1e-6)
 
 

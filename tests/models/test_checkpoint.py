@@ -139,16 +139,16 @@ def test_checkpoints_of_other_programs_formats_and_settings_are_refused(
         ({"horsehuman": {"format": 1, "classifier": "CNNClassifier"}}, "train it again"),
         (
             {"horsehuman": {"format": 2, "classifier": "Other"}},
-            r"cannot load .*; train it again",
+            r"cannot load .*: its weights and settings do not match: train it again",
         ),
         (
             {"hyper_parameters": {**TINY_CNN, "channels": [4, 9]}},
-            r"cannot load .*; train it again",
+            r"cannot load .*: its weights and settings do not match: train it again",
         ),
         ({"hyper_parameters": {**TINY_CNN, "image_size": 0}}, "image_size"),
         (
             {"state_dict": {}},
-            r"cannot load .*; train it again",
+            r"cannot load .*: its weights and settings do not match: train it again",
         ),
     ):
         with pytest.raises(HorseHumanError, match=reason) as raised:

@@ -64,3 +64,9 @@ def test_a_validation_folder_is_what_a_run_is_calibrated_on(
     assert (report["pictures"], report["groups"]) == (12, 4)
     temperature = load_classifier(run).settings["temperature"]
     assert temperature == report["temperature"] == calibrate.calibrate(run)["temperature"]
+
+
+def test_wrong_options_of_a_run_are_refused() -> None:
+    config = OmegaConf.create(OmegaConf.to_container(compose("model=cnn")) | {"ema": 5})
+    with pytest.raises(HorseHumanError, match="ema=5 does not work"):
+        calibrate.cross_validated_logits(config)

@@ -15,7 +15,7 @@ from horsehuman import CNNClassifier, HorseHumanDataModule, HorseHumanError, loa
 from horsehuman.data.images import read_picture
 from horsehuman.inference.predict import predict
 from horsehuman.training.build import build, build_trainer
-from horsehuman.training.config import check_options, compose
+from horsehuman.training.config import compose
 from horsehuman.training.run import finalize_checkpoints
 from horsehuman.training.run import train as train_run
 from tests.conftest import SMALL_CNN, small_cnn, small_data
@@ -28,7 +28,6 @@ INCEPTION = ["model=inception", "model.image_size=96", "model.scales=[80]", "tra
 
 def train(folder: Path, *overrides: str) -> dict[str, Any]:
     config = compose(*overrides)
-    check_options(config)
     return train_run(config, folder)
 
 
