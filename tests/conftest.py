@@ -89,6 +89,11 @@ def originals() -> Path:
     return Path(given)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest tests first, so that no process waits for one of them at the end."""
+    items.sort(key=lambda item: "commands_of_the_readme" not in item.name)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=1, help="kills of each run in test_resume.py")
     parser.addoption("--seconds", type=float, default=6, help="of test_demo_load.py")

@@ -31,8 +31,8 @@ from tests.conftest import SMALL_CNN, small_cnn, small_data
 LONG = ["trainer.max_epochs=40", "trainer.log_every_n_steps=3"]
 INCEPTION = ["model=inception", "model.image_size=96", "model.scales=[80]", "trainer.max_epochs=2"]
 KINDS = {
-    "cnn": [*SMALL_CNN, *LONG, "trainer.max_epochs=60"],
-    "inception, cached": [*INCEPTION, *LONG, "trainer.max_epochs=120"],
+    "cnn": [*SMALL_CNN, *LONG],
+    "inception, cached": [*INCEPTION, *LONG],
     "cnn, two workers": [*SMALL_CNN, *LONG, "data.memory_limit=0", "data.num_workers=2"],
     "inception, not cached": [*INCEPTION, *LONG, "model.cache_features=false"],
 }
