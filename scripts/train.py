@@ -72,7 +72,7 @@ def main(config: DictConfig) -> None:
 
 def check_command(config: DictConfig) -> None:
     """Refuse invalid options and combinations of ``-m``, ``resume`` and ``trainer=ddp``."""
-    from horsehuman.training.config import check_options  # imports torch, but not Lightning
+    from horsehuman.training.config import check_options  # train() would import Lightning first
 
     sweep = "MULTIRUN" in str(HydraConfig.get().mode)
     if sweep and config.trainer.get("strategy") == "ddp":

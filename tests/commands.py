@@ -41,6 +41,21 @@ def run_train_script(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: 
         return int(ended.code or 0)
 
 
+def train_script_error(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    *arguments: str,
+) -> tuple[int, str]:
+    """Run ``scripts/train.py`` and return exit code and error, which must be its only output."""
+    code = run_train_script(monkeypatch, folder, *arguments)
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert len(printed.err.splitlines()) == 1
+    assert printed.out == ""
+    return code, printed.err
+
+
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """Run a server on loopback, and yield its address; clients may disconnect early."""

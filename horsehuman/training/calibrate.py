@@ -24,7 +24,7 @@ from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import find_checkpoint, load_classifier
 from horsehuman.models.inception import Inception
 from horsehuman.runtime import track
-from horsehuman.training.config import check_options, load_config
+from horsehuman.training.config import load_config
 from horsehuman.training.run import train
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,6 @@ def cross_validated_logits(config: DictConfig) -> tuple[list[Record], Floats]:
             "trainer": {"strategy": "auto", "devices": 1, "num_nodes": 1},
         }
         fold_config: Any = OmegaConf.merge(config, changes)
-        check_options(fold_config)
         log.info("fold %d of %d", fold + 1, FOLDS)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             run_dir = Path(folder) / "run"

@@ -40,9 +40,7 @@ log = logging.getLogger(__name__)
 def resume_run(run_dir: Path, *, allow_changes: bool = False) -> dict[str, Any]:
     """Resume an interrupted run in its own folder with its own config; see :func:`train`."""
     check_flag("allow_changes", allow_changes)
-    config = load_config(run_dir)
-    check_options(config)
-    return train(config, run_dir, resuming=True, allow_changes=allow_changes)
+    return train(load_config(run_dir), run_dir, resuming=True, allow_changes=allow_changes)
 
 
 def train(
@@ -54,7 +52,7 @@ def train(
     writes and prints.
 
     Args:
-        config: The composed config of ``configs/``, after ``check_options``.
+        config: The composed config of ``configs/``.
         run_dir: The run folder.
         resuming: The folder holds an interrupted run: continue after its last complete epoch.
         allow_changes: Continue even if the images have changed.
@@ -66,6 +64,7 @@ def train(
         HorseHumanError: An option or the data do not work, or the run has ended already.
         PeerGoneError: Another process of the run has ended unexpectedly.
     """
+    check_options(config)
     share_cores()
     with process_group():
         run_dir = Path(broadcast(str(run_dir)))

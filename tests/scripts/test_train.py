@@ -14,7 +14,7 @@ import pytest
 import train as script
 
 from horsehuman import load_classifier
-from tests.commands import run_train_script
+from tests.commands import train_script_error
 from tests.conftest import small_cnn
 
 SCRIPT = Path(script.__file__)
@@ -53,12 +53,9 @@ def test_typos_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run_train_script(monkeypatch, tmp_path, *overrides) == code
-    printed = capsys.readouterr()
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    assert text in printed.err
-    assert printed.out == ""
+    exit_code, error = train_script_error(monkeypatch, capsys, tmp_path, *overrides)
+    assert exit_code == code
+    assert text in error
 
 
 def test_an_error_of_a_process_is_one_line(tmp_path: Path) -> None:

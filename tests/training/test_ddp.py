@@ -30,7 +30,7 @@ from horsehuman.distributed import (
     rank,
     sync_buffers,
 )
-from tests.commands import run_train_script
+from tests.commands import train_script_error
 from tests.conftest import small_cnn, small_data
 from tests.training.test_resume import (
     CLOCK,
@@ -152,11 +152,9 @@ def test_wrong_use_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run_train_script(monkeypatch, tmp_path, "model=cnn", *arguments) == code
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: ")
-    assert len(printed.splitlines()) == 1
-    assert text in printed
+    exit_code, error = train_script_error(monkeypatch, capsys, tmp_path, "model=cnn", *arguments)
+    assert exit_code == code
+    assert text in error
     assert not list(tmp_path.rglob("outputs/*/*"))
 
 

@@ -25,7 +25,7 @@ from horsehuman import HorseHumanError, run_dir
 from horsehuman.training.callbacks import AtomicCheckpointIO
 from horsehuman.training.config import compose
 from horsehuman.training.run import resume_run, train
-from tests.commands import run_train_script
+from tests.commands import train_script_error
 from tests.conftest import SMALL_CNN, small_cnn, small_data
 
 LONG = ["trainer.max_epochs=40", "trainer.log_every_n_steps=3"]
@@ -280,9 +280,7 @@ def test_wrong_use_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run_train_script(monkeypatch, tmp_path, *arguments) == 1
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: ")
-    assert len(printed.splitlines()) == 1
-    assert text in printed
+    code, error = train_script_error(monkeypatch, capsys, tmp_path, *arguments)
+    assert code == 1
+    assert text in error
     assert not list(tmp_path.iterdir())
