@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from torch import Tensor, distributed, nn
 
-from horsehuman.errors import HorseHumanError, PeerGoneError, first_line
+from horsehuman.errors import HorseHumanError, ResumableError, first_line
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ def process_group() -> Iterator[None]:
 
     Raises:
         HorseHumanError: If the process group cannot be created.
-        PeerGoneError: If another rank has exited while this one still needs it.
+        ResumableError: If another rank has exited while this one still needs it.
     """
     if env_world_size() == 1:
         yield
@@ -46,7 +46,7 @@ def process_group() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error).lower():
             reason = f"another rank of this run has exited ({first_line(error)})"
-            raise PeerGoneError(reason) from error
+            raise ResumableError(reason) from error
         raise
     distributed.destroy_process_group()
 

@@ -22,8 +22,8 @@ class HorseHumanError(Exception):
     """
 
 
-class PeerGoneError(HorseHumanError):
-    """Another rank of the run has exited, and this one cannot continue without it."""
+class ResumableError(HorseHumanError):
+    """A run has stopped before its end, through no fault of its options, and can be resumed."""
 
 
 def one_line(error: Exception) -> str:

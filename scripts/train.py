@@ -19,7 +19,7 @@ from hydra_config import HYDRA_ERRORS, explain
 from omegaconf import DictConfig, OmegaConf
 
 from horsehuman import runtime
-from horsehuman.errors import HorseHumanError, PeerGoneError, one_line
+from horsehuman.errors import HorseHumanError, ResumableError, one_line
 
 log = logging.getLogger("horsehuman.train")  # silent on ranks above 0
 
@@ -57,7 +57,7 @@ def main(config: DictConfig) -> None:
             resume_run(run_dir, allow_changes=config.allow_changes)
     except (HorseHumanError, OSError) as error:
         exit_codes.append(1)
-        hint = resume_hint(run_dir) if isinstance(error, PeerGoneError) else ""
+        hint = resume_hint(run_dir) if isinstance(error, ResumableError | OSError) else ""
         if RANK > 0:
             time.sleep(5)  # torchrun ends all ranks meanwhile if rank 0 prints the same error
         print(f"error: {one_line(error)}{hint}", file=sys.stderr)
@@ -91,7 +91,7 @@ def resume_hint(run_dir: Path) -> str:
     if not (run_dir / "config.yaml").is_file():
         return "; no epoch was finished"
     last = run_dir / "checkpoints" / "last.ckpt"
-    done = f"the last whole epoch is in {last}" if last.is_file() else "no epoch was finished"
+    done = f"the last whole epoch is in {last}" if last.is_file() else "no epoch is on the disk"
     count = os.environ.get("LOCAL_WORLD_SIZE")
     python = f"torchrun --standalone --nproc-per-node {count}" if count else "python"
     return f"; {done}; go on with {python} scripts/train.py resume={shlex.quote(str(run_dir))}"

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from horsehuman import load_classifier
-from horsehuman.training.callbacks import AtomicCheckpointIO
+from horsehuman.errors import ResumableError
+from horsehuman.training import run as training_run
+from horsehuman.training.run import resume_run
+from tests.commands import run_train_script
 from tests.conftest import small_cnn, small_data
-from tests.training.test_resume import CLOCK, INCEPTION, run, start
+from tests.training.test_resume import CLOCK, INCEPTION, check_alike, run, start
 
 NOBODY = 65534
+
+#: Something that keeps the checkpoints in a run's folder from being written.
+Fault = Callable[[Path], AbstractContextManager[None]]
 
 pytestmark = pytest.mark.slow
 
@@ -95,28 +104,154 @@ def repeatedly(action: Callable[[], object]) -> Callable[[], None]:
     return stop
 
 
-def test_a_folder_that_may_not_be_written_any_more(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tmp_path / "checkpoints"
-    last = folder / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, last)
-    before = last.read_bytes()
-    folder.chmod(0o500)
-    is_root = os.geteuid() == 0  # root may write everywhere
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Take the right to write into the checkpoints of a run; root becomes another user."""
+    is_root = os.geteuid() == 0
+    path = folder / "checkpoints"
+    for other in folder.iterdir():  # the log can still be written
+        other.chmod(0o777)
+    path.chmod(0o555)
     if is_root:
-        for parent in (folder, *folder.parents[:3]):
-            parent.chmod(0o555)
+        for parent in path.parents[:4]:
+            parent.chmod(0o755)
         os.seteuid(NOBODY)
     try:
-        AtomicCheckpointIO().save_checkpoint({"epoch": 2}, last)
+        yield
     finally:
         if is_root:
             os.seteuid(0)
-        for parent in (folder, *folder.parents[:3]):
-            parent.chmod(0o700)
-    assert "is not saved (Permission denied)" in caplog.text
-    assert last.read_bytes() == before
+        path.chmod(0o700)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Let no file grow above 200 kB, which the checkpoints of :data:`LARGE` exceed."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+#: Options of a CNN whose checkpoints have 1.1 MB.
+LARGE = ["model=cnn", "model.image_size=48", "model.channels=[32,64]", "trainer.max_epochs=6"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(folder, tree, model=LARGE)
+    return folder
+
+
+def begins(folder: Path) -> bool:
+    return (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+@contextmanager
+def disturbed(
+    folder: Path, fault: Fault, begin: Callable[[], bool], end: Callable[[], bool]
+) -> Iterator[None]:
+    """Let a fault begin and end in a thread, when these conditions hold."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not begin() and not over.wait(0.001):
+            pass
+        with fault(folder):
+            while not end() and not over.wait(0.01):
+                pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("fault", [small_disk, read_only])
+def test_a_last_epoch_that_cannot_be_saved_is_not_reported(
+    fault: Fault, tree: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_run, "SAVE_SECONDS", 0.1)
+    folder = tmp_path / "run"
+    with (
+        pytest.raises(ResumableError) as raised,
+        disturbed(folder, fault, lambda: begins(folder), lambda: False),
+    ):
+        run(folder, tree, model=LARGE)
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] + 1
+    assert 1 <= saved < 6
+    assert "cannot save" in str(raised.value)
+    assert "after epoch 6" in str(raised.value)
+    assert f"epoch {saved} is on the disk" in str(raised.value)
+    assert not (folder / "metrics.json").exists()
+    assert not (folder / "checkpoints" / "final.ckpt").exists()
+    resume_run(folder)
+    check_alike(undisturbed, folder)
+
+
+@pytest.mark.parametrize("fault", [small_disk, read_only])
+def test_a_last_epoch_is_saved_when_that_is_possible_again(
+    fault: Fault, tree: Path, undisturbed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "run"
+    with disturbed(folder, fault, lambda: begins(folder), lambda: "trying to save" in caplog.text):
+        metrics = run(folder, tree, model=LARGE)
+    assert "the run goes on" in caplog.text
+    final = torch.load(folder / "checkpoints" / "final.ckpt", weights_only=True)
+    assert final["epoch"] + 1 == metrics["epochs"] == 6
+    check_alike(undisturbed, folder)
+
+
+def test_a_disk_that_is_full_from_the_start_ends_the_command_in_one_line(
+    tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(training_run, "SAVE_SECONDS", 0.1)
+    options = [*LARGE, *small_data(tree), "hydra.run.dir=run"]
+    with small_disk(tmp_path):
+        assert run_train_script(monkeypatch, tmp_path, *options) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: cannot save ")
+    assert "no epoch is on the disk" in line
+    assert line.endswith("go on with python scripts/train.py resume=run")
+
+
+def test_a_disk_without_any_space_ends_the_run_which_is_resumed(
+    tree: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        options = [*LARGE, *small_data(tree), "test=false"]
+        process = start(disk, *options, "hydra.run.dir=run")
+        while not begins(disk / "run") and process.poll() is None:
+            time.sleep(0.001)
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(1024))
+        line = last_line(process)
+        assert process.returncode == 1
+        assert line.startswith("error: ")
+        assert "No space left on device" in line
+        assert line.endswith("go on with python scripts/train.py resume=run")
+        (disk / "filler").unlink()
+        resumed = start(disk, "resume=run")
+        printed, _ = resumed.communicate(timeout=200)
+        assert resumed.returncode == 0, printed
+        check_alike(undisturbed, disk / "run")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_two_runs_at_once_on_one_cache(

@@ -1,5 +1,6 @@
 """Callbacks: exact seeds, averaged weights, atomic checkpoints, and lines on the terminal."""
 
+import copy
 import logging
 import time
 from pathlib import Path
@@ -79,19 +80,47 @@ class AverageWeights(WeightAveraging):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write each checkpoint to a temporary file, sync it to disk and rename it.
 
-    A process that is killed leaves the previous checkpoint intact. If the disk is full, the new
-    checkpoint is skipped with a warning and training goes on.
+    A process that is killed leaves the previous checkpoint intact. If a checkpoint cannot be
+    written, because the disk is full for instance, a warning is logged, training goes on, and a
+    copy in memory is written as soon as possible.
+
+    Attributes:
+        unsaved: The checkpoints that could not be written, by file.
     """
+
+    def __init__(self) -> None:
+        self.unsaved: dict[Path, dict[str, Any]] = {}
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint, or log why it could not be written."""
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_checkpoint(Path(path), checkpoint)
-        except OSError as error:
+        """Write a checkpoint, or keep a copy and log why it could not be written."""
+        self.unsaved[Path(path)] = checkpoint
+        if error := self.write_unsaved():
             log.warning("%s is not saved (%s): the run goes on", printable(path), error.strerror)
+            self.unsaved[Path(path)] = copy.deepcopy(checkpoint)  # training changes the tensors
+
+    def write_unsaved(self, seconds: float = 0) -> OSError | None:
+        """Write the checkpoints that could not be written before, the oldest first.
+
+        Args:
+            seconds: Time to repeat failed attempts for.
+
+        Returns:
+            The last error, or ``None`` if all are written.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                for path in list(self.unsaved):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_checkpoint(path, self.unsaved[path])
+                    del self.unsaved[path]
+                return None
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    return error
+            time.sleep(0.5)
 
 
 class CheckpointMetrics(L.Callback):

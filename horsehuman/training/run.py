@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.records import write_splits
 from horsehuman.distributed import all_gather, broadcast, process_group, rank, sync_buffers
-from horsehuman.errors import HorseHumanError, check_flag, first_line
-from horsehuman.models.checkpoint import strip_optimizer_state
+from horsehuman.errors import HorseHumanError, ResumableError, check_flag, first_line, printable
+from horsehuman.models.checkpoint import read_checkpoint, strip_optimizer_state
 from horsehuman.run_dir import (
     create_run_dir,
     link_latest,
@@ -35,6 +35,9 @@ from horsehuman.training import build, callbacks, resume, tensorboard
 from horsehuman.training.config import check_options, load_config
 
 log = logging.getLogger(__name__)
+
+#: Seconds to wait at the end of training for space or rights to save the last epoch.
+SAVE_SECONDS = 120.0
 
 
 def resume_run(run_dir: Path, *, allow_changes: bool = False) -> dict[str, Any]:
@@ -62,7 +65,8 @@ def train(
 
     Raises:
         HorseHumanError: An option or the data do not work, or the run has ended already.
-        PeerGoneError: Another process of the run has ended unexpectedly.
+        ResumableError: Another process of the run has ended unexpectedly, or the last epoch could
+            not be saved.
     """
     check_options(config)
     share_cores()
@@ -169,7 +173,29 @@ def fit(
     except MisconfigurationException as error:
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
     if rank() == 0:
+        write_unsaved_checkpoints(trainer, last)
         finalize_checkpoints(run_dir / "checkpoints")
+
+
+def write_unsaved_checkpoints(trainer: L.Trainer, last: Path) -> None:
+    """Write the checkpoints that could not be written during training.
+
+    Args:
+        trainer: The trainer, after ``fit``.
+        last: The file of the last checkpoint.
+
+    Raises:
+        ResumableError: They cannot be written within :data:`SAVE_SECONDS`.
+    """
+    checkpoint_io: Any = trainer.strategy.checkpoint_io
+    if not checkpoint_io.unsaved:
+        return
+    log.warning("trying to save the last epoch for %.0f s: free some space", SAVE_SECONDS)
+    if error := checkpoint_io.write_unsaved(SAVE_SECONDS):
+        saved = f"epoch {read_checkpoint(last)['epoch'] + 1}" if last.is_file() else "no epoch"
+        names = " and ".join(printable(path) for path in checkpoint_io.unsaved)
+        reason = f"cannot save {names} after epoch {trainer.current_epoch} ({error.strerror})"
+        raise ResumableError(f"{reason}: {saved} is on the disk")
 
 
 def finalize_checkpoints(folder: Path) -> None:

@@ -22,7 +22,6 @@ import train as script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from horsehuman import HorseHumanError, run_dir
-from horsehuman.training.callbacks import AtomicCheckpointIO
 from horsehuman.training.config import compose
 from horsehuman.training.run import resume_run, train
 from tests.commands import train_script_error
@@ -227,26 +226,6 @@ def test_a_run_that_was_killed_before_its_first_epoch_begins_again(
     metrics = resume_run(folder)
     assert metrics | dict.fromkeys(CLOCK) == expected | dict.fromkeys(CLOCK)
     assert scalars(folder) == scalars(tmp_path / "uninterrupted")
-
-
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    last = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, last)
-    before = last.read_bytes()
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))  # as a disk with 64 KiB left
-    try:
-        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(10**6)}, last)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert last.read_bytes() == before
-    assert "is not saved" in caplog.text
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.slow
