@@ -74,6 +74,7 @@ Json = Annotated[bool, Option("--json", help="Print the report as JSON.")]
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     runtime.raise_on_signals()
+    runtime.report_uncaught_errors()
     runtime.log_to_stderr()
     runtime.keep_freed_memory()  # before the first tensor
     for stream in (sys.stdout, sys.stderr):

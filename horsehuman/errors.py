@@ -61,6 +61,12 @@ def os_errors(action: str, path: object, fix: str = "") -> Iterator[None]:
         raise HorseHumanError(f"cannot {action} {printable(path)}: {reason}{remedy}") from error
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out; torch and ONNX Runtime raise errors of other types then."""
+    texts = "out of memory", "allocate memory", "bad allocation", "bad_alloc"
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in texts)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or the name of its class if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,16 +5,18 @@ Nothing here imports torch, so that commands start quickly.
 
 import contextlib
 import ctypes
+import hashlib
 import logging
 import os
 import platform
 import shutil
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TypeVar
 
 import platformdirs
@@ -23,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from horsehuman.errors import printable
+from horsehuman.errors import HorseHumanError, first_line, is_out_of_memory, os_errors, printable
 
 T = TypeVar("T")
 
@@ -48,13 +50,29 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 # The folder of the package.
 _PACKAGE = Path(__file__).resolve().parent
 
+#: The folder of the bundled files; ``ASSETS.md`` in it describes them all.
+ASSETS = _PACKAGE / "assets"
+
+#: The file there that lists the SHA-256 digests of the others, in the format of ``sha256sum``.
+DIGESTS = "SHA256SUMS"
+
 # Whether this process shows nothing on the terminal; see silence().
 _silent = False
 
 
 def asset(name: str) -> Path:
-    """Return the path of a bundled file; ``assets/ASSETS.md`` describes them all."""
-    return _PACKAGE / "assets" / name
+    """Return the path of a bundled file after its SHA-256 digest is verified.
+
+    Raises:
+        HorseHumanError: The file is missing or has changed.
+    """
+    path, fix = ASSETS / name, "install horsehuman again"
+    with os_errors("read", path, fix), path.open("rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
+        listed = f"{digest}  {name}" in (ASSETS / DIGESTS).read_text().splitlines()
+    if not listed:
+        raise HorseHumanError(f"{printable(path)} is damaged (its sha256 differs): {fix}")
+    return path
 
 
 def configs_dir() -> Path:
@@ -156,6 +174,23 @@ class Interrupted(SystemExit):
 
     It is no ``Exception`` and no ``KeyboardInterrupt``, so that no library catches it.
     """
+
+
+def report_uncaught_errors() -> None:
+    """Print one line if memory runs out, and one below the traceback of a bug; for commands."""
+
+    def report(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if is_out_of_memory(error):
+            fix = "close other programs, or lower batch and image sizes"
+            print(f"error: out of memory ({first_line(error)}): {fix}", file=sys.stderr)
+        else:
+            traceback.print_exception(kind, error, trace)
+            fix = "please report it with the lines above, as CONTRIBUTING.md says"
+            print(f"error: this is a bug in horsehuman: {fix}", file=sys.stderr)
+
+    sys.excepthook = report
 
 
 def raise_on_signals() -> None:

@@ -27,7 +27,7 @@ from PIL import Image
 from horsehuman.data.archives import download_archives, local_archives
 from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.models.inception import CUTS, load_pretrained, read_pretrained
-from horsehuman.runtime import BACKBONE_FILE, log_to_stderr, track
+from horsehuman.runtime import ASSETS, BACKBONE_FILE, DIGESTS, log_to_stderr, track
 
 #: Last layer of the backbone that is kept.
 CUT = "Mixed_6e"
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
     parser.add_argument("--archives", type=Path, metavar="DIR", help="folder with both zips")
     parser.add_argument("--weights", default="tv_in1k", help="timm tag or safetensors file")
-    parser.add_argument("--out", type=Path, default=_assets(), metavar="DIR", help="target folder")
+    parser.add_argument("--out", type=Path, default=ASSETS, metavar="DIR", help="target folder")
     options = parser.parse_args(arguments)
     log_to_stderr()
     try:
@@ -49,10 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    for path in built:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        print(f"{digest}  {path.name}  {path.stat().st_size:,} bytes")
+    record_digests(built)
     return 0
+
+
+def record_digests(paths: Sequence[Path]) -> None:
+    """Print the SHA-256 digest and size of new files, and list the digests beside them."""
+    for path in paths:
+        digests = path.with_name(DIGESTS)
+        lines = digests.read_text().splitlines() if digests.exists() else []
+        others = [line for line in lines if not line.endswith(f"  {path.name}")]
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digests.write_text("\n".join(sorted([*others, f"{digest}  {path.name}"])) + "\n")
+        print(f"{digest}  {path.name}  {path.stat().st_size:,} bytes")
 
 
 def pack_images(source: Path, target: Path) -> Path:
@@ -115,10 +124,6 @@ def pack_backbone(source: str, target: Path) -> Path:
     safetensors.torch.save_file(tensors, target)
     target.chmod(0o644)
     return target
-
-
-def _assets() -> Path:
-    return Path(__file__).resolve().parents[1] / "horsehuman" / "assets"
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -11,17 +11,17 @@ bundled file of its own, so the checkpoints do not contain it.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from build_assets import record_digests
 
 from horsehuman.errors import HorseHumanError, check_choice, one_line
-from horsehuman.models.checkpoint import find_checkpoint, load_classifier, write_checkpoint
-from horsehuman.runtime import BUNDLED, keep_freed_memory, log_to_stderr
+from horsehuman.models.checkpoint import load_classifier, write_checkpoint
+from horsehuman.runtime import ASSETS, BUNDLED, keep_freed_memory, log_to_stderr
 from horsehuman.training.calibrate import calibrate
 from horsehuman.training.config import compose
 from horsehuman.training.run import train
@@ -35,18 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=" | ".join(BUNDLED))
-    parser.add_argument("--out", type=Path, metavar="DIR", help="target folder [the package]")
+    parser.add_argument("--out", type=Path, default=ASSETS, metavar="DIR", help="target folder")
     options = parser.parse_args(arguments)
     log_to_stderr()
     keep_freed_memory()
     try:
         for name in options.names or BUNDLED:
             check_choice("NAME", name, BUNDLED)
-            target = options.out / f"{name}.ckpt" if options.out else find_checkpoint(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            build(name, target)
-            digest = hashlib.sha256(target.read_bytes()).hexdigest()
-            print(f"{digest}  {target.name}  {target.stat().st_size:,} bytes")
+            options.out.mkdir(parents=True, exist_ok=True)
+            build(name, options.out / f"{name}.ckpt")
+            record_digests([options.out / f"{name}.ckpt"])
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1

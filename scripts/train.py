@@ -106,6 +106,7 @@ def run() -> int:
         sys.argv = [*sys.argv, "hydra.run.dir=."]  # Hydra must not make a folder
     runtime.keep_freed_memory()
     runtime.raise_on_signals()
+    runtime.report_uncaught_errors()
     threading.excepthook = lambda failure: thread_errors.append(str(failure.exc_value))
     try:
         main()

@@ -3,9 +3,11 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import build_assets as script
@@ -13,23 +15,52 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from horsehuman.data.archives import ARCHIVES, bundled_archives
+from horsehuman import HorseHumanError, InceptionClassifier, load_classifier, runtime
+from horsehuman.data.archives import ARCHIVES, bundled_archives, image_root
 from horsehuman.models.inception import bundled_backbone
-
-ASSETS = bundled_backbone().parent
+from horsehuman.runtime import ASSETS, BACKBONE_FILE, DIGESTS
 
 
 def test_everything_is_listed_with_its_digest() -> None:
     text = (ASSETS / "ASSETS.md").read_text()
     listed = dict(re.findall(r"\| `([\w.-]+)` \| [\d,]+ \| `([0-9a-f]{64})` \|", text))
-    files = {path.name for path in ASSETS.iterdir()} - {"ASSETS.md", "LICENSE-Apache-2.0.txt"}
+    files = {path.name for path in ASSETS.iterdir()} - {
+        "ASSETS.md",
+        "LICENSE-Apache-2.0.txt",
+        DIGESTS,
+    }
     assert set(listed) == files
     for name, digest in listed.items():
         data = (ASSETS / name).read_bytes()
         assert hashlib.sha256(data).hexdigest() == digest
         assert f"| `{name}` | {len(data):,} |" in text
+    lines = sorted(f"{digest}  {name}" for name, digest in listed.items())
+    assert sorted((ASSETS / DIGESTS).read_text().splitlines()) == lines
     assert "Laurence Moroney" in text
     assert "CC BY 2.0" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("cnn.ckpt", lambda: load_classifier("cnn")),
+        ("inception.ckpt", lambda: load_classifier("inception")),
+        (BACKBONE_FILE, lambda: load_classifier("inception")),
+        (BACKBONE_FILE, lambda: InceptionClassifier()),
+        ("horse-or-human.zip", lambda: image_root("box")),
+        ("validation-horse-or-human.zip", lambda: image_root("box")),
+    ],
+)
+def test_a_bundled_file_with_a_flipped_byte_is_refused(
+    name: str, read: Callable[[], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(ASSETS, tmp_path / "assets")
+    monkeypatch.setattr(runtime, "ASSETS", copy)
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(HorseHumanError, match=rf"{name} is damaged .*install horsehuman again"):
+        read()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +114,7 @@ def test_the_bundled_files_can_be_rebuilt_the_same_twice(originals: Path, tmp_pa
         built.append({path.name: path.read_bytes() for path in target.iterdir()})
     assert built[0] == built[1]
     assert set(built[0]) == {
+        DIGESTS,
         bundled_backbone().name,
         *(path.name for path in bundled_archives().values()),
     }

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import pooch
 
 from horsehuman.data.sources import DownloadError, download_blocks
-from horsehuman.errors import HorseHumanError, os_errors, printable
+from horsehuman.errors import HorseHumanError, is_out_of_memory, os_errors, printable
 from horsehuman.runtime import asset, cache_dir, progress_bar, track
 
 log = logging.getLogger(__name__)
@@ -198,7 +198,8 @@ def _damage_errors(path: Path) -> Iterator[None]:
         yield
     except Exception as error:  # many types: zlib and lzma errors, unknown methods, passwords
         # bz2 raises an OSError without errno, and a seek before the beginning one with EINVAL.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+        if system or is_out_of_memory(error):
             raise
         reason = f"is not an intact zip file ({error})"
         raise HorseHumanError(f"{printable(path)} {reason}; download it again") from error

@@ -2,6 +2,8 @@
 
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from horsehuman.errors import HorseHumanError, printable
+from horsehuman.errors import HorseHumanError, is_out_of_memory, printable
 
 #: A pixel counts as white if each channel is at least this (0 to 255).
 WHITE_LEVEL = 245
@@ -59,29 +61,42 @@ def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDAr
             that Pillow supports, or if the image has more than :data:`MAX_PIXELS` pixels.
     """
     name = name or (printable(source) if isinstance(source, str | Path) else "the picture")
-    try:
-        if isinstance(source, str | Path):
-            _check_file(Path(source))
-        with Image.open(source) as image:
+    with ExitStack() as stack:
+        with _decoder_errors(name):
+            if isinstance(source, str | Path):
+                _check_file(Path(source))
+            image = stack.enter_context(Image.open(source))
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
                 raise _UnreadableError(f"{size} pixels, over the limit of {MAX_PIXELS:,}")
-            return as_rgb(image)
-    except Exception as error:  # decoders raise many types of exception for malformed files
-        raise PictureError(f"cannot read {name}: {_reason(error)}") from error
+        return as_rgb(image, name)
 
 
-def as_rgb(image: Image.Image) -> NDArray[np.uint8]:
+def as_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     """Convert an opened image to RGB uint8 ``(H, W, 3)`` in the way of :func:`read_picture`."""
-    image.load()
-    orientation = image.getexif().get(_ORIENTATION_TAG)
+    with _decoder_errors(name):
+        image.load()
+        orientation = image.getexif().get(_ORIENTATION_TAG)
     image = _to_8_bit(image)
-    if image.mode in ("RGBa", "La"):
-        image = image.convert(image.mode.upper())
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return _turn_upright(np.array(image.convert("RGB"), dtype=np.uint8), orientation)
+    with _decoder_errors(name):
+        if image.mode in ("RGBa", "La"):
+            image = image.convert(image.mode.upper())
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+    return _turn_upright(np.array(image, dtype=np.uint8), orientation)
+
+
+@contextmanager
+def _decoder_errors(name: str) -> Iterator[None]:
+    """Turn what Pillow raises in the block for an unreadable image into a :class:`PictureError`."""
+    try:
+        yield
+    except Exception as error:  # decoders raise many types of exception for malformed files
+        if is_out_of_memory(error):
+            raise
+        raise PictureError(f"cannot read {name}: {_reason(error)}") from error
 
 
 def is_hidden(name: str) -> bool:

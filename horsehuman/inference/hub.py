@@ -4,6 +4,7 @@ Every number of a card comes from the classifier's files: its checkpoint, its ru
 ``horsehuman evaluate``. Its text is the Jinja template ``model_card.md``.
 """
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +58,7 @@ def write_model_card(model: str, report: Path | None, folder: Path | None, *, fo
     config = checkpoint.hub_checkpoint(metadata, network.state_dict(prefix="network."))
     checkpoint.add_checksum(config)  # It covers the tensors, too.
     weights = safetensors.torch.save(config.pop("state_dict"), {"format": "pt"})
+    config["sha256"] = hashlib.sha256(weights).hexdigest()
     with os_errors("write", f"--folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / "README.md", f"{card}\n".encode())

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from horsehuman.decision import Scores
-from horsehuman.errors import HorseHumanError, os_errors, printable
+from horsehuman.errors import HorseHumanError, is_out_of_memory, os_errors, printable
 
 #: Version of the export format. It increases when older code cannot read newer files.
 FORMAT = 1
@@ -20,6 +21,10 @@ INPUT = "pictures"
 
 #: Names of the file's outputs; the neither score is named ``strangeness`` for compatibility.
 OUTPUTS = ("logit", "probability", "strangeness")
+
+# The key ``location`` of a reference to a file with external data (``TensorProto.external_data`` in
+# ``onnx.proto``), after the last byte of its length; no export has it.
+_EXTERNAL_KEY = re.compile(rb"[\x00\x08]location")
 
 #: Metadata key of the file's digest.
 DIGEST = "horsehuman_digest"
@@ -52,16 +57,25 @@ class OnnxClassifier:
             content = path.read_bytes()
         options, provider = onnxruntime.SessionOptions(), "CPUExecutionProvider"
         options.log_severity_level = 4  # fatal errors only
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         fault = HorseHumanError(f"{name} is damaged or not a file of horsehuman: export it again")
+        if _EXTERNAL_KEY.search(content):
+            reason = "may read other files (external data): not opened"
+            raise HorseHumanError(f"{name} {reason}; export it again")
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=[provider])
-            metadata = self._session.get_modelmeta().custom_metadata_map
+        except Exception as error:  # ONNX Runtime raises many types for damaged or foreign files.
+            if is_out_of_memory(error):
+                raise
+            raise fault from error
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        try:
             version, digest = metadata["horsehuman_format"], metadata.get(DIGEST)
             first, second = json.loads(metadata["class_names"])
             self.class_names = str(first), str(second)
             self.threshold = float(metadata["threshold"])
             self.confidence_threshold = float(metadata["certain_from"])
-        except Exception as error:  # ONNX Runtime raises many types for damaged or foreign files.
+        except (KeyError, TypeError, ValueError) as error:
             raise fault from error
         if version != str(FORMAT):
             reason = f"has format {printable(version)}, not {FORMAT}"

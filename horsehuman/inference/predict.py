@@ -84,7 +84,7 @@ def _to_array(source: Source, name: str) -> NDArray[np.uint8]:
     if isinstance(source, str | Path):
         return read_source(name)
     if isinstance(source, Image.Image):
-        return as_rgb(source)
+        return as_rgb(source, name)
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
         raise PictureError(f"{name}: {source.dtype} {source.shape} is not uint8 (H, W, 3)")
     return source

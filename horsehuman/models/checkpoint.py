@@ -4,6 +4,7 @@ A checkpoint is a file that ``torch.save`` wrote, or :data:`WEIGHTS_FILE` with :
 beside it. Both contain a CRC-32 of all tensors and values.
 """
 
+import hashlib
 import inspect
 import zlib
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from horsehuman.errors import HorseHumanError, closest, os_errors, printable
+from horsehuman.errors import HorseHumanError, closest, is_out_of_memory, os_errors, printable
 from horsehuman.models.base import Network, check_origin
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import CHECKPOINT, Inception
@@ -33,8 +34,8 @@ INFERENCE_KEYS = (*_LIGHTNING_KEYS, "hparams_name", "hyper_parameters", "horsehu
 #: Names of the two files of a classifier in a model hub folder.
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
-# Class names of LightningModules, as checkpoints store them, and their networks.
-_NETWORKS: dict[str, type[Network]] = {"CNNClassifier": CNN, "InceptionClassifier": Inception}
+#: Class names of LightningModules, as checkpoints store them, and their networks.
+NETWORKS: dict[str, type[Network]] = {"CNNClassifier": CNN, "InceptionClassifier": Inception}
 
 
 def load_classifier(source: str | Path = "inception") -> Network:
@@ -57,11 +58,10 @@ def load_classifier(source: str | Path = "inception") -> Network:
     path = find_checkpoint(source)
     checkpoint = read_classifier_file(path)
     try:
-        return _build_network(checkpoint).eval()
-    except Exception as error:  # A damaged or foreign file may contain anything.
-        reason = "its weights and settings do not match: train it again"
-        reason = str(error) if isinstance(error, HorseHumanError) else reason
-        raise HorseHumanError(f"cannot load {printable(path)}: {reason}") from error
+        network = _build_network(checkpoint)
+    except HorseHumanError as error:
+        raise HorseHumanError(f"cannot load {printable(path)}: {error}") from error
+    return network.float().to(memory_format=torch.channels_last).eval()
 
 
 def _build_network(checkpoint: Mapping[str, Any]) -> Network:
@@ -72,24 +72,39 @@ def _build_network(checkpoint: Mapping[str, Any]) -> Network:
             ignored. If its ``state_dict`` lacks the backbone, the network gets the bundled one.
 
     Returns:
-        The network on the CPU, float32.
+        The network on the CPU.
 
     Raises:
-        HorseHumanError: If the origin or a setting is invalid.
-        RuntimeError: If the weights do not match the settings.
+        HorseHumanError: If the origin or a setting is invalid, or the weights do not match the
+            settings.
     """
-    kind = _NETWORKS[check_origin(checkpoint)]
-    state, parameters = checkpoint["state_dict"], inspect.signature(kind).parameters
+    kind = NETWORKS.get(check_origin(checkpoint))
+    state: Any = checkpoint.get("state_dict")
+    settings: Any = checkpoint.get("hyper_parameters")
+    mismatch = HorseHumanError("its weights and settings do not match: train it again")
+    if kind is None or not _is_mapping(state, Tensor) or not _is_mapping(settings, object):
+        raise mismatch
     tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
     has_backbone = any(key.startswith("backbone.") for key in tensors)
     # The file's own `weights` must not make it read another file or the internet.
-    settings = {**checkpoint["hyper_parameters"], "weights": CHECKPOINT if has_backbone else "box"}
+    settings = {**settings, "weights": CHECKPOINT if has_backbone else "box"}
+    parameters = inspect.signature(kind).parameters
     with torch.device("meta"):  # Settings that do not match the weights must not allocate memory.
         network = kind(**{name: settings[name] for name in settings if name in parameters})
     if isinstance(network, Inception) and not has_backbone:
         tensors |= network.backbone.state_dict(prefix="backbone.")
-    network.load_state_dict(tensors, assign=True)
-    return network.float().to(memory_format=torch.channels_last)
+    try:
+        network.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise mismatch from error
+    return network
+
+
+def _is_mapping(value: object, kind: type) -> bool:
+    """Return whether a value is a mapping of strings to values of a type."""
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str) and isinstance(item, kind) for key, item in value.items()
+    )
 
 
 def find_checkpoint(source: str | Path) -> Path:
@@ -144,10 +159,14 @@ def read_classifier_file(path: Path) -> dict[str, Any]:
     """
     if path.suffix != ".safetensors":
         return read_checkpoint(path)
-    with suppress(TypeError, KeyError, SafetensorError), os_errors("read", path):
-        config = read_json(path.with_name(CONFIG_FILE))
-        checkpoint = hub_checkpoint(config, safetensors.torch.load_file(path))
-        if verify_checksum(checkpoint):
+    config = read_json(path.with_name(CONFIG_FILE))
+    with os_errors("read", path):
+        content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    with suppress(KeyError, SafetensorError):
+        checkpoint = hub_checkpoint(config, safetensors.torch.load(content))
+        # Folders of earlier versions have the checksum only.
+        if config.get("sha256", digest) == digest and verify_checksum(checkpoint):
             return checkpoint
     raise HorseHumanError(f"{printable(path)} or its {CONFIG_FILE} is unusable: copy both again")
 
@@ -184,10 +203,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not start.startswith(b"PK"):
         reason = f"is not a checkpoint: it starts with {start!r}"
         raise HorseHumanError(f"{printable(path)} {reason}: copy it again, or name another")
-    with suppress(Exception):  # A damaged archive or pickle may raise anything.
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if verify_checksum(checkpoint):
-            return checkpoint
+    checkpoint: Any = None
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # A damaged archive or pickle may raise anything.
+        if is_out_of_memory(error):
+            raise
+    if isinstance(checkpoint, dict) and verify_checksum(checkpoint):
+        return checkpoint
     reason = "is damaged, or holds more than weights and plain values; nothing in it was executed"
     raise HorseHumanError(f"{printable(path)} {reason}: copy or train it again")
 

@@ -14,7 +14,14 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from horsehuman.data.transforms import resize
-from horsehuman.errors import HorseHumanError, check_choice, check_number, check_widths, printable
+from horsehuman.errors import (
+    HorseHumanError,
+    check_choice,
+    check_number,
+    check_widths,
+    is_out_of_memory,
+    printable,
+)
 from horsehuman.models.base import Network, Normalize, Pool, dense_layers, initialise, to_plain
 from horsehuman.models.feature_cache import FeatureCache, cache_key
 from horsehuman.runtime import BACKBONE_FILE, asset, cache_dir
@@ -303,7 +310,8 @@ def read_pretrained(source: str) -> PretrainedWeights:
     path = bundled_backbone() if source == "box" else Path(str(source)).expanduser()
     if path.suffix == ".safetensors":
         if source != "box":
-            log.info("model.weights=%s: assuming mean and std 0.5", source)
+            assumed = "assuming that it is intact, and mean and std 0.5"
+            log.info("model.weights=%s: no digest to verify it: %s", printable(source), assumed)
         try:
             return PretrainedWeights(source, safetensors.torch.load_file(path))
         except (OSError, SafetensorError) as error:
@@ -317,6 +325,8 @@ def read_pretrained(source: str) -> PretrainedWeights:
     try:
         model: Any = timm.create_model(f"inception_v3.{source}", pretrained=True)
     except Exception as error:  # The hub's clients raise errors without a common base class.
+        if is_out_of_memory(error):
+            raise
         kind, fix = type(error).__name__, "if offline, use box or a safetensors file"
         raise HorseHumanError(f"cannot load model.weights={source} ({kind}): {fix}") from error
     config = model.pretrained_cfg

@@ -1,18 +1,21 @@
 """Build the model, the data and the trainer that a run's config describes."""
 
+import inspect
 import logging
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.distributed import all_gather, env_local_rank
-from horsehuman.errors import HorseHumanError, check_choice, first_line
+from horsehuman.errors import HorseHumanError, check_choice, closest, first_line
+from horsehuman.models.checkpoint import NETWORKS
 from horsehuman.training import callbacks
 from horsehuman.training.module import CNNClassifier, InceptionClassifier
 
@@ -62,12 +65,12 @@ def build(part: str, config: DictConfig, **given: Any) -> Any:
     target = str(arguments.pop("_target_", None))
     check_choice(f"{part}._target_", target, list(_CLASSES[part]))
     kind = _CLASSES[part][target]
-    try:
-        return kind(**arguments, **given)
-    except TypeError as error:
-        raise HorseHumanError(
-            f"{part} does not take this: {first_line(error).rpartition('() ')[2]}"
-        ) from error
+    network = NETWORKS.get(kind.__name__, kind)
+    options = {*inspect.signature(kind).parameters, *inspect.signature(network).parameters}
+    for name in arguments.keys() - options:
+        near = closest(str(name), options)
+        raise HorseHumanError(f"{part}.{name} is not an option of {kind.__name__}{near}: drop it")
+    return kind(**arguments, **given)
 
 
 def build_trainer(
@@ -96,7 +99,7 @@ def build_trainer(
             num_sanity_val_steps=0,
             **QUIET,
         )
-    except Exception as error:  # Lightning raises many types for a wrong option
+    except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
 
 

@@ -10,12 +10,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 from PIL import Image
 
 import horsehuman
 from horsehuman import HorseHumanError, load_classifier, read_picture
 from horsehuman.inference.export import ExportedNetwork
-from horsehuman.inference.onnx import OnnxClassifier
+from horsehuman.inference.onnx import INPUT, OUTPUTS, OnnxClassifier
 from horsehuman.inference.predict import predict
 from tests import commands
 
@@ -172,3 +173,24 @@ def test_the_program_of_the_docs_needs_no_torch(exported: Path, tmp_path: Path) 
     answer = next(predict(load_classifier("cnn"), tmp_path / "picture.jpg", always_answer=True))
     assert answer.class_name in done.stdout
     assert f"{answer.probability:.1%}" in done.stdout
+
+
+def test_an_exported_file_reads_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is valid but for a weight that stands in a file of the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    weight = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=[4])
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="secret")
+    nodes = [helper.make_node("Identity", ["weight"], [name]) for name in OUTPUTS]
+    inputs = [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [1, 3, "H", "W"])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in OUTPUTS]
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    named = {"horsehuman_format": "1", "class_names": '["a", "b"]'}
+    helper.set_model_props(model, {**named, "threshold": "0.5", "certain_from": "0.5"})
+    (tmp_path / "crafted.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(HorseHumanError, match="may read other files"):
+        OnnxClassifier(tmp_path / "crafted.onnx")

@@ -77,6 +77,12 @@ def test_a_hub_folder_loads_as_a_classifier(report: Path, tmp_path: Path) -> Non
     assert torch.equal(first.logits(pictures), second.logits(pictures))
     assert first.settings == second.settings
     assert "holds README.md" in command("--model", "cnn", "--folder", str(folder))
+    weights = (folder / "model.safetensors").read_bytes()
+    changed = weights.replace(b'"format":"pt"', b'"format":"qt"')  # nothing reads this
+    (folder / "model.safetensors").write_bytes(changed)
+    with pytest.raises(HorseHumanError, match="is unusable: copy both again"):
+        load_classifier(folder)
+    (folder / "model.safetensors").write_bytes(weights)
     (folder / "config.json").write_text("{")
     with pytest.raises(HorseHumanError, match="is unusable: copy both again"):
         load_classifier(folder)

@@ -206,7 +206,7 @@ def test_skipped_pictures_are_listed(tree: Path, tmp_path: Path) -> None:
         (["trainer.max_epochs=abc"], "trainer.max_epochs='abc'"),
         (["seed=-1"], "seed=-1"),
         (["ema=1"], "ema=1"),
-        (["+model.unheard=1"], "model does not take this: .*unheard"),
+        (["+model.unheard=1"], r"model\.unheard is not an option of CNNClassifier"),
         (["+trainer.unheard=1"], "trainer does not take this: .*unheard"),
         (["trainer.precision=99"], "trainer does not take this: .*99"),
         (["trainer.limit_train_batches=0.01"], "trainer does not take this"),
