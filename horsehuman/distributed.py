@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -26,7 +27,9 @@ _PR_SET_PDEATHSIG = 1
 def process_group() -> Iterator[None]:
     """Join the process group that torchrun's environment variables describe.
 
-    Gloo connects CPUs and NCCL connects GPUs. With a world size of 1 no group is created.
+    Gloo connects CPUs and NCCL connects GPUs. With a world size of 1 no group is created. If all
+    ranks are on this machine, they listen on the loopback interface only, unless the user has
+    chosen another one: they unpickle what they receive.
 
     Raises:
         HorseHumanError: If the process group cannot be created.
@@ -37,6 +40,10 @@ def process_group() -> Iterator[None]:
         return
     with contextlib.suppress(AttributeError, OSError):  # Linux: end when torchrun is killed
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback)
     try:
         distributed.init_process_group()
     except (RuntimeError, ValueError) as error:

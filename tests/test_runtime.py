@@ -102,3 +102,23 @@ def test_environment_variable_moves_the_cache(
     assert cache_dir() == tmp_path
     monkeypatch.delenv("HORSEHUMAN_CACHE")
     assert cache_dir().name == "horsehuman"
+
+
+@pytest.mark.parametrize(
+    ("code", "lines", "text"),
+    [
+        ("None.name", 6, "error: this is a bug in horsehuman: please report it"),
+        ("[0] * 10**15", 1, "error: out of memory (MemoryError): close other programs"),
+        ("torch.empty(10**15)", 1, "error: out of memory ("),
+    ],
+)
+def test_bugs_and_missing_memory_are_reported_as_such(code: str, lines: int, text: str) -> None:
+    start = "import torch\nfrom horsehuman import runtime\nruntime.report_uncaught_errors()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", start + code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    printed = done.stderr.splitlines()
+    assert len(printed) <= lines
+    assert printed[-1].startswith(text)
+    assert ("Traceback" in done.stderr) == (lines > 1)

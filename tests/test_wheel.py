@@ -15,18 +15,29 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the unpacked source distribution."""
+    folder = tmp_path_factory.mktemp("source")
+    ignored = shutil.ignore_patterns(".git", ".*cache", "*venv", "outputs", "build", "*.egg-info")
+    clone = shutil.copytree(ROOT, folder / "clone", ignore=ignored)
+    build = f"import setuptools.build_meta as b; b.build_sdist({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=clone, check=True, capture_output=True)
+    shutil.rmtree(clone)
+    (archive,) = folder.glob("*.tar.gz")
+    shutil.unpack_archive(archive, folder)
+    archive.unlink()
+    return next(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the unpacked wheel, to be imported from."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    ignored = shutil.ignore_patterns(".*", "outputs", "build", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, source, ignore=ignored)
     options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)]
     subprocess.run([sys.executable, "-m", "pip", "--quiet", "wheel", *options], check=True)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "site")
-    shutil.rmtree(source)
     return folder / "site"
 
 
@@ -39,6 +50,27 @@ def call(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProce
         text=True,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_the_source_distribution_can_test_itself(source: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-q"]
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    for arguments in (["--collect-only"], ["tests/test_architecture.py", "tests/test_docs.py"]):
+        done = subprocess.run(
+            [*command, *arguments], cwd=source, env=environment, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stdout.decode()
+
+
+@pytest.mark.slow
+def test_metadata_name_all_licences(site: Path) -> None:
+    (folder,) = site.glob("*.dist-info")
+    lines = (folder / "METADATA").read_text().splitlines()
+    assert "License-Expression: MIT AND CC-BY-2.0 AND Apache-2.0" in lines
+    files = {line.removeprefix("License-File: ") for line in lines if "License-File" in line}
+    assert {"LICENSE", "horsehuman/assets/LICENSE-Apache-2.0.txt"} <= files
+    assert all((folder / "licenses" / name).is_file() for name in files)
 
 
 @pytest.mark.slow

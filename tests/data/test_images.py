@@ -156,3 +156,17 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, side: int) ->
         PictureError, match=r"pixels, over the limit of|more pixels than the limit of"
     ):
         read_picture(tmp_path / "bomb.png")
+
+
+def test_missing_memory_is_not_called_a_damaged_image(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "large.png"
+    Image.new("L", (10_000, 10_000)).save(path)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, limits[1]))
+    try:
+        with pytest.raises(MemoryError):
+            read_picture(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)

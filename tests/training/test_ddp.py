@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -99,6 +100,41 @@ def check_rank(tree: Path, out: Path) -> None:
         seen = all_gather(images_of_rank(tree))
     if os.environ["RANK"] == "0":
         out.write_text(json.dumps(seen))
+
+
+def listening_addresses() -> set[str]:
+    """Return the addresses at which this process listens, from the tables of Linux."""
+    links = [path for path in Path("/proc/self/fd").iterdir() if path.exists()]
+    descriptors = [str(path.readlink()) for path in links]
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]
+    ]
+    return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in descriptors}
+
+
+def print_listening_addresses() -> None:
+    """Print the addresses at which a rank listens, on a machine that is named after another one."""
+    ctypes.CDLL(None).unshare(0x04000000)  # CLONE_NEWUTS: a name of its own
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+        route.connect(("203.0.113.1", 9))  # sends nothing
+        socket.sethostname(route.getsockname()[0])
+    with process_group():
+        print("listens at", *listening_addresses())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() > 0, reason="root renames a machine")
+def test_ranks_of_one_machine_listen_on_loopback_only() -> None:
+    process = torchrun(Path(__file__).parents[2], "-m", __name__)
+    text = printed_by(process)
+    assert process.returncode == 0, text
+    lines = [line.split()[2:] for line in text.splitlines() if line.startswith("listens at")]
+    assert len(lines) == 2
+    for addresses in lines:
+        assert addresses
+        assert all(address.startswith("0100007F:") for address in addresses)
 
 
 @pytest.mark.slow
@@ -253,4 +289,7 @@ def test_a_killed_process_ends_the_run_which_is_resumed_to_the_bit(
 
 
 if __name__ == "__main__":
-    check_rank(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) > 1:
+        check_rank(Path(sys.argv[1]), Path(sys.argv[2]))
+    else:
+        print_listening_addresses()
