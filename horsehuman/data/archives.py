@@ -103,6 +103,12 @@ def local_archives(folder: Path) -> dict[str, Path]:
     return paths
 
 
+def are_official(folder: Path) -> bool:
+    """Return whether a folder holds both official archives, by their digests."""
+    paths = {split: folder / name for split, name in ARCHIVES.items()}
+    return all(path.is_file() and _sha256(path) == SHA256[s] for s, path in paths.items())
+
+
 def download_archives(folder: Path | None = None) -> dict[str, Path]:
     """Download the official archives, each from the first mirror that delivers the intact file.
 

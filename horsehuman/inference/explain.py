@@ -202,8 +202,8 @@ def explain_and_report(
         Whether all images could be read.
 
     Raises:
-        HorseHumanError: If ``out`` cannot be written, there is no such model or layer, or no image
-            can be read.
+        HorseHumanError: If ``out`` cannot be written, there is no such model or layer, or there
+            are no images.
     """
     out = options.out or Path("explain.png")
     if options.plot:
@@ -218,19 +218,19 @@ def explain_and_report(
         names = evenly_spaced(names, MAX_IMAGES)
     explained = _explain_each(network, names, layer)
     pairs = [(answer, panel if options.plot else None) for answer, panel in explained]
-    predictions = [answer for answer, _ in pairs]
-    if all(prediction.error for prediction in predictions):
-        raise HorseHumanError("no pictures to explain: name at least one that can be read")
-    if options.plot:
+    predictions, panels = [answer for answer, _ in pairs], [panel for _, panel in pairs if panel]
+    if not predictions:
+        raise HorseHumanError("no pictures to explain: name at least one")
+    if panels:
         place = f" at {short_layer_name(layer)}" if layer else ""
         title = f"Evidence for the answer of {printable(model)}{place} (red: strong)"
-        plots.save(_draw(network, [panel for _, panel in pairs if panel], title), out)
+        plots.save(_draw(network, panels, title), out)
     if options.json:
         rows = [as_row(prediction) for prediction in predictions]
-        print_json({"pictures": rows, "drawing": str(out) if options.plot else None})
-    elif options.plot:
+        print_json({"pictures": rows, "drawing": str(out) if panels else None})
+    elif panels:
         print(printable(out))
-    else:
+    elif not options.plot:
         for prediction in predictions:
             print(f"{printable(prediction.source)}  {format_prediction(prediction)}")
     return not any(prediction.error for prediction in predictions)

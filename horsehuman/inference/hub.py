@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import horsehuman
+from horsehuman.data.archives import are_official
 from horsehuman.data.image_sets import ImageSet, find_image_set, read_config
 from horsehuman.errors import HorseHumanError, os_errors, printable
 from horsehuman.models import checkpoint
@@ -49,7 +51,11 @@ def write_model_card(model: str, report: Path | None, folder: Path | None, *, fo
         place = f"--folder {printable(folder)}"
         raise HorseHumanError(f"{place} holds {', '.join(taken)}: name another, or add --force")
     network = checkpoint.load_classifier(model)
-    origin = checkpoint.read_classifier_file(checkpoint.find_checkpoint(model))["horsehuman"]
+    stored = checkpoint.read_classifier_file(checkpoint.find_checkpoint(model))
+    origin = stored["horsehuman"]
+    if isinstance(network, Inception) and "weights" not in origin:  # written by version 0.1
+        has_backbone = any(".backbone." in key for key in stored["state_dict"])
+        origin = {**origin, "weights": "unknown" if has_backbone else "box"}
     card = model_card(model, network, origin, report)
     if folder is None:
         print(card)
@@ -73,7 +79,8 @@ def model_card(model: str, network: Network, origin: Mapping[str, Any], report: 
     Args:
         model: See :func:`~horsehuman.models.checkpoint.load_classifier`.
         network: The loaded classifier.
-        origin: The metadata of this package in its checkpoint.
+        origin: The metadata of this package in its checkpoint. For InceptionV3, ``weights`` in it
+            is the source of the backbone's weights.
         report: Folder of a report of ``horsehuman evaluate``; by default that in the default
             folder of the classifier, if it is on its own test set.
 
@@ -84,12 +91,11 @@ def model_card(model: str, network: Network, origin: Mapping[str, Any], report: 
     data = str(run) if run else "box" if model in BUNDLED else None
     images = find_image_set(data) if data else None
     evaluation = _read_evaluation(model, report, images)
-    source = read_config(run / "config.yaml")["data"].get("source") if run else data
-    official = source in ("box", "archives")
+    official = data == "box" or (run is not None and _is_official(run))
     if official and images and Path(str(evaluation.get("data"))).name == images.root.name:
         evaluation["data"] = "Horses or Humans"
     card = ModelCard.from_template(
-        _metadata(Path(model).name, network, evaluation, official),
+        _metadata(Path(model).name, network, origin.get("weights"), evaluation, official),
         template_path=str(Path(__file__).with_name("model_card.md")),
         version=horsehuman.__version__,
         class_names=[printable(name) for name in network.class_names],
@@ -132,11 +138,32 @@ def _read_evaluation(model: str, report: Path | None, images: ImageSet | None) -
     return {}
 
 
+def _is_official(run: Path) -> bool:
+    """Return whether a run was trained on the official images: bundled, or the official zips."""
+    data = read_config(run / "config.yaml")["data"]
+    if data.get("source") != "archives":
+        return bool(data.get("source") == "box")
+    return data.get("archives_dir") is None or are_official(Path(data["archives_dir"]))
+
+
 def _metadata(
-    name: str, network: Network, evaluation: Mapping[str, Any], official: bool
+    name: str,
+    network: Network,
+    weights: str | None,
+    evaluation: Mapping[str, Any],
+    official: bool,
 ) -> ModelCardData:
-    """Return the card's metadata, with the metrics of a report unless that is empty."""
-    inception, task = isinstance(network, Inception), "image-classification"
+    """Return the card's metadata, with the metrics of a report unless that is empty.
+
+    Args:
+        name: The classifier's name.
+        network: The classifier.
+        weights: Source of the backbone's weights; ``None`` if it has no backbone.
+        evaluation: Content of a report's ``metrics.json``.
+        official: Whether it was trained on the official images.
+    """
+    task, tags = "image-classification", timm.list_pretrained("inception_v3.*") if weights else []
+    base_model = f"inception_v3.{weights}"
     results = []
     for metric, hub_name in METRICS.items() if evaluation else ():
         data, split = Path(evaluation["data"]).name, evaluation["split"]
@@ -144,13 +171,13 @@ def _metadata(
             result = EvalResult(task, "imagefolder", data, hub_name, value, dataset_split=split)
             results.append(result)
     return ModelCardData(
-        license="apache-2.0" if inception else "mit",
+        license={None: "mit", "box": "apache-2.0"}.get(weights, "unknown"),
         library_name="pytorch",
         pipeline_tag=task,
         tags=[task, *network.class_names, "horsehuman"],
         metrics=["accuracy"],
         datasets=["horses-or-humans"] if official else None,
-        base_model="timm/inception_v3.tf_in1k" if inception else None,
+        base_model=f"timm/{base_model}" if base_model in tags else None,
         model_name=name if results else None,
         eval_results=results or None,
     )

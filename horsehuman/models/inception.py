@@ -75,6 +75,7 @@ class Inception(Network):
 
     Attributes:
         width: Number of features F.
+        weights_source: The given ``weights``; a checkpoint stores it as a record only.
         class_means: Means of the power-normalised features of each class, ``(2, F)``, zeros until
             they are fitted; only if ``far_from`` is given. See :func:`class_means`.
 
@@ -113,6 +114,7 @@ class Inception(Network):
         pretrained = read_pretrained(weights)
         mean = pretrained.mean if mean is None else mean
         std = pretrained.std if std is None else std
+        self.weights_source = pretrained.source
         self.backbone = FrozenBackbone(cut, pretrained)
         self.normalize = nn.ModuleList(Normalize(s, mean, std) for s in scales)
         self.settings.update(weights=CHECKPOINT, mean=to_plain(mean), std=to_plain(std))

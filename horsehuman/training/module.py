@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,7 +19,7 @@ from horsehuman.data.datasets import Batch
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number
 from horsehuman.models.base import FORMAT, Network, check_origin, to_plain
 from horsehuman.models.cnn import CNN
-from horsehuman.models.inception import Inception
+from horsehuman.models.inception import CHECKPOINT, Inception
 
 #: Schedules of the learning rate; see :func:`make_schedule`.
 SCHEDULES = ("constant", "cosine", "one_cycle")
@@ -171,12 +172,17 @@ class BinaryClassifier(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the format and the name of the class."""
-        checkpoint["horsehuman"] = {"format": FORMAT, "classifier": type(self).__name__}
+        origin = {"format": FORMAT, "classifier": type(self).__name__}
+        if isinstance(self.network, Inception):
+            origin["weights"] = Path(self.network.weights_source).name
+        checkpoint["horsehuman"] = origin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another program, format or class."""
         if (name := check_origin(checkpoint)) != type(self).__name__:
             raise HorseHumanError(f"the checkpoint is that of {name}, not of {type(self).__name__}")
+        if isinstance(self.network, Inception):
+            self.network.weights_source = checkpoint["horsehuman"].get("weights", CHECKPOINT)
 
 
 class CNNClassifier(BinaryClassifier):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import zipfile
@@ -137,3 +138,15 @@ def test_local_archives_log_unofficial_files(
         make_zip(tmp_path / name, {"horses/1.png": b"x"})
     assert set(local_archives(tmp_path)) == {"train", "test"}
     assert caplog.text.count("is not the official file") == 2
+
+
+def test_archives_are_official_if_both_digests_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not archives.are_official(tmp_path)
+    for name in archives.ARCHIVES.values():
+        (tmp_path / name).write_bytes(name.encode())
+    assert not archives.are_official(tmp_path)
+    digests = {s: hashlib.sha256(n.encode()).hexdigest() for s, n in archives.ARCHIVES.items()}
+    monkeypatch.setattr(archives, "SHA256", digests)
+    assert archives.are_official(tmp_path)

@@ -4,11 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from horsehuman import HorseHumanError, load_classifier
+from horsehuman import HorseHumanError, InceptionClassifier, load_classifier
 from horsehuman.data.archives import image_root
 from horsehuman.models.checkpoint import find_checkpoint
 from tests import commands
@@ -36,7 +37,7 @@ def test_metadata_can_be_read_by_model_hubs(name: str, tree: Path, report: Path)
     card = ModelCard(text)
     assert card.content == text
     assert card.data.license == ("mit" if name == "cnn" else "apache-2.0")
-    assert card.data.base_model == (None if name == "cnn" else "timm/inception_v3.tf_in1k")
+    assert card.data.base_model is None
     assert card.data.pipeline_tag == card.data.tags[0] == "image-classification"
     assert card.data.tags[1:] == ["horses", "humans", "horsehuman"]
     assert card.data.datasets == ["horses-or-humans"]
@@ -89,6 +90,43 @@ def test_a_hub_folder_loads_as_a_classifier(report: Path, tmp_path: Path) -> Non
     (folder / "config.json").unlink()
     with pytest.raises(HorseHumanError, match=r"or its config\.json is unusable"):
         load_classifier(folder)
+
+
+@pytest.mark.parametrize(
+    ("weights", "base_model", "licence", "text"),
+    [
+        ("box", None, "apache-2.0", "Inception-v3 of Google (graph of 5 December 2015)"),
+        ("tv_in1k", "timm/inception_v3.tv_in1k", "unknown", "timm/inception_v3.tv_in1k"),
+        ("mine.safetensors", None, "unknown", "`mine.safetensors`, origin and licence unknown"),
+        (None, None, "unknown", "`unknown`, origin and licence unknown"),
+    ],
+)
+def test_the_card_names_the_weights_that_the_checkpoint_records(
+    weights: str | None, base_model: str | None, licence: str, text: str, tmp_path: Path
+) -> None:
+    origin = {"format": 2, "classifier": "InceptionClassifier"}
+    if weights:
+        origin["weights"] = weights
+    module = InceptionClassifier(image_size=80, scales=[80], weights="random")
+    checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save({**checkpoint, "horsehuman": origin}, tmp_path / "x.ckpt")
+    card = ModelCard(command("--model", str(tmp_path / "x.ckpt")))
+    assert card.data.base_model == base_model
+    assert card.data.license == licence
+    assert text in card.content
+    assert card.data.datasets is None
+    assert "Laurence Moroney" not in card.content
+
+
+def test_a_checkpoint_records_the_weights_it_began_with(tmp_path: Path) -> None:
+    module = InceptionClassifier(image_size=80, scales=[80], weights="random")
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    for name in ("first.ckpt", "second.ckpt"):  # saved, and loaded and saved again
+        trainer.strategy.connect(module)
+        trainer.save_checkpoint(tmp_path / name, weights_only=True)
+        saved = torch.load(tmp_path / name, weights_only=True)
+        assert saved["horsehuman"]["weights"] == "random"
+        module = InceptionClassifier.load_from_checkpoint(tmp_path / name)
 
 
 def test_a_missing_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
