@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import pickle
 import struct
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -264,19 +262,17 @@ def commands(folder: Path) -> Iterator[Case]:
 
 def call(*arguments: str) -> None:
     """Run a command; if it fails, raise its whole standard error."""
-    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        streams = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(2)]
+    out, error = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["horsehuman", *arguments])
-        patch.setattr(sys, "stdout", streams[0])
-        patch.setattr(sys, "stderr", streams[1])
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", error)
         patch.setattr(cli.runtime, "raise_on_signals", lambda: None)
         patch.setattr(cli.runtime, "report_uncaught_errors", lambda: None)
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        streams[1].seek(0)
-        error = streams[1].read()
     if ended.value.code:
-        raise HorseHumanError(error.removesuffix("\n"))
+        raise HorseHumanError(error.buffer.getvalue().decode().removesuffix("\n"))
 
 
 #: Each generator, the number of its inputs, and the least number of these that are refused.
