@@ -96,26 +96,29 @@ def test_the_bundled_pictures_are_close_to_the_originals(split: str, originals: 
 
 
 @pytest.mark.slow
-def test_the_bundled_files_can_be_rebuilt_the_same_twice(originals: Path, tmp_path: Path) -> None:
-    """Recode twenty pictures of each official archive."""
-    for name in ARCHIVES.values():
-        with (
-            zipfile.ZipFile(originals / name) as given,
-            zipfile.ZipFile(tmp_path / name, "w") as few,
-        ):
-            for member in [m for m in given.namelist() if m.endswith(".png")][:20]:
-                few.writestr(member, given.read(member))
-    command = [sys.executable, script.__file__, "--archives", str(tmp_path)]
-    built = []
-    for number in ("1", "2"):
-        target = tmp_path / number
-        weights = ["--weights", str(bundled_backbone()), "--out", str(target)]
-        subprocess.run([*command, *weights], check=True, capture_output=True)
-        built.append({path.name: path.read_bytes() for path in target.iterdir()})
-    assert built[0] == built[1]
-    assert set(built[0]) == {
-        DIGESTS,
-        bundled_backbone().name,
-        *(path.name for path in bundled_archives().values()),
-    }
-    assert built[0][bundled_backbone().name] == bundled_backbone().read_bytes()
+def test_the_bundled_files_can_be_rebuilt(originals: Path, tmp_path: Path) -> None:
+    """Build the validation archive, twenty pictures of the other one, and the backbone again."""
+    (test,) = (name for name in ARCHIVES.values() if name.startswith("validation"))
+    (train,) = set(ARCHIVES.values()) - {test}
+    shutil.copy(originals / test, tmp_path / test)
+    with (
+        zipfile.ZipFile(originals / train) as given,
+        zipfile.ZipFile(tmp_path / train, "w") as few,
+    ):
+        for member in [m for m in given.namelist() if m.endswith(".png")][::50]:
+            few.writestr(member, given.read(member))
+    target = tmp_path / "built"
+    command = [sys.executable, script.__file__, "--archives", str(tmp_path), "--out", str(target)]
+    weights = ["--weights", str(bundled_backbone())]
+    subprocess.run([*command, *weights], check=True, capture_output=True)
+    for path in (bundled_backbone(), bundled_archives()["test"]):
+        assert (target / path.name).read_bytes() == path.read_bytes()
+    digests = (ASSETS / DIGESTS).read_text().splitlines()
+    assert len(set((target / DIGESTS).read_text().splitlines()) & set(digests)) == 2
+    with (
+        zipfile.ZipFile(target / train) as built,
+        zipfile.ZipFile(bundled_archives()["train"]) as box,
+    ):
+        assert len(built.namelist()) > 20
+        for name in built.namelist():
+            assert built.read(name) == box.read(name)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,17 @@ def test_report_folders_are_not_overwritten(tmp_path: Path) -> None:
     (folder / "splits.csv").touch()
     with pytest.raises(HorseHumanError, match="is a run's folder: name another one"):
         ReportOptions(folder, force=True).create_dir(Path("unused"), ["a.json"])
+
+
+def test_a_file_is_synced_to_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced, sync = tmp_path / "file", [], os.fsync
+
+    def recorded(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    write_atomic(path, lambda file: file.write(b"content"))
+    assert synced == [(path.stat().st_ino, len(b"content"), False)]

@@ -57,6 +57,16 @@ def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
     assert answer_text(Prediction("x", "", 0, 1, "neither")).startswith("Neither")
 
 
+#: Age in seconds above which the page of the tests deletes uploads; the real page waits longer.
+UPLOAD_AGE = 15
+
+#: Program that serves the page with that age.
+SERVE = (
+    "from horsehuman import cli; from horsehuman.inference import demo\n"
+    f"demo.DELETIONS = (1, {UPLOAD_AGE}); cli.main()"
+)
+
+
 class Page(NamedTuple):
     """A served page: its address, the id of the server process, and the file of its stderr."""
 
@@ -72,7 +82,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "horsehuman", "demo", "--no-browser", "--port", str(port)]
+    command = [sys.executable, "-c", SERVE, "demo", "--no-browser", "--port", str(port)]
     with (
         log.open("w") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
