@@ -7,12 +7,10 @@ import json
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import closing
 from itertools import chain
 from pathlib import Path
 
@@ -31,6 +29,8 @@ from horsehuman.distributed import (
     rank,
     sync_buffers,
 )
+from horsehuman.models.feature_cache import FeatureCache
+from horsehuman.models.inception import Inception
 from tests.commands import train_script_error
 from tests.conftest import small_cnn, small_data
 from tests.training.test_resume import (
@@ -211,9 +211,11 @@ def test_two_processes_train_as_one_does(tree: Path, tmp_path: Path) -> None:
     one = start(tmp_path, *options, "trainer=default", "hydra.run.dir=one")
     printed_by(one)
     environment = {**os.environ, "HORSEHUMAN_CACHE": str(tmp_path / "cache")}
+    root = Path(__file__).parents[2]
+    environment["PYTHONPATH"] = f"{root}{os.pathsep}{root / 'scripts'}"
     nodes = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
     nodes.append(f"--master-port={free_port()}")
-    command = [script.__file__, *options, "trainer.devices=1", "trainer.num_nodes=2"]
+    command = ["-m", __name__, "train", *options, "trainer.devices=1", "trainer.num_nodes=2"]
     machines = [
         subprocess.Popen(
             [*nodes, f"--node-rank={number}", *command],
@@ -235,8 +237,9 @@ def test_two_processes_train_as_one_does(tree: Path, tmp_path: Path) -> None:
     assert len(list(runs[0].parent.iterdir())) == 2  # the run and latest
     assert [path.name for path in runs[0].glob("skipped*")] == []
     check_same_run(tmp_path / "one", runs[0])
-    with closing(sqlite3.connect(next((tmp_path / "cache" / "features").iterdir()))) as cache:
-        assert cache.execute("SELECT count(*) FROM features").fetchone() == (24,)
+    counts = [int(path.read_text()) for path in tmp_path.glob("embedded-*")]
+    assert len(counts) == 2
+    assert sum(counts) == 24  # each picture by one of the processes
 
 
 def check_same_run(one: Path, two: Path) -> None:
@@ -288,7 +291,32 @@ def test_a_killed_process_ends_the_run_which_is_resumed_to_the_bit(
     assert not (tmp_path / "outputs").exists()
 
 
+def train_and_count(options: list[str]) -> int:
+    """Run scripts/train.py, and write the number of pictures whose features were computed."""
+    count = 0
+
+    def feature_cache(network: Inception) -> FeatureCache:
+        cache = original(network)
+        embed = cache.embed
+
+        def counted(images: torch.Tensor) -> torch.Tensor:
+            nonlocal count
+            count += len(images)
+            return embed(images)
+
+        cache.embed = counted
+        return cache
+
+    original, Inception.feature_cache = Inception.feature_cache, feature_cache
+    sys.argv[1:] = options
+    code = script.run()
+    Path(f"embedded-{os.environ['RANK']}").write_text(str(count))
+    return code
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["train"]:
+        sys.exit(train_and_count(sys.argv[2:]))
     if len(sys.argv) > 1:
         check_rank(Path(sys.argv[1]), Path(sys.argv[2]))
     else:

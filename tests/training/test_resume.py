@@ -1,6 +1,9 @@
 """Resume runs that were killed at random times; they end as uninterrupted runs do.
 
-All kinds of runs with twenty kills: pytest -m slow tests/training/test_resume.py --kills 5
+Two of the kinds are killed once each. The commit decides which ones and at which of the moments,
+so that all combinations come in the course of time. All kinds with five kills each:
+
+    pytest -n 0 -m slow tests/training/test_resume.py --kills 5
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ KINDS = {
     "cnn, two workers": [*SMALL_CNN, *LONG, "data.memory_limit=0", "data.num_workers=2"],
     "inception, not cached": [*INCEPTION, *LONG, "model.cache_features=false"],
 }
+
+#: What a run is doing when it is killed.
+MOMENTS = ("writes a checkpoint", "trains an epoch", "begins")
 
 #: Metrics that differ between any two runs.
 CLOCK = ("seconds", "seconds_training", "peak_memory_gb")
@@ -74,14 +80,29 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose kinds and moments of the kills."""
+    if "moments" not in metafunc.fixturenames:
+        return
+    kills = metafunc.config.getoption("--kills")
+    if kills > 1:
+        cases = [(kind, [MOMENTS[k % 3] for k in range(kills)]) for kind in KINDS]
+    else:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True, check=False,
+        )  # fmt: skip
+        chosen = random.Random(done.stdout)
+        kinds = chosen.sample(sorted(KINDS), 2)
+        cases = [(kind, [chosen.choice(MOMENTS)]) for kind in kinds]
+    names = [f"{kind}, {len(moments)} kills: {moments[0]}" for kind, moments in cases]
+    metafunc.parametrize(("kind", "moments"), cases, ids=names)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
 def test_killed_runs_end_to_the_bit_as_they_would_have(
-    kind: str, tree: Path, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, moments: list[str], tree: Path, tmp_path: Path
 ) -> None:
-    kills = request.config.getoption("--kills")
-    if kills < 2 and kind not in ("cnn", "inception, cached"):
-        pytest.skip("part of the campaign: --kills 5")
     options = [*KINDS[kind], *small_data(tree)]
     uninterrupted = start(tmp_path, *options, "hydra.run.dir=uninterrupted")
     text = printed_by(uninterrupted)
@@ -89,8 +110,8 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
     generator = random.Random(kind)
     process = start(tmp_path, *options, "hydra.run.dir=run")
     writing = 0
-    for number in range(kills):
-        wait_for_a_moment(number, tmp_path / "run", process, generator)
+    for moment in moments:
+        wait_for(moment, tmp_path / "run", process, generator)
         assert process.poll() is None, printed_by(process)
         process.send_signal(signal.SIGKILL)
         printed_by(process)
@@ -98,7 +119,7 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
             name.endswith(f".{process.pid}") for name in incomplete_files(tmp_path / "run")
         )
         process = start(tmp_path, "resume=run")
-    print(f"{kills} kills, {writing} of them while a checkpoint was written")
+    print(f"{kind}: {len(moments)} kills, {writing} of them while a checkpoint was written")
     printed = printed_by(process)
     assert process.returncode == 0, printed
     assert "changed since" not in printed
@@ -129,12 +150,14 @@ def written_at(run: Path) -> int:
     return last.stat().st_mtime_ns if last.exists() else 0
 
 
-def wait_for_a_moment(
-    number: int, run: Path, process: subprocess.Popen[str], generator: random.Random
+def wait_for(
+    moment: str, run: Path, process: subprocess.Popen[str], generator: random.Random
 ) -> None:
-    """Wait until, in turn, a checkpoint is written, an epoch is trained, or the run begins."""
-    if number % 3 == 2:
-        time.sleep(generator.uniform(0, 5))
+    """Wait for one of :data:`MOMENTS` of a run."""
+    if moment == "begins":
+        while process.poll() is None and not (run / "config.yaml").is_file():
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 2))
         return
     wanted = generator.randint(1, 4)
     while process.poll() is None and wanted > 0:
@@ -143,10 +166,11 @@ def wait_for_a_moment(
             time.sleep(0.0003)
         wanted -= 1
     left = incomplete_files(run)
-    while number % 3 == 0 and process.poll() is None and incomplete_files(run) <= left:
-        time.sleep(0.0003)
-    if number % 3 == 1:
+    if moment == "trains an epoch":
         time.sleep(generator.uniform(0, 0.2))
+    else:
+        while process.poll() is None and incomplete_files(run) <= left:
+            time.sleep(0.0003)
 
 
 def run(
