@@ -1,10 +1,13 @@
-"""Aggregate runs by recipe: test accuracy of each seed, smallest margin, time; optionally a plot.
+"""Aggregate runs by recipe: test or held-out accuracy, smallest margin, time; optionally a plot.
 
     python scripts/train.py -m model=cnn,inception seed=0,1,2,3,4
     python scripts/results.py outputs                          # all runs, a line for each recipe
     python scripts/results.py outputs/cnn/sweep_* --plot results.png
 
 Runs that differ only by their seed are one line. Every run was tested once, after its last epoch.
+Runs with test=false have a table of their own, with a line for all folds, splits and seeds:
+
+    python scripts/train.py -m test=false data.fold=0,1,2,3,4 data.split_seed=0,1
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -50,24 +54,54 @@ PUBLISHED = {
 
 @dataclass
 class Result:
-    """The runs of a recipe: they differ only by their seed.
+    """The runs of a recipe: they differ only by their seed, or by seed, split and fold.
 
     Attributes:
         model: ``cnn`` or ``inception``.
         data: Source of the images, and whether all of them were trained on.
         folder: Folder of the run that ended last.
-        metrics: ``metrics.json`` of each run, by seed.
+        metrics: ``metrics.json`` of each run, by seed, or by seed, split seed and fold.
+        tested: Whether the runs were tested; otherwise their metrics are of held-out groups.
     """
 
     model: str
     data: str
     folder: Path
-    metrics: dict[int, dict[str, Any]]
+    metrics: dict[tuple[int, ...], dict[str, Any]]
+    tested: bool
 
     @property
     def accuracies(self) -> list[float]:
-        """Accuracy on the test images in per cent, in the order of the seeds."""
-        return [100 * self.metrics[seed]["test/acc"] for seed in sorted(self.metrics)]
+        """Accuracy on the test or held-out images in per cent, in the order of the runs."""
+        return [100 * value for value in self.values("acc")]
+
+    def values(self, name: str) -> list[float]:
+        """Return a metric of all runs on the test or held-out images."""
+        split = "test" if self.tested else "val"
+        return [self.metrics[run][f"{split}/{name}"] for run in sorted(self.metrics)]
+
+
+#: Columns of the table of tested runs.
+TESTED: dict[str, Callable[[Result], str]] = {
+    "seeds": lambda result: " ".join(str(seed) for (seed,) in sorted(result.metrics)),
+    "right": lambda result: (
+        " ".join(str(right) for right in result.values("right"))
+        + f" of {result.values('pictures')[0]}"
+    ),
+    "mean": lambda result: f"{mean(result.accuracies):.2f} %",
+    "least": lambda result: f"{min(result.accuracies):.2f} %",
+    "smallest margin": lambda result: f"{min(result.values('margin')):+.2f}",
+    "seconds": lambda result: f"{mean(run['seconds'] for run in result.metrics.values()):.0f}",
+}
+
+#: Columns of the table of runs that were evaluated on held-out groups.
+HELD_OUT: dict[str, Callable[[Result], str]] = {
+    "runs": lambda result: str(len(result.metrics)),
+    "held out": lambda result: f"{mean(result.accuracies):.2f} %",
+    "loss": lambda result: f"{mean(result.values('loss')):.4f}",
+    "least margin": lambda result: f"{min(result.values('margin')):+.2f}",
+    "median margin": lambda result: f"{median(result.values('margin')):+.2f}",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,9 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         results = collect(options.folders)
-        show(results)
+        tested = [result for result in results if result.tested]
+        held_out = [result for result in results if not result.tested]
+        for kind, columns in ((tested, TESTED), (held_out, HELD_OUT)):
+            if kind:
+                show(kind, columns)
         if options.plot:
-            draw(results, options.plot)
+            draw(tested, options.plot)
     except (HorseHumanError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
@@ -92,32 +130,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def collect(folders: Sequence[Path]) -> list[Result]:
-    """Find all tested runs below the folders and group them by recipe.
+    """Find all runs below the folders and group them by recipe.
 
     Args:
         folders: Folders of runs, or above them.
 
     Returns:
-        The recipes, sorted by the folder of the last run. Of two runs with the same recipe and
-        seed, the one that ended later counts.
+        The recipes, sorted by the folder of the last run. Of two runs with the same recipe, seed
+        and fold, the one that ended later counts.
 
     Raises:
-        HorseHumanError: There are no tested runs, or a file of one cannot be read.
+        HorseHumanError: There are no runs with metrics, or a file of one cannot be read.
     """
     results: dict[str, Result] = {}
     paths = {p.resolve() for folder in folders for p in folder.rglob("metrics.json")}
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
         try:
             metrics = json.loads(path.read_text())
-            if "test/acc" not in metrics:  # an untested run, or a report of horsehuman evaluate
+            tested = "test/acc" in metrics
+            if not tested and "val/acc" not in metrics:  # for instance a report of evaluate
                 continue
         except (OSError, ValueError) as error:
             raise HorseHumanError(
                 f"{printable(path)} cannot be read ({first_line(error)}): leave it out"
             ) from error
         config = OmegaConf.create(read_config(path.parent / "config.yaml"))
-        seed = int(metrics["seed"])
+        run = [int(metrics["seed"])]
         config.seed = 0
+        if not tested:
+            run += [int(config.data.get("split_seed") or 0), int(config.data.get("fold") or 0)]
+            config.data.split_seed, config.data.fold = 0, None
         kind = str(config.get("model", {}).get("_target_"))
         model = "cnn" if kind.endswith("CNNClassifier") else "inception"
         key = OmegaConf.to_yaml(config)
@@ -126,41 +168,28 @@ def collect(folders: Sequence[Path]) -> list[Result]:
             source += ", validated on the test set"
         elif config.data.get("val_fraction") == 0 and config.data.get("fold") is None:
             source += ", nothing held out"
-        result = results.setdefault(key, Result(model, source, path.parent, {}))
-        if seed in result.metrics:
-            print(
-                f"{printable(path.parent)}: replaces an earlier run with seed {seed}",
-                file=sys.stderr,
-            )
-        result.metrics[seed] = metrics
+        result = results.setdefault(key, Result(model, source, path.parent, {}, tested))
+        if tuple(run) in result.metrics:
+            text = f"{printable(path.parent)}: replaces an earlier run with seed {run[0]}"
+            print(text, file=sys.stderr)
+        result.metrics[tuple(run)] = metrics
         result.folder = path.parent
     if not results:
         names = ", ".join(printable(folder) for folder in folders)
-        raise HorseHumanError(f"no tested run below {names}: train some with scripts/train.py")
+        raise HorseHumanError(f"no run that ended below {names}: train some with scripts/train.py")
     return sorted(results.values(), key=lambda result: result.folder)
 
 
-def show(results: Sequence[Result]) -> None:
-    """Print a line for each recipe."""
+def show(results: Sequence[Result], columns: Mapping[str, Callable[[Result], str]]) -> None:
+    """Print a line for each recipe, with :data:`TESTED` or :data:`HELD_OUT` columns."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("model", no_wrap=True)
-    for title in ("pictures", "seeds", "right", "mean", "least", "smallest margin", "seconds"):
+    for title in ("pictures", *columns):
         table.add_column(title, justify="right")
     table.add_column("for instance")
     for result in results:
-        runs = [result.metrics[seed] for seed in sorted(result.metrics)]
-        accuracies = result.accuracies
-        table.add_row(
-            result.model,
-            result.data,
-            " ".join(str(seed) for seed in sorted(result.metrics)),
-            " ".join(f"{run['test/right']}" for run in runs) + f" of {runs[0]['test/pictures']}",
-            f"{sum(accuracies) / len(accuracies):.2f} %",
-            f"{min(accuracies):.2f} %",
-            f"{min(run['test/margin'] for run in runs):+.2f}",
-            f"{sum(run['seconds'] for run in runs) / len(runs):.0f}",
-            str(os.path.relpath(result.folder)),
-        )
+        values = (column(result) for column in columns.values())
+        table.add_row(result.model, result.data, *values, str(os.path.relpath(result.folder)))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -184,11 +213,11 @@ def draw(results: Sequence[Result], target: Path) -> None:
         axis.scatter([*published.values()], range(len(published)), marker="D", color="0.55", s=28)
         for row, result in enumerate(ours, start=len(published)):
             values = result.accuracies
-            mean = sum(values) / len(values)
+            middle = mean(values)
             axis.scatter(values, [row] * len(values), color="#0072B2", alpha=0.6, s=36, zorder=3)
-            axis.plot([mean, mean], [row - 0.3, row + 0.3], color="#0072B2", linewidth=2)
+            axis.plot([middle, middle], [row - 0.3, row + 0.3], color="#0072B2", linewidth=2)
             place: Any = ((min(values), row), (-8, 0), "data", "offset points")
-            axis.annotate(f"mean {mean:.1f} %", *place, ha="right", va="center", fontsize=9)
+            axis.annotate(f"mean {middle:.1f} %", *place, ha="right", va="center", fontsize=9)
         axis.axvline(50, color="0.8", linewidth=1, zorder=0)
         axis.set_yticks(range(len(rows)), rows, fontsize=9)
         axis.set_ylim(-0.6, len(rows) - 0.4)

@@ -47,6 +47,23 @@ def test_runs_that_differ_only_by_seed_are_one_line(
     assert "-1.50" in line
 
 
+def test_folds_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for split_seed, fold, right in ((0, 0, 4), (0, 1, 3), (1, 0, 4)):
+        folder = tmp_path / f"{split_seed}{fold}"
+        run(folder, "cnn", 0, 0)
+        config = OmegaConf.load(folder / "config.yaml")
+        config.data.split_seed, config.data.fold = split_seed, fold
+        OmegaConf.save(config, folder / "config.yaml")
+        metrics = {"val/acc": right / 4, "val/loss": fold / 10, "val/margin": fold - split_seed}
+        (folder / "metrics.json").write_text(json.dumps({"seed": 0, **metrics}))
+    (result,) = script.collect([tmp_path])
+    assert (result.tested, len(result.metrics)) == (False, 3)
+    assert script.main([str(tmp_path)]) == 0
+    title, line = capsys.readouterr().out.splitlines()
+    assert title.split()[:4] == ["model", "pictures", "runs", "held"]
+    assert line.split()[:8] == ["cnn", "box", "3", "91.67", "%", "0.0333", "-1.00", "+0.00"]
+
+
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     run(tmp_path / "a", "cnn", 0, 3)
     run(tmp_path / "b", "inception", 0, 4)
@@ -80,7 +97,7 @@ def test_the_run_that_ended_later_counts(tmp_path: Path) -> None:
 
 def test_no_runs_are_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert script.main([str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("error: no tested run below ")
+    assert capsys.readouterr().err.startswith("error: no run that ended below ")
     (tmp_path / "metrics.json").write_text("{")
     assert script.main([str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
