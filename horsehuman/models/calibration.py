@@ -25,9 +25,9 @@ TEMPERATURE_BOUNDS = (0.25, 4.0)
 #: Quantile of the distances of held-out images that the neither threshold is derived from.
 DISTANCE_QUANTILE = 0.95
 
-#: Factor between that quantile and the neither threshold. Photographs of people, which must not be
-#: refused, reached 1.51 times the quantile for a classifier that was trained on rendered subjects
-#: alone. The factor is about a tenth above that (1.65 / 1.51 = 1.09). See docs/neither.md.
+#: Factor between that quantile and the neither threshold. The photographs of people in scikit-image
+#: (``astronaut`` and ``camera``), which must not be refused, reached 1.51 times the quantile for a
+#: classifier of rendered subjects. The factor is about a tenth above that (1.65 / 1.51 = 1.09).
 NEITHER_THRESHOLD_FACTOR = 1.65
 
 #: Factor of the sum of squared weights in the loss of the linear probe.

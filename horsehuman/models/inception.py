@@ -202,8 +202,8 @@ def class_mean_distance(features: Tensor, means: Tensor) -> Tensor:
     """Compute the cosine distance of features to the nearer class mean.
 
     The fourth root of the features is taken first (power normalisation, Perronnin et al. 2010),
-    so that a few large features do not dominate the many small ones. docs/neither.md compares
-    this score with others.
+    so that a few large features do not dominate the many small ones. docs/neither.md names
+    other scores that were tried.
 
     Args:
         features: float32 of shape ``(N, F)``.
