@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -193,3 +194,13 @@ def test_cache_shows_and_clears_its_own_files_only(
     assert run(monkeypatch, "cache", "--clear") == 0
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert left == set(others)
+
+
+def test_a_pil_image_that_cannot_be_decoded_is_an_error_of_its_own() -> None:
+    content = io.BytesIO()
+    Image.effect_noise((40, 30), 60).save(content, "PNG")
+    damaged = Image.open(io.BytesIO(content.getvalue()[:300]))
+    bad, good = predict(horsehuman.load_classifier("cnn"), [damaged, Image.new("RGB", (40, 30))])
+    assert bad.status == "error"
+    assert bad.error.startswith("cannot read picture 0: ")
+    assert good.status != "error"
