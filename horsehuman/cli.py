@@ -61,6 +61,11 @@ Folder = Annotated[Path | None, Option(metavar="DIR", help="Folder [default: out
 #: The findings for which an audit fails.
 FailOn = Annotated[str, Option(metavar="never|error|warning", help="Least severity for exit 1.")]
 
+#: The precision of a frozen backbone.
+Precision = Annotated[
+    str, Option(metavar="auto|float32|bfloat16", help="Of InceptionV3's frozen backbone.")
+]
+
 #: Whether an earlier output is overwritten.
 Force = Annotated[bool, Option("--force", help="Overwrite existing output.")]
 
@@ -108,6 +113,7 @@ def predict(
     out: Annotated[Path | None, Option(metavar="FILE", help="Output [default: stdout].")] = None,
     sort_into: Annotated[Path | None, Option(metavar="DIR", help="Copy to DIR/CLASS.")] = None,
     always: Annotated[bool, Option("--always-answer", help="Never say unsure or neither.")] = False,
+    precision: Precision = "float32",
     force: Force = False,
 ) -> bool:
     """Predict the class of each image, with its probability.
@@ -118,8 +124,9 @@ def predict(
     from horsehuman.inference.predict import predict_and_report
 
     return predict_and_report(
-        sources, model, form, out, sort_into, recursive=recursive, always_answer=always, force=force
-    )
+        sources, model, form, out, sort_into, precision,
+        recursive=recursive, always_answer=always, force=force,
+    )  # fmt: skip
 
 
 @app.command(epilog="Example: horsehuman evaluate --model outputs/cnn/latest --split validation")
@@ -128,6 +135,7 @@ def evaluate(
     data: Data = None,
     split: Split = None,
     group_pattern: GroupPattern = None,
+    precision: Precision = "float32",
     out: Folder = None,
     force: Force = False,
     plot: Plot = True,
@@ -138,7 +146,7 @@ def evaluate(
     from horsehuman.evaluation.evaluate import evaluate_and_report
 
     query = ImageQuery(data, split, group_pattern)
-    return evaluate_and_report(model, query, ReportOptions(out, force, plot, json))
+    return evaluate_and_report(model, query, ReportOptions(out, force, plot, json), precision)
 
 
 @app.command(epilog="Example: horsehuman compare outputs/cnn/latest outputs/inception/latest")
@@ -147,6 +155,7 @@ def compare(
     data: Data = None,
     split: Split = None,
     group_pattern: GroupPattern = None,
+    precision: Precision = "float32",
     out: Folder = None,
     force: Force = False,
     plot: Plot = True,
@@ -157,7 +166,7 @@ def compare(
     from horsehuman.evaluation.compare import compare_and_report
 
     query = ImageQuery(data, split, group_pattern)
-    return compare_and_report(models, query, ReportOptions(out, force, plot, json))
+    return compare_and_report(models, query, ReportOptions(out, force, plot, json), precision)
 
 
 @app.command(epilog="Example: horsehuman explain photo.jpg --out heat.png")

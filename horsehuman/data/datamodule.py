@@ -131,7 +131,7 @@ class HorseHumanDataModule(L.LightningDataModule):
             HorseHumanError: If the folder tree is invalid, a file cannot be read, or a split cannot
                 be made.
         """
-        self._features = {}
+        self.discard_features()
         if self.records:
             return
         if self.root is None:
@@ -159,22 +159,40 @@ class HorseHumanDataModule(L.LightningDataModule):
             fix = "set data.augment=null or model.cache_features=false"
             raise HorseHumanError(f"data.augment has no effect on cached features: {fix}")
 
-    def use_features(self, embed: datasets.Embed) -> None:
-        """Train and validate on features instead of images, until the next :meth:`setup`.
+    def use_features(self, embed: datasets.Embed, stage: str) -> None:
+        """Train and validate, or test, on features instead of images, until :meth:`setup`.
 
-        The features are computed once and kept in memory. Test batches still contain images.
+        The features are computed once and kept in memory.
 
         Args:
             embed: Computes the features of a batch.
+            stage: ``fit`` or ``test``.
 
         Raises:
             HorseHumanError: If training images are augmented.
         """
         self.check_cacheable()
-        for split in ("train", self._held_out):
+        for split in ("train", self._held_out) if stage == "fit" else ("test",):
             loader = self._loader(self._dataset(split))
             if len(loader):
                 self._features[split] = datasets.embed_all(loader, embed)
+
+    def discard_features(self) -> None:
+        """Return images again instead of features."""
+        self._features = {}
+
+    def sample_test(self, count: int, device: torch.device) -> datasets.Batch:
+        """Return test images drawn by seed, uint8 ``(N, 3, S, S)``, and their features ``(N, F)``.
+
+        Args:
+            count: Largest number of images.
+            device: Device of both.
+        """
+        both = self._dataset("test"), self._features["test"]
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(both[0]), generator=generator)[:count].tolist()
+        images, features = (data.__getitems__(chosen)[0].to(device) for data in both)
+        return images, features
 
     def train_dataloader(self) -> DataLoader[datasets.Batch]:
         """Return shuffled batches; a last, smaller batch is left out unless it is the only one."""
@@ -190,7 +208,7 @@ class HorseHumanDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[datasets.Batch]:
         """Return test batches of this rank, in order."""
-        return self._loader(self._dataset("test"))
+        return self._loader(self._features.get("test") or self._dataset("test"))
 
     def validation_records(self) -> list[Record]:
         """Return the records of the validation images of all ranks, in order."""

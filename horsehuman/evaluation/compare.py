@@ -40,7 +40,9 @@ REPORT_FILES = ("compare.json", "compare.png", "disagreements.png")
 MAX_DISAGREEMENTS = 24
 
 
-def compare_and_report(models: Sequence[str], query: ImageQuery, options: ReportOptions) -> bool:
+def compare_and_report(
+    models: Sequence[str], query: ImageQuery, options: ReportOptions, precision: str = "float32"
+) -> bool:
     """Compare classifiers, print the tables and write the report.
 
     Args:
@@ -50,6 +52,7 @@ def compare_and_report(models: Sequence[str], query: ImageQuery, options: Report
             all runs; for bundled classifiers, that of the bundled set.
         options: The report's folder, by default ``outputs/compare``, and what the report consists
             of.
+        precision: See :func:`~horsehuman.models.checkpoint.load_classifier`.
 
     Returns:
         Whether all images could be read for all classifiers.
@@ -61,7 +64,7 @@ def compare_and_report(models: Sequence[str], query: ImageQuery, options: Report
     if len(models) < 2:
         raise HorseHumanError(f"compare needs two models or more, not only {printable(models[0])}")
     image_set = shared_images(models, query)
-    classifiers = [load_classifier(model) for model in models]
+    classifiers = [load_classifier(model, precision) for model in models]
     for classifier in classifiers:
         evaluate.check_classes(classifier, image_set)
     with options.replace_report(Path("outputs/compare"), REPORT_FILES) as folder:

@@ -81,7 +81,9 @@ class LabelledPredictions:
         self.true_class_probabilities = np.where(self.labels == 1, self.probabilities, inverse)
 
 
-def evaluate_and_report(model: str, query: ImageQuery, options: ReportOptions) -> bool:
+def evaluate_and_report(
+    model: str, query: ImageQuery, options: ReportOptions, precision: str = "float32"
+) -> bool:
     """Evaluate a classifier, print the tables and write the report.
 
     Args:
@@ -90,6 +92,7 @@ def evaluate_and_report(model: str, query: ImageQuery, options: ReportOptions) -
             that of the bundled set.
         options: The report's folder, by default one in the run or in ``outputs/evaluate``, and what
             the report consists of.
+        precision: See :func:`~horsehuman.models.checkpoint.load_classifier`.
 
     Returns:
         Whether all images could be read.
@@ -98,12 +101,13 @@ def evaluate_and_report(model: str, query: ImageQuery, options: ReportOptions) -
         HorseHumanError: If an option is invalid, the classes differ, no image can be read, or the
             report cannot be written.
     """
-    classifier = load_classifier(model)
+    classifier = load_classifier(model, precision)
     image_set, split = select_images(model, query)
     with options.replace_report(evaluation_dir(model, split, query.data), REPORT_FILES) as folder:
         warn_if_trained_on(model, image_set)
         predictions = predict_labelled(classifier, image_set)
     summary = {"model": model, "data": str(image_set.root), "split": split}
+    summary["precision"] = str(classifier.compute_dtype).removeprefix("torch.")
     summary |= summarize(predictions)
     write_predictions(folder, predictions)
     write_json(folder / "metrics.json", summary, sort_keys=True)

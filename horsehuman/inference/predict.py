@@ -96,6 +96,7 @@ def predict_and_report(
     output_format: str,
     out: Path | None,
     sort_into: Path | None,
+    precision: str = "float32",
     *,
     recursive: bool,
     always_answer: bool,
@@ -109,6 +110,7 @@ def predict_and_report(
         output_format: One of :data:`horsehuman.inference.output.FORMATS`.
         out: File to write; ``None`` for stdout.
         sort_into: Folder to copy the images into, by answer; ``None`` to copy nothing.
+        precision: See :func:`load`.
         recursive: Whether to read the folders inside folders.
         always_answer: See :func:`predict`.
         force: Whether to replace ``out`` if it exists.
@@ -124,7 +126,7 @@ def predict_and_report(
         check_output_file(out, force=force)
     if sort_into and any(map(is_url, sources)):
         raise HorseHumanError("--sort-into copies files only: drop it, or drop the addresses")
-    classifier = load(model)
+    classifier = load(model, precision)
     if model == "cnn":
         log.info("cnn was trained on 67 rendered subjects: use --model inception for photographs")
     names = partial(expand_sources, sources, recursive=recursive)
@@ -137,17 +139,24 @@ def predict_and_report(
     return write_predictions(answers, output_format, out, min(width, MAX_WIDTH))
 
 
-def load(model: str) -> Classifier:
+def load(model: str, precision: str = "float32") -> Classifier:
     """Load a classifier for prediction.
 
     Args:
         model: An exported file whose name ends in ``.onnx``, which is loaded without torch, or a
             name, a run or a checkpoint.
+        precision: See :func:`~horsehuman.models.checkpoint.load_classifier`.
+
+    Raises:
+        HorseHumanError: If there is no such model or precision; an exported file has float32 only.
     """
     if model.lower().endswith(".onnx"):
+        if precision != "float32":
+            reason = f"--precision {precision}: an exported file computes in float32"
+            raise HorseHumanError(f"{reason}: drop the option, or name a run or a checkpoint")
         from horsehuman.inference.onnx import OnnxClassifier
 
         return OnnxClassifier(Path(model).expanduser())
     from horsehuman.models.checkpoint import load_classifier
 
-    return load_classifier(model)
+    return load_classifier(model, precision)

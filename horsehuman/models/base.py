@@ -19,6 +19,10 @@ from horsehuman.errors import HorseHumanError, check_choice, check_number, check
 FORMAT = 2
 
 
+#: Precisions of a frozen backbone. With ``auto`` it is ``bfloat16`` if the device supports that.
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
 class Network(nn.Module, ABC):
     """Base class of the image classifiers: preprocessing, network and decision settings.
 
@@ -40,6 +44,7 @@ class Network(nn.Module, ABC):
         image_size: Height and width in pixels of the canonical image, the size to store data at.
         heat_layer: Name of the module from whose output
             :func:`~horsehuman.inference.explain.explain` computes its heat map by default.
+        precision: One of :data:`PRECISIONS`, for a frozen backbone; it is never saved.
         pool: Module that maps ``(N, C, H', W')`` to features ``(N, F)``.
         head: Layers that map features ``(N, F)`` to logits ``(N, 1)``.
 
@@ -48,6 +53,7 @@ class Network(nn.Module, ABC):
     """
 
     heat_layer: str
+    precision = "float32"
     pool: "Pool"
     head: nn.Sequential
 
@@ -80,6 +86,11 @@ class Network(nn.Module, ABC):
     def confidence_threshold(self) -> float:
         """Probability of the predicted class, in [0.5, 1), below which a prediction is unsure."""
         return float(self.settings["certain_from"])
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Data type in which a frozen backbone computes; float32 without one."""
+        return torch.float32
 
     @property
     def device(self) -> torch.device:

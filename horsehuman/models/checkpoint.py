@@ -17,10 +17,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from horsehuman.errors import HorseHumanError, closest, is_out_of_memory, os_errors, printable
-from horsehuman.models.base import Network, check_origin
+from horsehuman.errors import (
+    HorseHumanError,
+    check_choice,
+    closest,
+    is_out_of_memory,
+    os_errors,
+    printable,
+)
+from horsehuman.models.base import PRECISIONS, Network, check_origin
 from horsehuman.models.cnn import CNN
-from horsehuman.models.inception import CHECKPOINT, Inception
+from horsehuman.models.inception import CHECKPOINT, Inception, warn_without_bf16
 from horsehuman.run_dir import read_json, write_atomic
 from horsehuman.runtime import BACKBONE_FILE, BUNDLED, asset
 
@@ -38,7 +45,7 @@ WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 NETWORKS: dict[str, type[Network]] = {"CNNClassifier": CNN, "InceptionClassifier": Inception}
 
 
-def load_classifier(source: str | Path = "inception") -> Network:
+def load_classifier(source: str | Path = "inception", precision: str = "float32") -> Network:
     """Load a trained classifier with its weights and decision settings.
 
     The function does not access the internet and does not execute code from the file. Only the
@@ -48,19 +55,27 @@ def load_classifier(source: str | Path = "inception") -> Network:
     Args:
         source: A bundled classifier (``inception`` or ``cnn``), a run folder (its ``final.ckpt``
             is read), a checkpoint file, or a folder that ``horsehuman card --folder`` wrote.
+        precision: Precision of a frozen backbone: ``float32``, ``bfloat16``, or ``auto``, which is
+            ``bfloat16`` where the device has instructions for it. Without them ``bfloat16``
+            computes in float32 and logs this.
 
     Returns:
         The network on the CPU, in eval mode.
 
     Raises:
-        HorseHumanError: If the source does not exist, or is not a classifier of this package.
+        HorseHumanError: If the source does not exist or is not a classifier of this package, or
+            there is no such precision.
     """
+    check_choice("precision", precision, PRECISIONS)
     path = find_checkpoint(source)
     checkpoint = read_classifier_file(path)
     try:
         network = _build_network(checkpoint)
     except HorseHumanError as error:
         raise HorseHumanError(f"cannot load {printable(path)}: {error}") from error
+    network.precision = precision
+    if precision == "bfloat16" and isinstance(network, Inception):
+        warn_without_bf16(network)
     return network.float().to(memory_format=torch.channels_last).eval()
 
 

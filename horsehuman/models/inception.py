@@ -24,7 +24,7 @@ from horsehuman.errors import (
 )
 from horsehuman.models.base import Network, Normalize, Pool, dense_layers, initialise, to_plain
 from horsehuman.models.feature_cache import FeatureCache, cache_key
-from horsehuman.runtime import BACKBONE_FILE, asset, cache_dir
+from horsehuman.runtime import BACKBONE_FILE, asset, cache_dir, lacks_bf16
 
 #: Value of ``weights`` in a checkpoint: the weights are in the checkpoint, nothing else is read.
 CHECKPOINT = "checkpoint"
@@ -137,6 +137,17 @@ class Inception(Network):
         """Whether the backbone has weights: pretrained, random, or loaded from a checkpoint."""
         return not bool(next(self.backbone.parameters()).isnan().any())
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Data type in which the backbone computes with its ``precision`` on its device."""
+        if self.precision == "float32":
+            return torch.float32
+        if self.device.type == "cuda":
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            has_bf16 = self.device.type == "cpu" and not lacks_bf16()
+        return torch.bfloat16 if has_bf16 else torch.float32
+
     def forward_features(self, images: Tensor) -> list[Tensor]:
         """Compute the feature maps of the backbone at each scale, without gradients.
 
@@ -147,7 +158,11 @@ class Inception(Network):
             One float32 tensor ``(N, C, H', W')`` for each scale.
         """
         images = resize(images, self.image_size)
-        return [self.backbone(normalize(images)) for normalize in self.normalize]
+        inputs = [normalize(images) for normalize in self.normalize]
+        if self.compute_dtype == torch.float32:
+            return [self.backbone(x) for x in inputs]
+        with torch.autocast(self.device.type, self.compute_dtype):
+            return [self.backbone(x).float() for x in inputs]
 
     def embed(self, images: Tensor) -> Tensor:
         """Compute features ``(N, F)``, float32, of uint8 images ``(N, 3, H, W)``, in batches."""
@@ -175,13 +190,20 @@ class Inception(Network):
         cut, preprocessing, pooling, kind of device, precision and version of torch.
         """
         names = ("image_size", "scales", "cut", "pool", "mean", "std")
-        computation = [self.device.type, next(self.backbone.parameters()).dtype, torch.__version__]
+        computation = [self.device.type, self.compute_dtype, torch.__version__]
         key = cache_key(self.backbone, [*(self.settings[name] for name in names), *computation])
 
         def embed(images: Tensor) -> Tensor:
             return self.embed(images.to(self.device)).float().cpu()
 
         return FeatureCache(embed, cache_dir() / "features" / f"{key}.sqlite")
+
+
+def warn_without_bf16(network: Inception) -> None:
+    """Log that a network with the precision bfloat16 computes in float32, if it does."""
+    if network.compute_dtype == torch.float32:
+        kind = "CPU" if network.device.type == "cpu" else "device"
+        log.warning("precision=bfloat16: this %s has no instructions for it: float32", kind)
 
 
 def class_means(features: Tensor, labels: Tensor) -> Tensor:

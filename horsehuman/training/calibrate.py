@@ -110,6 +110,7 @@ def cross_validated_logits(config: DictConfig) -> tuple[list[Record], Floats]:
     for fold in range(FOLDS):
         changes = {
             "test": False,
+            "precision": "float32",
             "data": {"fold": fold, "folds": FOLDS, "validation": "held_out"},
             "model": {"temperature": 1.0, "certain_from": 0.5},
             "trainer": {"strategy": "auto", "devices": 1, "num_nodes": 1},

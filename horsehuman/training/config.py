@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 
 from horsehuman.data.image_sets import read_config
 from horsehuman.distributed import env_world_size
-from horsehuman.errors import HorseHumanError, check_flag, check_number, printable
+from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, printable
+from horsehuman.models.base import PRECISIONS
 from horsehuman.runtime import configs_dir
 
 _REQUIRED_SECTIONS = {"data", "early_stopping", "ema", "model", "seed", "test", "trainer"}
@@ -34,7 +35,8 @@ def load_config(run_dir: Path) -> DictConfig:
     if not complete or "${" in str(values):
         path = printable(run_dir / "config.yaml")
         raise HorseHumanError(f"{path} is not the config of a run: it cannot be resumed")
-    values.setdefault("histograms", False)  # older runs have no such option
+    for name, value in (("histograms", False), ("precision", "float32")):
+        values.setdefault(name, value)  # older runs have no such option
     if values["model"].pop("views", 1) != 1:
         raise HorseHumanError(f"{printable(run_dir)}: model.views no longer exists: train it again")
     return DictConfig(values)
@@ -50,6 +52,7 @@ def check_options(config: DictConfig) -> None:
     check_number("seed", config.seed, int, at_least=0, below=2**32)
     check_flag("test", config.test)
     check_flag("histograms", config.histograms)
+    check_choice("precision", config.precision, PRECISIONS)
     for name in ("max_epochs", "accumulate_grad_batches", "log_every_n_steps"):
         check_number(f"trainer.{name}", options[name], int, at_least=1)
     check_number("trainer.limit_train_batches", options.limit_train_batches, float, above=0)

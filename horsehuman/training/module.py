@@ -1,5 +1,6 @@
 """The Lightning modules: how both networks are trained, measured and saved."""
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,10 +17,17 @@ from torchmetrics.classification import BinaryAccuracy
 
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.datasets import Batch
+from horsehuman.distributed import broadcast
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number
 from horsehuman.models.base import FORMAT, Network, check_origin, to_plain
 from horsehuman.models.cnn import CNN
-from horsehuman.models.inception import CHECKPOINT, Inception
+from horsehuman.models.inception import CHECKPOINT, Inception, warn_without_bf16
+
+#: Test images that are answered end to end, to verify their features, and the largest difference
+#: of a logit that is accepted.
+VERIFIED, TOLERANCE = 16, 0.05
+
+log = logging.getLogger(__name__)
 
 #: Schedules of the learning rate; see :func:`make_schedule`.
 SCHEDULES = ("constant", "cosine", "one_cycle")
@@ -245,12 +253,29 @@ class InceptionClassifier(BinaryClassifier):
             fix = "use box, or load the checkpoint that has them"
             raise HorseHumanError(f"model.weights=checkpoint names no weights: {fix}")
         data = getattr(self.trainer, "datamodule", None)
-        cached = stage == "fit" and self.hparams["cache_features"]
-        if cached and isinstance(data, HorseHumanDataModule):
-            self.network.to(self.trainer.strategy.root_device)
-            cache = self.network.feature_cache()
-            # flattened features take nearly 1 MB an image: they are not kept on disk
-            data.use_features(cache if self.hparams["pool"] != "flatten" else cache.embed)
+        if stage == "fit" and self.network.precision == "bfloat16":
+            warn_without_bf16(self.network.to(self.trainer.strategy.root_device))
+        cached = self.hparams["cache_features"] and stage in ("fit", "test")
+        if not cached or not isinstance(data, HorseHumanDataModule):
+            return
+        self.network.to(self.trainer.strategy.root_device)
+        cache = self.network.feature_cache()
+        # flattened features take nearly 1 MB an image: they are not kept on disk
+        data.use_features(cache if self.hparams["pool"] != "flatten" else cache.embed, stage)
+        if stage == "test":
+            self._verify_test_features(data)
+
+    def _verify_test_features(self, data: HorseHumanDataModule) -> None:
+        """Answer some test images end to end, and all of them if the features do not agree."""
+        images, features = data.sample_test(VERIFIED, self.device)
+        with torch.no_grad():
+            difference = float((self(images) - self(features)).abs().max())
+        if not broadcast(difference <= TOLERANCE):
+            text = (
+                "features of test pictures differ from the pictures (%.3g in the logit, above %g)"
+            )
+            log.warning(f"{text}: all are answered end to end", difference, TOLERANCE)
+            data.discard_features()
 
 
 def check_optimizer(options: Mapping[str, Any]) -> None:

@@ -78,6 +78,7 @@ def train(
         build.silence_lightning()
         memory = PeakMemory()
         model, data = build.build_model_and_data(config)
+        model.network.precision = config.precision
         text = OmegaConf.to_yaml(config, resolve=True)
         steps = resume.completed_steps(run_dir / "checkpoints" / "last.ckpt") if resuming else None
         trainer = build.build_trainer(config, run_dir, data, purge_step=steps)
@@ -94,13 +95,16 @@ def train(
         sync_buffers(model)
         tensorboard.log_validation_report(logger, model, data, trainer.global_step)
         steps, model_class = trainer.global_step, type(model)
+        precision = str(model.network.compute_dtype).removeprefix("torch.")
         del model, trainer
         data.trainer = None
         gc.collect()  # frees the memory that the test needs
         if config.test:
             final = broadcast(str(run_dir / "checkpoints" / "final.ckpt"))  # after rank 0 wrote it
             tested = model_class.load_from_checkpoint(final, map_location="cpu")
+            tested.network.precision = config.precision
             metrics |= test(tested, data, config.trainer)
+        metrics["precision"] = precision
         metrics["seconds"] = round(seconds_before + time.monotonic() - started, 1)
         if rank() == 0:
             values = OmegaConf.to_container(config, resolve=True)
@@ -232,7 +236,7 @@ def training_metrics(
 
 
 def test(model: L.LightningModule, data: HorseHumanDataModule, options: Any) -> dict[str, Any]:
-    """Test a model that was read back from its checkpoint, on images from end to end.
+    """Test a model that was read back from its checkpoint.
 
     Args:
         model: The model.

@@ -120,23 +120,27 @@ def test_validation_is_empty_or_the_test_set(tree: Path) -> None:
     assert len(data.train_dataloader().dataset) == 24
 
 
-def test_features_replace_images_except_for_testing(tree: Path) -> None:
+def test_features_replace_images(tree: Path) -> None:
     data = make(tree, val_fraction=0.25)
     image_batches = {
-        split: list(getattr(data, f"{split}_dataloader")()) for split in ("train", "val")
+        split: list(getattr(data, f"{split}_dataloader")()) for split in ("train", "val", "test")
     }
 
     def embed(images: torch.Tensor) -> torch.Tensor:
         return images.float().mean((2, 3))
 
-    data.use_features(embed)
+    data.use_features(embed, "fit")
+    assert next(iter(data.test_dataloader()))[0].ndim == 4
+    data.use_features(embed, "test")
+    images, features = data.sample_test(3, torch.device("cpu"))
+    assert images.shape[:2] == (3, 3)
+    assert torch.equal(embed(images), features)
     for split, batches in image_batches.items():
         feature_batches = getattr(data, f"{split}_dataloader")()
         pairs = zip(batches, feature_batches, strict=True)
         for (images, labels), (features, feature_labels) in pairs:
             assert torch.equal(embed(images), features)
             assert torch.equal(labels, feature_labels)
-    assert next(iter(data.test_dataloader()))[0].ndim == 4
     data.setup("fit")  # setup for another model discards the features
     assert next(iter(data.train_dataloader()))[0].ndim == 4
 
@@ -150,7 +154,7 @@ def test_augmented_images_cannot_be_cached(tree: Path) -> None:
     with pytest.raises(HorseHumanError, match=text):
         data.check_cacheable()
     with pytest.raises(HorseHumanError, match=text):
-        data.use_features(lambda images: images.flatten(1).float())
+        data.use_features(lambda images: images.flatten(1).float(), "fit")
     make(tree).check_cacheable()
 
 

@@ -19,8 +19,11 @@ from horsehuman.models.inception import (
     bundled_backbone,
     read_pretrained,
 )
+from tests.models.test_checkpoint import save
 
 SMALL = 96
+
+PICTURES = torch.randint(0, 256, (2, 3, 90, 90), generator=torch.Generator().manual_seed(0)).byte()
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +197,31 @@ def test_cached_features_train_the_head_like_features_on_the_fly(tree: Path) -> 
         torch.testing.assert_close(value, head[name], rtol=1e-4, atol=1e-5)
     assert cached_metrics["val/acc"] == metrics["val/acc"]
     assert cached_metrics["train/acc"] == metrics["train/acc"]
+
+
+@pytest.mark.parametrize("flags", ["avx2 fma", "avx512_bf16"])
+def test_bfloat16_is_a_choice_of_the_computation(
+    flags: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("horsehuman.runtime.cpu_flags", lambda: frozenset(flags.split()))
+    has_bf16 = "bf16" in flags
+    module = InceptionClassifier(image_size=SMALL, scales=[SMALL])
+    path = save(module, tmp_path / "model.ckpt")
+    expected = load_classifier(path)
+    for precision in ("auto", "bfloat16"):
+        network = load_classifier(path, precision)
+        assert network.compute_dtype == (torch.bfloat16 if has_bf16 else torch.float32)
+        features, known = (n.embed(PICTURES) for n in (network, expected))
+        assert features.dtype == torch.float32
+        assert torch.equal(features, known) != has_bf16
+        torch.testing.assert_close(features, known, rtol=0.1, atol=0.05)
+        assert (network.feature_cache().path == expected.feature_cache().path) != has_bf16
+        assert network.settings == expected.settings
+        weights = network.state_dict()
+        assert all(torch.equal(t, weights[name]) for name, t in expected.state_dict().items())
+    assert caplog.text.count("this CPU has no instructions for it") == (not has_bf16)
+    with pytest.raises(HorseHumanError, match="precision='fp8' is not known"):
+        load_classifier(path, "fp8")
 
 
 @pytest.mark.slow

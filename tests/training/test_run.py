@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import sqlite3
 import subprocess
+import zlib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from horsehuman import CNNClassifier, HorseHumanDataModule, HorseHumanError, load_classifier
+from horsehuman.data.datasets import decode
 from horsehuman.data.images import read_picture
 from horsehuman.inference.predict import predict
 from horsehuman.training.build import build, build_trainer
@@ -253,3 +258,27 @@ def test_plain_lightning_trains_too(tree: Path, tmp_path: Path) -> None:
         )
         == 1
     )
+
+
+@pytest.mark.slow
+def test_cached_features_that_do_not_belong_to_test_pictures_are_noticed(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HORSEHUMAN_CACHE", str(tmp_path / "cache"))
+    options = [*INCEPTION, *small_data(tree)]
+    expected = train(tmp_path / "first", *options)
+    assert expected["precision"] == "float32"
+    assert "answered end to end" not in caplog.text
+    (path,) = (tmp_path / "cache" / "features").glob("*.sqlite")
+    pictures = [decode(p, 96) for p in sorted((tree / "test").rglob("*.webp"))]
+    keys = [hashlib.blake2b(p.numpy().tobytes(), digest_size=20).digest() for p in pictures]
+    with closing(sqlite3.connect(path)) as cache, cache:
+        wrong = torch.full((768,), 3.0).numpy().tobytes()
+        for key in keys:
+            row = (zlib.crc32(key + wrong).to_bytes(4, "big") + wrong, key)
+            changed = cache.execute("UPDATE features SET feature = ? WHERE picture = ?", row)
+            assert changed.rowcount == 1
+    metrics = train(tmp_path / "second", *options)
+    assert "all are answered end to end" in caplog.text
+    for name in ("test/acc", "test/loss", "test/margin"):
+        assert metrics[name] == pytest.approx(expected[name], abs=1e-4)
