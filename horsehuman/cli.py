@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Exit, Option, Typer
+from typer.main import get_command
 
 from horsehuman import __version__, runtime
 from horsehuman.errors import HorseHumanError, one_line
@@ -86,7 +87,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        get_command(app)()  # app() would replace sys.excepthook
     except BrokenPipeError:  # the reader, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -121,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for kind, columns in ((tested, TESTED), (held_out, HELD_OUT)):
             if kind:
                 show(kind, columns)
+        if options.plot and not tested:
+            raise HorseHumanError("--plot draws tested runs, and there are none")
         if options.plot:
             draw(tested, options.plot)
     except (HorseHumanError, OSError) as error:
@@ -148,8 +150,8 @@ def collect(folders: Sequence[Path]) -> list[Result]:
         try:
             metrics = json.loads(path.read_text())
             tested = "test/acc" in metrics
-            if not tested and "val/acc" not in metrics:  # for instance a report of evaluate
-                continue
+            if not tested and not {"val/acc", "val/loss", "val/margin"} <= metrics.keys():
+                continue  # for instance a report of horsehuman evaluate
         except (OSError, ValueError) as error:
             raise HorseHumanError(
                 f"{printable(path)} cannot be read ({first_line(error)}): leave it out"
@@ -170,7 +172,7 @@ def collect(folders: Sequence[Path]) -> list[Result]:
             source += ", nothing held out"
         result = results.setdefault(key, Result(model, source, path.parent, {}, tested))
         if tuple(run) in result.metrics:
-            text = f"{printable(path.parent)}: replaces an earlier run with seed {run[0]}"
+            text = f"{printable(path.parent)}: replaces an earlier run with the same seed and fold"
             print(text, file=sys.stderr)
         result.metrics[tuple(run)] = metrics
         result.folder = path.parent

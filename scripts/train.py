@@ -57,7 +57,9 @@ def main(config: DictConfig) -> None:
             resume_run(run_dir, allow_changes=config.allow_changes)
     except (HorseHumanError, OSError) as error:
         exit_codes.append(1)
-        hint = resume_hint(run_dir) if isinstance(error, ResumableError | OSError) else ""
+        has_begun = (run_dir / "config.yaml").is_file()
+        can_resume = isinstance(error, ResumableError) or (has_begun and isinstance(error, OSError))
+        hint = resume_hint(run_dir) if can_resume else ""
         if RANK > 0:
             time.sleep(5)  # torchrun ends all ranks meanwhile if rank 0 prints the same error
         print(f"error: {one_line(error)}{hint}", file=sys.stderr)

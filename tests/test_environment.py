@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import shutil
 import sqlite3
 import subprocess
@@ -24,6 +23,8 @@ from horsehuman.training.run import resume_run
 from tests.commands import run_train_script
 from tests.conftest import small_cnn, small_data
 from tests.training.test_resume import CLOCK, INCEPTION, check_alike, run, start
+
+resource = pytest.importorskip("resource")
 
 NOBODY = 65534
 
@@ -125,9 +126,9 @@ def read_only(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[None]:
-    """Let no file grow above 200 kB, which the checkpoints of :data:`LARGE` exceed."""
+    """Limit files to 600 kB, which the checkpoints of :data:`LARGE` exceed."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, limits[1]))
     try:
         yield
     finally:
@@ -236,9 +237,12 @@ def test_a_disk_without_any_space_ends_the_run_which_is_resumed(
         process = start(disk, *options, "hydra.run.dir=run")
         while not begins(disk / "run") and process.poll() is None:
             time.sleep(0.001)
-        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
-            while True:
-                filler.write(bytes(1024))
+        with (disk / "filler").open("wb", buffering=0) as filler:
+            while process.poll() is None:  # a checkpoint that is being written takes space, too
+                with contextlib.suppress(OSError):
+                    while True:
+                        filler.write(bytes(1024))
+                time.sleep(0.01)
         line = last_line(process)
         assert process.returncode == 1
         assert line.startswith("error: ")

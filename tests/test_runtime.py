@@ -105,17 +105,22 @@ def test_environment_variable_moves_the_cache(
 
 
 @pytest.mark.parametrize(
-    ("code", "lines", "text"),
+    ("failure", "lines", "text"),
     [
-        ("None.name", 6, "error: this is a bug in horsehuman: please report it"),
+        ("None.name", 100, "error: this is a bug in horsehuman: please report it"),
         ("[0] * 10**15", 1, "error: out of memory (MemoryError): close other programs"),
-        ("torch.empty(10**15)", 1, "error: out of memory ("),
+        ("__import__('torch').empty(10**15)", 1, "error: out of memory ("),
     ],
 )
-def test_bugs_and_missing_memory_are_reported_as_such(code: str, lines: int, text: str) -> None:
-    start = "import torch\nfrom horsehuman import runtime\nruntime.report_uncaught_errors()\n"
+def test_bugs_and_missing_memory_are_reported_as_such(failure: str, lines: int, text: str) -> None:
+    """A command whose work fails; the failure is put in its place."""
+    program = (
+        "import sys\nfrom horsehuman import cli\n"
+        f"cli.runtime.show_cache = lambda **unused: {failure}\n"
+        "sys.argv = ['horsehuman', 'cache']\ncli.main()\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-c", start + code], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     printed = done.stderr.splitlines()

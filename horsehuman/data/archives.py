@@ -103,9 +103,16 @@ def local_archives(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def are_official(folder: Path) -> bool:
-    """Return whether a folder holds both official archives, by their digests."""
-    paths = {split: folder / name for split, name in ARCHIVES.items()}
+def are_official(source: str, archives_dir: str | None) -> bool:
+    """Return whether a source has the official images: bundled, or archives with their digests.
+
+    Args:
+        source: See :func:`image_root`.
+        archives_dir: Folder with both zip files; ``None`` for downloads, which are verified.
+    """
+    if source != "archives" or archives_dir is None:
+        return source != "folder"
+    paths = {s: Path(archives_dir).expanduser() / name for s, name in ARCHIVES.items()}
     return all(path.is_file() and _sha256(path) == SHA256[s] for s, path in paths.items())
 
 

@@ -169,9 +169,10 @@ class HorseHumanDataModule(L.LightningDataModule):
             stage: ``fit`` or ``test``.
 
         Raises:
-            HorseHumanError: If training images are augmented.
+            HorseHumanError: If training images are augmented, and the stage is ``fit``.
         """
-        self.check_cacheable()
+        if stage == "fit":
+            self.check_cacheable()
         for split in ("train", self._held_out) if stage == "fit" else ("test",):
             loader = self._loader(self._dataset(split))
             if len(loader):

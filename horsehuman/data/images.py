@@ -20,6 +20,9 @@ WHITE_LEVEL = 245
 #: warns from 89 million pixels on, and a file of a few kilobytes could fill 500 MB of memory.
 MAX_PIXELS = 100_000_000
 
+#: Largest width and height in pixels. Pillow raises a ``MemoryError`` for far longer lines.
+MAX_SIDE = 1_000_000
+
 #: Files and folders that operating systems and file managers create.
 _SYSTEM_NAMES = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
@@ -58,7 +61,8 @@ def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDAr
 
     Raises:
         PictureError: If the file is missing, empty, damaged, not a regular file or not in a format
-            that Pillow supports, or if the image has more than :data:`MAX_PIXELS` pixels.
+            that Pillow supports, or if the image has more than :data:`MAX_PIXELS` pixels or a side
+            above :data:`MAX_SIDE`.
     """
     name = name or (printable(source) if isinstance(source, str | Path) else "the picture")
     with ExitStack() as stack:
@@ -66,9 +70,11 @@ def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDAr
             if isinstance(source, str | Path):
                 _check_file(Path(source))
             image = stack.enter_context(Image.open(source))
+            size = f"{image.width} x {image.height} pixels"
             if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width} x {image.height}"
-                raise _UnreadableError(f"{size} pixels, over the limit of {MAX_PIXELS:,}")
+                raise _UnreadableError(f"{size}, over the limit of {MAX_PIXELS:,}")
+            if max(image.size) > MAX_SIDE:
+                raise _UnreadableError(f"{size}, a side is over the limit of {MAX_SIDE:,}")
         return as_rgb(image, name)
 
 

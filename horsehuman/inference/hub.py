@@ -15,8 +15,7 @@ import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import horsehuman
-from horsehuman.data.archives import are_official
-from horsehuman.data.image_sets import ImageSet, find_image_set, read_config
+from horsehuman.data.image_sets import ImageSet, find_image_set
 from horsehuman.errors import HorseHumanError, os_errors, printable
 from horsehuman.models import checkpoint
 from horsehuman.models.base import Network
@@ -56,6 +55,8 @@ def write_model_card(model: str, report: Path | None, folder: Path | None, *, fo
     if isinstance(network, Inception) and "weights" not in origin:  # written by version 0.1
         has_backbone = any(".backbone." in key for key in stored["state_dict"])
         origin = {**origin, "weights": "unknown" if has_backbone else "box"}
+    if "weights" in origin:
+        origin["weights"] = printable(origin["weights"])
     card = model_card(model, network, origin, report)
     if folder is None:
         print(card)
@@ -91,7 +92,7 @@ def model_card(model: str, network: Network, origin: Mapping[str, Any], report: 
     data = str(run) if run else "box" if model in BUNDLED else None
     images = find_image_set(data) if data else None
     evaluation = _read_evaluation(model, report, images)
-    official = data == "box" or (run is not None and _is_official(run))
+    official = data == "box" or bool(run and read_json(run / "run.json").get("official"))
     if official and images and Path(str(evaluation.get("data"))).name == images.root.name:
         evaluation["data"] = "Horses or Humans"
     card = ModelCard.from_template(
@@ -136,14 +137,6 @@ def _read_evaluation(model: str, report: Path | None, images: ImageSet | None) -
         raise HorseHumanError(f"--report {printable(report)}: not a report of horsehuman evaluate")
     log.warning("no report of %s: run horsehuman evaluate first", printable(model))
     return {}
-
-
-def _is_official(run: Path) -> bool:
-    """Return whether a run was trained on the official images: bundled, or the official zips."""
-    data = read_config(run / "config.yaml")["data"]
-    if data.get("source") != "archives":
-        return bool(data.get("source") == "box")
-    return data.get("archives_dir") is None or are_official(Path(data["archives_dir"]))
 
 
 def _metadata(

@@ -68,14 +68,14 @@ class OnnxClassifier:
             if is_out_of_memory(error):
                 raise
             raise fault from error
-        metadata = self._session.get_modelmeta().custom_metadata_map
         try:
+            metadata = self._session.get_modelmeta().custom_metadata_map
             version, digest = metadata["horsehuman_format"], metadata.get(DIGEST)
             first, second = json.loads(metadata["class_names"])
             self.class_names = str(first), str(second)
             self.threshold = float(metadata["threshold"])
             self.confidence_threshold = float(metadata["certain_from"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise fault from error
         if version != str(FORMAT):
             reason = f"has format {printable(version)}, not {FORMAT}"

@@ -210,11 +210,12 @@ class Normalize(nn.Module):
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        for name, values, above in (("mean", mean, None), ("std", std, 0)):
+        lowest = {"mean": {"at_least": -1000}, "std": {"above": 0}}
+        for name, values in (("mean", mean), ("std", std)):
             if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != 3:
                 raise HorseHumanError(f"model.{name}={values!r} does not work: give three numbers")
             for value in values:
-                check_number(f"model.{name}", value, float, above=above)
+                check_number(f"model.{name}", value, float, **lowest[name], at_most=1000)
         self.size = size
         # In NumPy: tensor arithmetic under ``torch.device("meta")`` would import torch's compiler.
         deviation = np.array(std, np.float32).reshape(3, 1, 1)
@@ -315,6 +316,8 @@ def check_origin(checkpoint: Mapping[str, Any]) -> str:
     origin = checkpoint.get("horsehuman")
     if not isinstance(origin, dict) or not {"format", "classifier"} <= origin.keys():
         raise HorseHumanError("this checkpoint was not written by horsehuman")
+    if type(origin["format"]) is not int:
+        raise HorseHumanError("this checkpoint has no valid format: copy or train it again")
     if origin["format"] != FORMAT:
         remedy = "upgrade horsehuman" if origin["format"] > FORMAT else "train it again"
         found = f"this checkpoint has format {origin['format']}"

@@ -97,7 +97,9 @@ def _build_network(checkpoint: Mapping[str, Any]) -> Network:
     state: Any = checkpoint.get("state_dict")
     settings: Any = checkpoint.get("hyper_parameters")
     mismatch = HorseHumanError("its weights and settings do not match: train it again")
-    if kind is None or not _is_mapping(state, Tensor) or not _is_mapping(settings, object):
+    if kind is None or not _is_mapping(settings, object) or not _is_mapping(state, Tensor):
+        raise mismatch
+    if any(t.layout != torch.strided or t.device.type != "cpu" for t in state.values()):
         raise mismatch
     tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
     has_backbone = any(key.startswith("backbone.") for key in tensors)
@@ -218,14 +220,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not start.startswith(b"PK"):
         reason = f"is not a checkpoint: it starts with {start!r}"
         raise HorseHumanError(f"{printable(path)} {reason}: copy it again, or name another")
-    checkpoint: Any = None
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # A damaged archive or pickle may raise anything.
+        if isinstance(checkpoint, dict) and verify_checksum(checkpoint):
+            return checkpoint
+    except Exception as error:  # A damaged archive or pickle may raise or contain anything.
         if is_out_of_memory(error):
             raise
-    if isinstance(checkpoint, dict) and verify_checksum(checkpoint):
-        return checkpoint
     reason = "is damaged, or holds more than weights and plain values; nothing in it was executed"
     raise HorseHumanError(f"{printable(path)} {reason}: copy or train it again")
 

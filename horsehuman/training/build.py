@@ -66,7 +66,9 @@ def build(part: str, config: DictConfig, **given: Any) -> Any:
     check_choice(f"{part}._target_", target, list(_CLASSES[part]))
     kind = _CLASSES[part][target]
     network = NETWORKS.get(kind.__name__, kind)
-    options = {*inspect.signature(kind).parameters, *inspect.signature(network).parameters}
+    signatures = inspect.signature(kind), inspect.signature(network)
+    taken = [p for s in signatures for p in s.parameters.values() if p.kind != p.VAR_KEYWORD]
+    options = {parameter.name for parameter in taken} - given.keys()
     for name in arguments.keys() - options:
         near = closest(str(name), options)
         raise HorseHumanError(f"{part}.{name} is not an option of {kind.__name__}{near}: drop it")
@@ -99,7 +101,10 @@ def build_trainer(
             num_sanity_val_steps=0,
             **QUIET,
         )
-    except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        *(MisconfigurationException, AttributeError, ImportError),
+        *(RuntimeError, TypeError, ValueError),
+    ) as error:
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.model_summary.model_summary import summarize
 from torch import Tensor
@@ -98,7 +99,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.unsaved[Path(path)] = checkpoint
         if error := self.write_unsaved():
             log.warning("%s is not saved (%s): the run goes on", printable(path), error.strerror)
-            self.unsaved[Path(path)] = copy.deepcopy(checkpoint)  # training changes the tensors
+            # a copy, because training changes the tensors
+            self.unsaved[Path(path)] = copy.deepcopy(move_data_to_device(checkpoint, "cpu"))
 
     def write_unsaved(self, seconds: float = 0) -> OSError | None:
         """Write the checkpoints that could not be written before, the oldest first.

@@ -21,7 +21,7 @@ from horsehuman.distributed import broadcast
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number
 from horsehuman.models.base import FORMAT, Network, check_origin, to_plain
 from horsehuman.models.cnn import CNN
-from horsehuman.models.inception import CHECKPOINT, Inception, warn_without_bf16
+from horsehuman.models.inception import Inception, warn_without_bf16
 
 #: Test images that are answered end to end, to verify their features, and the largest difference
 #: of a logit that is accepted.
@@ -190,7 +190,8 @@ class BinaryClassifier(L.LightningModule):
         if (name := check_origin(checkpoint)) != type(self).__name__:
             raise HorseHumanError(f"the checkpoint is that of {name}, not of {type(self).__name__}")
         if isinstance(self.network, Inception):
-            self.network.weights_source = checkpoint["horsehuman"].get("weights", CHECKPOINT)
+            before = self.network.weights_source
+            self.network.weights_source = checkpoint["horsehuman"].get("weights", before)
 
 
 class CNNClassifier(BinaryClassifier):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from horsehuman.data.archives import are_official
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.image_sets import file_digest
 from horsehuman.errors import HorseHumanError, printable
@@ -51,6 +52,7 @@ def make_run_record(config: str, data: HorseHumanDataModule) -> dict[str, Any]:
     return {
         "config": hashlib.blake2b(config.encode(), digest_size=16).hexdigest(),
         "data": digest.hexdigest(),
+        "official": are_official(data.source, data.archives_dir),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
         "commit": _commit(),
@@ -72,7 +74,7 @@ def compare_run_record(run_dir: Path, record: Mapping[str, Any], *, allow_change
     changed = {
         name: name if name in ("data", "config") else f"{name} ({before.get(name)}, now {value})"
         for name, value in record.items()
-        if value != before.get(name)
+        if name in before and value != before[name]
     }
     if not changed:
         return

@@ -196,10 +196,10 @@ def write_unsaved_checkpoints(trainer: L.Trainer, last: Path) -> None:
         return
     log.warning("trying to save the last epoch for %.0f s: free some space", SAVE_SECONDS)
     if error := checkpoint_io.write_unsaved(SAVE_SECONDS):
-        saved = f"epoch {read_checkpoint(last)['epoch'] + 1}" if last.is_file() else "no epoch"
+        saved = read_checkpoint(last)["epoch"] + 1 if last.is_file() else 0
         names = " and ".join(printable(path) for path in checkpoint_io.unsaved)
         reason = f"cannot save {names} after epoch {trainer.current_epoch} ({error.strerror})"
-        raise ResumableError(f"{reason}: {saved} is on the disk")
+        raise ResumableError(f"{reason}: epoch {saved} is on the disk" if saved else reason)
 
 
 def finalize_checkpoints(folder: Path) -> None:

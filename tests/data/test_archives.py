@@ -143,10 +143,13 @@ def test_local_archives_log_unofficial_files(
 def test_archives_are_official_if_both_digests_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not archives.are_official(tmp_path)
+    assert archives.are_official("box", None)
+    assert archives.are_official("archives", None)
+    assert not archives.are_official("folder", None)
+    assert not archives.are_official("archives", str(tmp_path))
     for name in archives.ARCHIVES.values():
         (tmp_path / name).write_bytes(name.encode())
-    assert not archives.are_official(tmp_path)
+    assert not archives.are_official("archives", str(tmp_path))
     digests = {s: hashlib.sha256(n.encode()).hexdigest() for s, n in archives.ARCHIVES.items()}
     monkeypatch.setattr(archives, "SHA256", digests)
-    assert archives.are_official(tmp_path)
+    assert archives.are_official("archives", str(tmp_path))

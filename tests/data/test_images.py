@@ -160,6 +160,8 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, side: int) ->
 
 def test_missing_memory_is_not_called_a_damaged_image(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the memory in use is read from /proc")
     path = tmp_path / "large.png"
     Image.new("L", (10_000, 10_000)).save(path)
     limits = resource.getrlimit(resource.RLIMIT_AS)

@@ -194,3 +194,21 @@ def test_an_exported_file_reads_no_other_file(
     (tmp_path / "crafted.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(HorseHumanError, match="may read other files"):
         OnnxClassifier(tmp_path / "crafted.onnx")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'["horses"', b'["hors\xe5s"'),
+        (b"class_names", b"class_n\xe1mes"),
+        (b"certain_from", b"xxxxxxx_from"),
+    ],
+)
+def test_damaged_metadata_are_refused(
+    before: bytes, after: bytes, exported: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "damaged.onnx"
+    assert before in exported.read_bytes()
+    path.write_bytes(exported.read_bytes().replace(before, after))
+    with pytest.raises(HorseHumanError, match="is damaged or not a file of horsehuman"):
+        OnnxClassifier(path)

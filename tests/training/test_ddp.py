@@ -116,9 +116,13 @@ def listening_addresses() -> set[str]:
 
 def print_listening_addresses() -> None:
     """Print the addresses at which a rank listens, on a machine that is named after another one."""
-    ctypes.CDLL(None).unshare(0x04000000)  # CLONE_NEWUTS: a name of its own
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
-        route.connect(("203.0.113.1", 9))  # sends nothing
+        try:
+            route.connect(("203.0.113.1", 9))  # sends nothing
+        except OSError:
+            return
+        if ctypes.CDLL(None).unshare(0x04000000):  # CLONE_NEWUTS: a name of its own
+            return
         socket.sethostname(route.getsockname()[0])
     with process_group():
         print("listens at", *listening_addresses())
@@ -131,6 +135,8 @@ def test_ranks_of_one_machine_listen_on_loopback_only() -> None:
     text = printed_by(process)
     assert process.returncode == 0, text
     lines = [line.split()[2:] for line in text.splitlines() if line.startswith("listens at")]
+    if not lines:
+        pytest.skip("the machine has no network, or may not be renamed")
     assert len(lines) == 2
     for addresses in lines:
         assert addresses

@@ -80,6 +80,15 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+def commit() -> str:
+    """Return the commit of the clone, or nothing without git or a clone."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Choose kinds and moments of the kills."""
     if "moments" not in metafunc.fixturenames:
@@ -88,11 +97,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if kills > 1:
         cases = [(kind, [MOMENTS[k % 3] for k in range(kills)]) for kind in KINDS]
     else:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True, check=False,
-        )  # fmt: skip
-        chosen = random.Random(done.stdout)
+        chosen = random.Random(commit())
         kinds = chosen.sample(sorted(KINDS), 2)
         cases = [(kind, [chosen.choice(MOMENTS)]) for kind in kinds]
     names = [f"{kind}, {len(moments)} kills: {moments[0]}" for kind, moments in cases]
@@ -107,7 +112,7 @@ def test_killed_runs_end_to_the_bit_as_they_would_have(
     uninterrupted = start(tmp_path, *options, "hydra.run.dir=uninterrupted")
     text = printed_by(uninterrupted)
     assert uninterrupted.returncode == 0, text
-    generator = random.Random(kind)
+    generator = random.Random(f"{kind} {commit()}")
     process = start(tmp_path, *options, "hydra.run.dir=run")
     writing = 0
     for moment in moments:
