@@ -107,7 +107,7 @@ def evaluate_and_report(
         warn_if_trained_on(model, image_set)
         predictions = predict_labelled(classifier, image_set)
     summary = {"model": model, "data": str(image_set.root), "split": split}
-    summary["precision"] = str(classifier.compute_dtype).removeprefix("torch.")
+    summary["precision"] = str(classifier.compute_dtype()).removeprefix("torch.")
     summary |= summarize(predictions)
     write_predictions(folder, predictions)
     write_json(folder / "metrics.json", summary, sort_keys=True)

@@ -87,9 +87,12 @@ class Network(nn.Module, ABC):
         """Probability of the predicted class, in [0.5, 1), below which a prediction is unsure."""
         return float(self.settings["certain_from"])
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Data type in which a frozen backbone computes; float32 without one."""
+    def compute_dtype(self, device: torch.device | None = None) -> torch.dtype:
+        """Return the data type in which a frozen backbone computes; float32 without one.
+
+        Args:
+            device: Device of the computation; by default that of the network.
+        """
         return torch.float32
 
     @property

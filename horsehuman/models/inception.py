@@ -137,15 +137,19 @@ class Inception(Network):
         """Whether the backbone has weights: pretrained, random, or loaded from a checkpoint."""
         return not bool(next(self.backbone.parameters()).isnan().any())
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Data type in which the backbone computes with its ``precision`` on its device."""
+    def compute_dtype(self, device: torch.device | None = None) -> torch.dtype:
+        """Return the data type in which the backbone computes with its ``precision``.
+
+        Args:
+            device: Device of the computation; by default that of the network.
+        """
+        kind = (device or self.device).type
         if self.precision == "float32":
             return torch.float32
-        if self.device.type == "cuda":
+        if kind == "cuda":
             has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            has_bf16 = self.device.type == "cpu" and not lacks_bf16()
+            has_bf16 = kind == "cpu" and not lacks_bf16()
         return torch.bfloat16 if has_bf16 else torch.float32
 
     def forward_features(self, images: Tensor) -> list[Tensor]:
@@ -159,9 +163,9 @@ class Inception(Network):
         """
         images = resize(images, self.image_size)
         inputs = [normalize(images) for normalize in self.normalize]
-        if self.compute_dtype == torch.float32:
+        if self.compute_dtype() == torch.float32:
             return [self.backbone(x) for x in inputs]
-        with torch.autocast(self.device.type, self.compute_dtype):
+        with torch.autocast(self.device.type, self.compute_dtype()):
             return [self.backbone(x).float() for x in inputs]
 
     def embed(self, images: Tensor) -> Tensor:
@@ -190,7 +194,7 @@ class Inception(Network):
         cut, preprocessing, pooling, kind of device, precision and version of torch.
         """
         names = ("image_size", "scales", "cut", "pool", "mean", "std")
-        computation = [self.device.type, self.compute_dtype, torch.__version__]
+        computation = [self.device.type, self.compute_dtype(), torch.__version__]
         key = cache_key(self.backbone, [*(self.settings[name] for name in names), *computation])
 
         def embed(images: Tensor) -> Tensor:
@@ -201,7 +205,7 @@ class Inception(Network):
 
 def warn_without_bf16(network: Inception) -> None:
     """Log that a network with the precision bfloat16 computes in float32, if it does."""
-    if network.compute_dtype == torch.float32:
+    if network.compute_dtype() == torch.float32:
         kind = "CPU" if network.device.type == "cpu" else "device"
         log.warning("precision=bfloat16: this %s has no instructions for it: float32", kind)
 

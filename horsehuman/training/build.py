@@ -39,6 +39,7 @@ def build_model_and_data(config: DictConfig) -> tuple[Any, HorseHumanDataModule]
             config.data[name] = str(Path(str(config.data[name])).expanduser().absolute())
     L.seed_everything(config.seed, verbose=False)
     model = build("model", config)
+    model.network.precision = config.precision
     data = build("data", config, image_size=model.image_size, seed=config.seed)
     if model.hparams.get("cache_features"):
         data.check_cacheable()

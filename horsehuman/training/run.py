@@ -78,7 +78,6 @@ def train(
         build.silence_lightning()
         memory = PeakMemory()
         model, data = build.build_model_and_data(config)
-        model.network.precision = config.precision
         text = OmegaConf.to_yaml(config, resolve=True)
         steps = resume.completed_steps(run_dir / "checkpoints" / "last.ckpt") if resuming else None
         trainer = build.build_trainer(config, run_dir, data, purge_step=steps)
@@ -95,7 +94,6 @@ def train(
         sync_buffers(model)
         tensorboard.log_validation_report(logger, model, data, trainer.global_step)
         steps, model_class = trainer.global_step, type(model)
-        precision = str(model.network.compute_dtype).removeprefix("torch.")
         del model, trainer
         data.trainer = None
         gc.collect()  # frees the memory that the test needs
@@ -104,7 +102,6 @@ def train(
             tested = model_class.load_from_checkpoint(final, map_location="cpu")
             tested.network.precision = config.precision
             metrics |= test(tested, data, config.trainer)
-        metrics["precision"] = precision
         metrics["seconds"] = round(seconds_before + time.monotonic() - started, 1)
         if rank() == 0:
             values = OmegaConf.to_container(config, resolve=True)
@@ -225,11 +222,14 @@ def training_metrics(
     sum over all processes, in GB.
     """
     saved = next(c for c in trainer.callbacks if isinstance(c, callbacks.CheckpointMetrics))  # type: ignore[attr-defined]
+    network: Any = trainer.lightning_module.network
+    precision = str(network.compute_dtype(trainer.strategy.root_device)).removeprefix("torch.")
     peaks = [peak for peak in all_gather(memory.gigabytes()) if peak]
     return {
         "epochs": trainer.current_epoch,
         **(callbacks.epoch_metrics(trainer) or saved.metrics),
         "seed": seed,
+        "precision": precision,
         "seconds_training": round(saved.seconds_before + time.monotonic() - started, 1),
         "peak_memory_gb": round(sum(peaks), 3) or None,
     }, saved.seconds_before

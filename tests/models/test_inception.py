@@ -210,7 +210,7 @@ def test_bfloat16_is_a_choice_of_the_computation(
     expected = load_classifier(path)
     for precision in ("auto", "bfloat16"):
         network = load_classifier(path, precision)
-        assert network.compute_dtype == (torch.bfloat16 if has_bf16 else torch.float32)
+        assert network.compute_dtype() == (torch.bfloat16 if has_bf16 else torch.float32)
         features, known = (n.embed(PICTURES) for n in (network, expected))
         assert features.dtype == torch.float32
         assert torch.equal(features, known) != has_bf16
