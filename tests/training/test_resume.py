@@ -1,7 +1,7 @@
 """Resume runs that were killed at random times; they end as uninterrupted runs do.
 
-Two of the kinds are killed once each. The commit decides which ones and at which of the moments,
-so that all combinations come in the course of time. All kinds with five kills each:
+Two of the kinds are killed once each. The hash of the commit selects them and the moments, so that
+all combinations are tested over time. All kinds with five kills each:
 
     pytest -n 0 -m slow tests/training/test_resume.py --kills 5
 """
