@@ -99,7 +99,7 @@ def test_a_classifier_that_raises_leaves_no_half_written_file(
                 raise RuntimeError("out of memory")
             return [Scores(1.0, 0.75)] * len(images)
 
-    monkeypatch.setattr("horsehuman.inference.predict.load", lambda model: Fails())
+    monkeypatch.setattr("horsehuman.inference.predict.load", lambda *unused: Fails())
     out = tmp_path / "out"
     picture = str(tree / "test" / "horses" / "horse1-000.webp")
     arguments = ["predict", *[picture] * 40, "--format", output_format, "--out", str(out)]
