@@ -58,7 +58,7 @@ def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
 
 
 #: Age in seconds above which the page of the tests deletes uploads; the real page waits longer.
-UPLOAD_AGE = 15
+UPLOAD_AGE = 30
 
 #: Program that serves the page with that age.
 SERVE = (
