@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +13,12 @@ from horsehuman.data.images import read_picture
 from horsehuman.training.build import build
 from horsehuman.training.config import compose
 
-#: The rows that take least time, and how many lines each adds to the table.
-ROWS = {"head_step": 1, "growth": 4}
+#: The row that takes least time, and how many lines it adds to the table.
+ROWS = {"head_step": 1}
 
 
 @pytest.mark.slow
-def test_short_rows_are_finite_and_written(tmp_path: Path) -> None:
+def test_a_short_row_is_finite_and_written(tmp_path: Path) -> None:
     """No value is checked against its target: ``--short`` only shows that the benchmark works."""
     out = tmp_path / "benchmark.json"
     command = [sys.executable, script.__file__, *ROWS, "--short", "--out", str(out)]
@@ -35,12 +34,6 @@ def test_short_rows_are_finite_and_written(tmp_path: Path) -> None:
         values = [float(value.split()[0]) for value in (row["ours"], row["plain"]) if value]
         values += [row["ratio"]] if row["plain"] else []
         assert all(math.isfinite(value) and value > 0 for value in values), row
-    growth = rows[-ROWS["growth"] :]
-    assert [row["name"] for row in growth] == [
-        *(f"train {name}, 60 images" for name in script.GROWTH),
-        "audit, 60 images",
-    ]
-    assert all(float(re.search(r"([\d.]+) GB$", row["note"])[1]) > 0 for row in growth)
 
 
 def test_a_set_has_distinct_images_of_both_classes(

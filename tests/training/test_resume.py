@@ -30,7 +30,7 @@ from horsehuman.training.run import resume_run, train
 from tests.commands import train_script_error
 from tests.conftest import SMALL_CNN, small_cnn, small_data
 
-LONG = ["trainer.max_epochs=40", "trainer.log_every_n_steps=3"]
+LONG = ["trainer.max_epochs=24", "trainer.log_every_n_steps=3"]
 INCEPTION = ["model=inception", "model.image_size=96", "model.scales=[80]", "trainer.max_epochs=2"]
 KINDS = {
     "cnn": [*SMALL_CNN, *LONG],
