@@ -224,35 +224,34 @@ def test_a_disk_that_is_full_from_the_start_ends_the_command_in_one_line(
     assert line.endswith("go on with python scripts/train.py resume=run")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the log's
 def test_a_disk_without_any_space_ends_the_run_which_is_resumed(
-    tree: Path, undisturbed: Path, tmp_path: Path
+    tree: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = tmp_path / "disk"
+    monkeypatch.setattr(training_run, "SAVE_SECONDS", 0.1)
+    disk, folder = tmp_path / "disk", tmp_path / "disk" / "run"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a small disk")
+
+    def fill() -> bool:
+        """Take all space, again and again: a checkpoint that is being written has some, too."""
+        with contextlib.suppress(OSError), (disk / "filler").open("ab", buffering=0) as filler:
+            while True:
+                filler.write(bytes(1024))
+        return False
+
     try:
-        options = [*LARGE, *small_data(tree), "test=false"]
-        process = start(disk, *options, "hydra.run.dir=run")
-        while not begins(disk / "run") and process.poll() is None:
-            time.sleep(0.001)
-        with (disk / "filler").open("wb", buffering=0) as filler:
-            while process.poll() is None:  # a checkpoint that is being written takes space, too
-                with contextlib.suppress(OSError):
-                    while True:
-                        filler.write(bytes(1024))
-                time.sleep(0.01)
-        line = last_line(process)
-        assert process.returncode == 1
-        assert line.startswith("error: ")
-        assert "No space left on device" in line
-        assert line.endswith("go on with python scripts/train.py resume=run")
+        with (
+            pytest.raises((ResumableError, OSError)),
+            disturbed(folder, lambda _: contextlib.nullcontext(), lambda: begins(folder), fill),
+        ):
+            run(folder, tree, model=LARGE)
+        assert not (folder / "metrics.json").exists()
         (disk / "filler").unlink()
-        resumed = start(disk, "resume=run")
-        printed, _ = resumed.communicate(timeout=200)
-        assert resumed.returncode == 0, printed
-        check_alike(undisturbed, disk / "run")
+        resume_run(folder)
+        check_alike(undisturbed, folder)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
