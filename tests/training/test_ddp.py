@@ -273,7 +273,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 def test_a_killed_process_ends_the_run_which_is_resumed_to_the_bit(
     tree: Path, tmp_path: Path
 ) -> None:
-    options = [script.__file__, *small_cnn(tree, *TWO, "trainer.max_epochs=30")]
+    options = [script.__file__, *small_cnn(tree, *TWO, "trainer.max_epochs=20")]
     uninterrupted = torchrun(tmp_path, *options, "hydra.run.dir=uninterrupted")
     text = printed_by(uninterrupted)
     assert uninterrupted.returncode == 0, text
