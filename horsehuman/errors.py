@@ -63,8 +63,10 @@ def os_errors(action: str, path: object, fix: str = "") -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out; torch and ONNX Runtime raise errors of other types then."""
+    if isinstance(error, MemoryError | OSError):  # the text of an OSError holds a file name
+        return isinstance(error, MemoryError)
     texts = "out of memory", "allocate memory", "bad allocation", "bad_alloc"
-    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in texts)
+    return any(text in str(error).lower() for text in texts)
 
 
 def first_line(error: BaseException) -> str:

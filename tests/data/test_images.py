@@ -172,3 +172,12 @@ def test_missing_memory_is_not_called_a_damaged_image(tmp_path: Path) -> None:
             read_picture(path)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def test_a_name_does_not_make_a_missing_image_missing_memory(tmp_path: Path) -> None:
+    path = tmp_path / "out of memory.png"
+    with pytest.raises(PictureError, match="No such file"):
+        read_picture(path)
+    path.write_bytes(b"no picture")
+    with pytest.raises(PictureError, match="not an image format"):
+        read_picture(path)
