@@ -52,11 +52,10 @@ def write_model_card(model: str, report: Path | None, folder: Path | None, *, fo
     network = checkpoint.load_classifier(model)
     stored = checkpoint.read_classifier_file(checkpoint.find_checkpoint(model))
     origin = stored["horsehuman"]
-    if isinstance(network, Inception) and "weights" not in origin:  # written by version 0.1
+    if isinstance(network, Inception):
         has_backbone = any(".backbone." in key for key in stored["state_dict"])
-        origin = {**origin, "weights": "unknown" if has_backbone else "box"}
-    if "weights" in origin:
-        origin["weights"] = printable(origin["weights"])
+        unrecorded = "unknown" if has_backbone else "box"  # by version 0.1
+        origin = {**origin, "weights": printable(origin.get("weights", unrecorded))}
     card = model_card(model, network, origin, report)
     if folder is None:
         print(card)

@@ -29,7 +29,7 @@ from horsehuman.models.base import PRECISIONS, Network, check_origin
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import CHECKPOINT, Inception, warn_without_bf16
 from horsehuman.run_dir import read_json, write_atomic
-from horsehuman.runtime import BACKBONE_FILE, BUNDLED, asset
+from horsehuman.runtime import ASSETS, BACKBONE_FILE, BUNDLED, asset
 
 # Keys of every Lightning checkpoint: version of Lightning, epoch and step, and the weights.
 _LIGHTNING_KEYS = ("pytorch-lightning_version", "epoch", "global_step", "state_dict")
@@ -157,7 +157,7 @@ def weight_files(source: str | Path) -> list[Path]:
         HorseHumanError: See :func:`find_checkpoint`.
     """
     checkpoint = find_checkpoint(source)
-    return [checkpoint, asset(BACKBONE_FILE)] if source == "inception" else [checkpoint]
+    return [checkpoint, ASSETS / BACKBONE_FILE] if source == "inception" else [checkpoint]
 
 
 def read_classifier_file(path: Path) -> dict[str, Any]:
