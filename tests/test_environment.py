@@ -18,6 +18,7 @@ import torch
 
 from horsehuman import load_classifier
 from horsehuman.errors import ResumableError
+from horsehuman.training import callbacks
 from horsehuman.training import run as training_run
 from horsehuman.training.run import resume_run
 from tests.commands import run_train_script
@@ -32,6 +33,11 @@ NOBODY = 65534
 Fault = Callable[[Path], AbstractContextManager[None]]
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _save_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "WRITE_SHARE", 1)
 
 
 def begin(folder: Path, tree: Path, *options: str) -> subprocess.Popen[str]:

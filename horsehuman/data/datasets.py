@@ -8,6 +8,8 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from horsehuman.data.images import PictureError, read_picture
-from horsehuman.data.records import Record
+from horsehuman.data.records import Record, file_digest
 from horsehuman.data.transforms import resize
 from horsehuman.distributed import gather_sharded, rank, world_size
 from horsehuman.errors import HorseHumanError, printable
@@ -51,8 +53,10 @@ class OnDemandImages:
         self.records, self.size = records, size
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """Return the images of some indices, ``(n,)``, as uint8 ``(n, 3, S, S)``."""
-        return torch.stack([decode(self.records[index].path, self.size) for index in indices])
+        """Decode the images of some indices, ``(n,)``, in threads, as uint8 ``(n, 3, S, S)``."""
+        paths = [self.records[index].path for index in indices]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return torch.stack(list(pool.map(decode, paths, repeat(self.size))))
 
 
 #: Images or features in memory, or images that are decoded on demand.
@@ -62,7 +66,7 @@ Inputs = Tensor | OnDemandImages
 def decode_all(
     records: Sequence[Record], size: int, *, keep: bool, skip_bad: bool
 ) -> tuple[list[Record], Inputs, dict[str, str]]:
-    """Decode all files in threads, one per CPU.
+    """Decode and hash all files in threads, one per CPU.
 
     Args:
         records: Records of the files.
@@ -71,8 +75,9 @@ def decode_all(
         skip_bad: Leave out files that cannot be read instead of raising.
 
     Returns:
-        The records whose files can be read; their images, uint8 ``(N, 3, size, size)``, in memory
-        or decoded on demand; and the reason for each path that was left out.
+        The records whose files can be read, with digests; their images, uint8
+        ``(N, 3, size, size)``, in memory or decoded on demand; and the reason for each path that
+        was left out.
 
     Raises:
         HorseHumanError: If files cannot be read, and ``skip_bad`` is false or a class has no file
@@ -80,21 +85,23 @@ def decode_all(
     """
     images = torch.empty(len(records), 3, size, size, dtype=torch.uint8) if keep else None
 
-    def read(index: int) -> str:
+    def read(index: int) -> Record | str:
+        record = records[index]
         try:
-            image = decode(records[index].path, size)
-            if images is not None:
-                images[index] = image
+            image = decode(record.path, size)
         except PictureError as error:
             return str(error)
-        return ""
+        if images is not None:
+            images[index] = image
+        return replace(record, digest=file_digest(record.path))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         reads = pool.map(read, range(len(records)))
-        errors = list(track(reads, "reading pictures", len(records)))
-    kept = [index for index, error in enumerate(errors) if not error]
-    remaining = [records[index] for index in kept]
-    skipped = {str(r.path): error for r, error in zip(records, errors, strict=True) if error}
+        results = list(track(reads, "reading pictures", len(records)))
+    kept = [index for index, result in enumerate(results) if isinstance(result, Record)]
+    remaining = [result for result in results if isinstance(result, Record)]
+    both = zip(records, results, strict=True)
+    skipped = {str(record.path): error for record, error in both if isinstance(error, str)}
     if skipped:
         first = "; ".join(list(skipped.values())[:3])
         count = f"{len(skipped)} of {len(records)} pictures"

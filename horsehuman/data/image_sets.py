@@ -1,7 +1,6 @@
 """Find the labelled images of ``--data`` and ``--split``, and count those a classifier has seen."""
 
 import csv
-import hashlib
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 
 from horsehuman.data.archives import image_root
-from horsehuman.data.records import SUBJECT_PATTERN, Record, scan_folder
+from horsehuman.data.records import SUBJECT_PATTERN, Record, file_digest, scan_folder
 from horsehuman.errors import HorseHumanError, check_choice, os_errors, printable
 from horsehuman.run_dir import find_run, is_run
 from horsehuman.runtime import BUNDLED
@@ -197,17 +196,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if isinstance(config, dict) and isinstance(config.get("data"), dict):
         return config
     raise HorseHumanError(f"{printable(path)} is not a run's config: choose the images with --data")
-
-
-def file_digest(path: Path) -> bytes:
-    """Return a digest of a file's contents, 16 bytes of BLAKE2b.
-
-    A file that cannot be read gets its path as a key, which equals no digest and no other key.
-    """
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-    except OSError:
-        return str(path).encode(errors="surrogateescape")
 
 
 class _NoAliasLoader(yaml.SafeLoader):  # type: ignore[misc]

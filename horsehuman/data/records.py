@@ -4,6 +4,7 @@ A record holds file, label, group and split of an image. All errors about the st
 tree are raised here.
 """
 
+import hashlib
 import logging
 import os
 import random
@@ -45,12 +46,25 @@ class Record:
         label: Index of its class, 0 or 1.
         group: Name of its group; images of one group are always in the same split.
         split: ``train``, ``validation`` or ``test``; empty until it is assigned.
+        digest: Output of :func:`file_digest`; empty until the file is read.
     """
 
     path: Path
     label: int
     group: str
     split: str
+    digest: bytes = b""
+
+
+def file_digest(path: Path) -> bytes:
+    """Return a digest of a file's contents, 16 bytes of BLAKE2b.
+
+    A file that cannot be read gets its path as a key, which equals no digest and no other key.
+    """
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    except OSError:
+        return str(path).encode(errors="surrogateescape")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy as np
 from rich.console import RenderableType
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from horsehuman.data.image_sets import ImageQuery, ImageSet, file_digest, select_images
+from horsehuman.data.image_sets import ImageQuery, ImageSet, select_images
+from horsehuman.data.records import file_digest
 from horsehuman.errors import HorseHumanError, printable
 from horsehuman.evaluation import evaluate
 from horsehuman.evaluation.evaluate import LabelledPredictions

@@ -18,9 +18,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional
 
-from horsehuman.data.image_sets import ImageSet, file_digest
+from horsehuman.data.image_sets import ImageSet
 from horsehuman.data.images import WHITE_LEVEL, PictureError, read_picture
-from horsehuman.data.records import Record
+from horsehuman.data.records import Record, file_digest
 from horsehuman.data.transforms import resize
 from horsehuman.models.calibration import cross_validated_probabilities
 from horsehuman.models.inception import Inception

@@ -21,6 +21,9 @@ from horsehuman.runtime import console, progress_bar, raise_on_signals, table
 
 log = logging.getLogger(__name__)
 
+#: Largest share of the time of training that is spent on writing checkpoints.
+WRITE_SHARE = 0.1
+
 
 class EpochSeed(L.Callback):
     """Seed every epoch, so that a run resumed between epochs draws the same random numbers.
@@ -81,29 +84,34 @@ class AverageWeights(WeightAveraging):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write each checkpoint to a temporary file, sync it to disk and rename it.
 
-    A process that is killed leaves the previous checkpoint intact. If a checkpoint cannot be
-    written, because the disk is full for instance, a warning is logged, training goes on, and a
-    copy in memory is written as soon as possible.
+    A process that is killed leaves the previous checkpoint intact. After a write, checkpoints are
+    kept in memory until :data:`WRITE_SHARE` of the time allows the next one; newer checkpoints of
+    the same file replace older ones. If a checkpoint cannot be written, because the disk is full
+    for instance, a warning is logged, training goes on, and the copy in memory is written as soon
+    as possible.
 
     Attributes:
-        unsaved: The checkpoints that could not be written, by file.
+        unsaved: The checkpoints that are not on the disk, by file.
     """
 
     def __init__(self) -> None:
         self.unsaved: dict[Path, dict[str, Any]] = {}
+        self._next_write = 0.0
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint, or keep a copy and log why it could not be written."""
+        """Write a checkpoint, or keep a copy of it; log why it could not be written."""
+        self.unsaved.pop(Path(path), None)  # "last" must follow the "best" that it names
         self.unsaved[Path(path)] = checkpoint
-        if error := self.write_unsaved():
+        error = self.write_unsaved() if time.monotonic() >= self._next_write else None
+        if error:
             log.warning("%s is not saved (%s): the run goes on", printable(path), error.strerror)
-            # a copy, because training changes the tensors
+        if self.unsaved:  # a copy, because training changes the tensors
             self.unsaved[Path(path)] = copy.deepcopy(move_data_to_device(checkpoint, "cpu"))
 
     def write_unsaved(self, seconds: float = 0) -> OSError | None:
-        """Write the checkpoints that could not be written before, the oldest first.
+        """Write the checkpoints that are not on the disk, the oldest first.
 
         Args:
             seconds: Time to repeat failed attempts for.
@@ -111,16 +119,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Returns:
             The last error, or ``None`` if all are written.
         """
-        deadline = time.monotonic() + seconds
+        start = time.monotonic()
         while True:
             try:
                 for path in list(self.unsaved):
                     path.parent.mkdir(parents=True, exist_ok=True)
                     write_checkpoint(path, self.unsaved[path])
                     del self.unsaved[path]
+                now = time.monotonic()
+                self._next_write = now + (now - start) * (1 / WRITE_SHARE - 1)
                 return None
             except OSError as error:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= start + seconds:
                     return error
             time.sleep(0.5)
 

@@ -13,7 +13,6 @@ import torch
 
 from horsehuman.data.archives import are_official
 from horsehuman.data.datamodule import HorseHumanDataModule
-from horsehuman.data.image_sets import file_digest
 from horsehuman.errors import HorseHumanError, printable
 from horsehuman.models.checkpoint import read_checkpoint
 from horsehuman.run_dir import read_json
@@ -48,7 +47,7 @@ def make_run_record(config: str, data: HorseHumanDataModule) -> dict[str, Any]:
     for record in data.records:
         name = record.path.relative_to(data.root).as_posix()
         digest.update(f"{name}\0{record.label}\0{record.split}\0".encode(errors="replace"))
-        digest.update(file_digest(record.path))
+        digest.update(record.digest)
     return {
         "config": hashlib.blake2b(config.encode(), digest_size=16).hexdigest(),
         "data": digest.hexdigest(),

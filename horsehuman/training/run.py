@@ -169,17 +169,20 @@ def fit(
         sheet = tensorboard.write_samples(run_dir, data.samples())
         tensorboard.log_run_inputs(trainer.logger, config, sheet)  # type: ignore[arg-type]
     callbacks.print_summary(model)
+    checkpoint_io: Any = trainer.strategy.checkpoint_io
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
+    finally:
+        checkpoint_io.write_unsaved()
     if rank() == 0:
         write_unsaved_checkpoints(trainer, last)
         finalize_checkpoints(run_dir / "checkpoints")
 
 
 def write_unsaved_checkpoints(trainer: L.Trainer, last: Path) -> None:
-    """Write the checkpoints that could not be written during training.
+    """Write the checkpoints that could not be written before.
 
     Args:
         trainer: The trainer, after ``fit``.

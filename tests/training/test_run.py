@@ -19,6 +19,7 @@ from horsehuman import CNNClassifier, HorseHumanDataModule, HorseHumanError, loa
 from horsehuman.data.datasets import decode
 from horsehuman.data.images import read_picture
 from horsehuman.inference.predict import predict
+from horsehuman.training import callbacks
 from horsehuman.training.build import build, build_trainer
 from horsehuman.training.config import compose
 from horsehuman.training.run import finalize_checkpoints
@@ -144,8 +145,9 @@ def test_same_config_and_seed_give_the_same_weights(tree: Path, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
-    workers: int, tree: Path, tmp_path: Path
+    workers: int, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(callbacks, "WRITE_SHARE", 1)  # write a checkpoint after every epoch
     overrides = small_cnn(tree, "test=false", "ema=0.9", "trainer.max_epochs=4")
     if workers:
         overrides += ["data.memory_limit=0", f"data.num_workers={workers}"]
@@ -178,6 +180,23 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     expected = weights(tmp_path / "uninterrupted")
     for name, value in weights(tmp_path / "parts").items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_checkpoints_that_wait_in_memory_are_saved_when_a_run_is_interrupted(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "WRITE_SHARE", 1e-6)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+
+    def stop_after_three(self: object, trainer: Any, *args: object) -> None:
+        if trainer.current_epoch == 3:
+            assert not last.exists()
+            raise KeyError
+
+    monkeypatch.setattr(callbacks.EpochSeed, "on_train_epoch_start", stop_after_three)
+    with pytest.raises(KeyError):
+        train(tmp_path, *small_cnn(tree, "trainer.max_epochs=4"))
+    assert torch.load(last, weights_only=True)["epoch"] + 1 == 3
 
 
 def test_nothing_held_out_and_no_test(tree: Path, tmp_path: Path) -> None:
