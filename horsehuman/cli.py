@@ -82,7 +82,7 @@ def main() -> None:
     runtime.raise_on_signals()
     runtime.report_uncaught_errors()
     runtime.log_to_stderr()
-    runtime.keep_freed_memory()  # before the first tensor
+    runtime.tune_process()  # before the first tensor
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -52,7 +52,7 @@ from horsehuman.data.datasets import BatchDataset, EpochSampler, make_loader
 from horsehuman.data.images import read_picture
 from horsehuman.inference.predict import predict as predict_images
 from horsehuman.models.inception import Inception, bundled_backbone
-from horsehuman.runtime import cpu_flags, cpu_name, keep_freed_memory, table, track
+from horsehuman.runtime import cpu_flags, cpu_name, table, track, tune_process
 from horsehuman.training.build import build, silence_lightning
 from horsehuman.training.config import compose
 
@@ -81,8 +81,8 @@ import torch
 from horsehuman import load_classifier
 from horsehuman.data.archives import bundled_archives, unpack
 from horsehuman.data.datasets import decode
-from horsehuman.runtime import keep_freed_memory
-keep_freed_memory()
+from horsehuman.runtime import tune_process
+tune_process()
 classifier = load_classifier("{model}")
 paths = sorted((unpack(bundled_archives()) / "test").rglob("*.webp"))
 for start in range(0, len(paths), 32):
@@ -500,7 +500,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.work:
         name, way = options.work
         if not way.startswith("plain"):
-            keep_freed_memory()
+            tune_process()
         print(json.dumps(WORKS[name](way, options.steps)))
         return 0
     names = options.rows or list(ROWS)

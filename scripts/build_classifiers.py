@@ -21,7 +21,7 @@ from build_assets import record_digests
 
 from horsehuman.errors import HorseHumanError, check_choice, one_line
 from horsehuman.models.checkpoint import load_classifier, write_checkpoint
-from horsehuman.runtime import ASSETS, BUNDLED, keep_freed_memory, log_to_stderr
+from horsehuman.runtime import ASSETS, BUNDLED, log_to_stderr, tune_process
 from horsehuman.training.calibrate import calibrate
 from horsehuman.training.config import compose
 from horsehuman.training.run import train
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ASSETS, metavar="DIR", help="target folder")
     options = parser.parse_args(arguments)
     log_to_stderr()
-    keep_freed_memory()
+    tune_process()
     try:
         for name in options.names or BUNDLED:
             check_choice("NAME", name, BUNDLED)

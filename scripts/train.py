@@ -106,7 +106,7 @@ def run() -> int:
         runtime.silence()
     if RANK > 0 or any(argument.startswith("resume=") for argument in sys.argv):
         sys.argv = [*sys.argv, "hydra.run.dir=."]  # Hydra must not make a folder
-    runtime.keep_freed_memory()
+    runtime.tune_process()
     runtime.raise_on_signals()
     runtime.report_uncaught_errors()
     threading.excepthook = lambda failure: thread_errors.append(str(failure.exc_value))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -32,13 +33,37 @@ def test_importing_the_package_or_showing_help_imports_nothing_heavy(statement: 
 def test_allocator_setting_is_accepted_by_glibc_and_ignored_elsewhere() -> None:
     code = (
         "import ctypes, platform\n"
-        "from horsehuman.runtime import keep_freed_memory\n"
-        "print(keep_freed_memory() == (platform.libc_ver()[0] == 'glibc'))\n"
+        "from horsehuman.runtime import tune_process\n"
+        "print(tune_process() == (platform.libc_ver()[0] == 'glibc'))\n"
         "ctypes.CDLL = lambda name: object()\n"
-        "print(keep_freed_memory())\n"
+        "print(tune_process())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "3000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, "None"),
+    ],
+)
+def test_waiting_threads_sleep_soon_unless_the_environment_says_otherwise(
+    given: dict[str, str], expected: str
+) -> None:
+    code = (
+        "import os, sys\n"
+        "from horsehuman.runtime import tune_process\n"
+        "tune_process()\n"
+        "assert 'torch' not in sys.modules  # which reads the setting\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'))\n"
+    )
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("GOMP", "OMP"))}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env={**env, **given})
+    assert done.stdout.split() == [expected], done.stderr
 
 
 @pytest.mark.slow
@@ -47,8 +72,8 @@ def test_allocator_setting_does_not_change_weights(tree: Path) -> None:
 import hashlib, sys
 import lightning as L
 from horsehuman import CNNClassifier, HorseHumanDataModule
-from horsehuman.runtime import keep_freed_memory
-assert sys.argv[1] == "default" or keep_freed_memory() or sys.platform != "linux"
+from horsehuman.runtime import tune_process
+assert sys.argv[1] == "default" or tune_process() or sys.platform != "linux"
 L.seed_everything(0)
 model = CNNClassifier(image_size=64, channels=[16, 32])
 data = HorseHumanDataModule(64, "folder", sys.argv[2], augment={"rotation": 20})

@@ -38,7 +38,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from horsehuman import HorseHumanDataModule
 from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.models.inception import Inception
-from horsehuman.runtime import keep_freed_memory, log_to_stderr, track
+from horsehuman.runtime import log_to_stderr, track, tune_process
 
 #: Side in pixels of the images that GrabCut segments, and of the cut-outs.
 SMALL, LARGE = 150, 300
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("cutouts"), metavar="DIR")
     out = parser.parse_args(arguments).out
     log_to_stderr()
-    keep_freed_memory()
+    tune_process()
     cv2.setNumThreads(1)
     try:
         out.mkdir(parents=True)

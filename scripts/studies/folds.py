@@ -27,7 +27,7 @@ from horsehuman.errors import HorseHumanError, first_line, one_line
 from horsehuman.evaluation.metrics import log_losses
 from horsehuman.inference.predict import predict
 from horsehuman.models.base import Network
-from horsehuman.runtime import keep_freed_memory, log_to_stderr
+from horsehuman.runtime import log_to_stderr, tune_process
 from horsehuman.training.build import build
 from horsehuman.training.config import compose
 from horsehuman.training.run import train
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the runs")
     options = parser.parse_args(arguments)
     log_to_stderr()
-    keep_freed_memory()
+    tune_process()
     try:
         evaluate_folds(options)
     except (HydraException, OmegaConfBaseException) as error:

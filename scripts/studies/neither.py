@@ -26,7 +26,7 @@ from horsehuman.data.records import Record
 from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.inference.predict import predict
 from horsehuman.models.checkpoint import load_classifier
-from horsehuman.runtime import console, keep_freed_memory, log_to_stderr, table, track
+from horsehuman.runtime import console, log_to_stderr, table, track, tune_process
 
 #: Number of images of each kind that is made.
 COUNT = 40
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write the images there")
     options = parser.parse_args(arguments)
     log_to_stderr()
-    keep_freed_memory()
+    tune_process()
     try:
         classifier = load_classifier(options.model)
         lines = table("", "pictures", "neither", "unsure", *classifier.class_names)
