@@ -1,17 +1,19 @@
-"""Measure speed, memory and size against a plain implementation: a table and benchmark.json.
+"""Measure speed and memory beside plain Lightning and the notebook in Keras.
 
-    python scripts/benchmark.py                     # all rows: an hour and a half on two cores
-    python scripts/benchmark.py cnn_step backbone   # some rows
-    python scripts/benchmark.py --short             # check that each row works, in minutes
+    python scripts/benchmark.py                          # all rows: about an hour on two cores
+    python scripts/benchmark.py training predict         # some rows
+    python scripts/benchmark.py training --keras tf/bin/python
+    python scripts/benchmark.py --short                  # check that each row works, in minutes
 
-The plain implementation is what a tutorial shows: a loop with PyTorch, timm and torchvision and
-their defaults, the images and batch size of ours, the notebook's augmentation, loss and optimizer,
-and the notebook's CNN or the same frozen backbone at one scale with a linear head.
+Prints a table, and writes it with a plot to benchmark.json and benchmark.png. Each command is a
+process of its own. Whole trainings and the audit run once; of shorter commands, which take turns,
+the fastest of three counts. Nothing else should run meanwhile.
 
-Each piece of work is measured in processes of its own, because the allocator's setting applies to a
-whole process. Ours and plain take turns, so that a machine that slows down slows both, and the best
-of three processes counts. Trainings and the audit run once. Nothing else should run meanwhile. The
-rows of ONNX Runtime need ``pip install -e '.[export]'``.
+*Plain* is what a tutorial shows: Lightning, timm and torchvision with their defaults, two workers,
+the notebook's augmentation, loss and optimizer, and the notebook's CNN, or the frozen backbone at
+one scale. *Keras* is the notebook's own code; ``--keras`` takes the Python of an environment with
+``pip install tensorflow-cpu scipy pillow``. Some batches of both are timed, and the rest of the
+notebook's 25 epochs is extrapolated.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ import itertools
 import json
 import os
 import platform
-import pstats
 import re
 import subprocess
 import sys
@@ -29,44 +30,44 @@ import time
 import timeit
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import matplotlib as mpl
 import numpy as np
 import safetensors.torch
 import timm
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 
-from horsehuman import InceptionClassifier, load_classifier
+from horsehuman import load_classifier
 from horsehuman.data.archives import bundled_archives, unpack
-from horsehuman.data.datasets import BatchDataset, EpochSampler, make_loader
 from horsehuman.data.images import read_picture
 from horsehuman.inference.predict import predict as predict_images
-from horsehuman.models.inception import Inception, bundled_backbone
+from horsehuman.models.inception import bundled_backbone
+from horsehuman.plots import COLOURS, STYLE, save
 from horsehuman.runtime import cpu_flags, cpu_name, table, track, tune_process
-from horsehuman.training.build import build, silence_lightning
-from horsehuman.training.config import compose
+from horsehuman.training.build import silence_lightning
 
 #: CPU flags that decide how fast float32 and bf16 are.
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
-#: Images that train by default (the others are held out), images of the official validation set,
-#: epochs of the notebook, and batch size.
-TRAIN, OFFICIAL, EPOCHS, BATCH = 834, 256, 25, 32
-
-#: Functions in files named ``tensorboard.py`` that write TensorBoard's log during a run.
-LOGGING = ("log_metrics", "save", "log_run_inputs", "log_validation_report", "log_hyperparameters")
+#: Images of the official training and validation sets, epochs of the notebook, and batch size.
+TRAIN, OFFICIAL, EPOCHS, BATCH = 1027, 256, 25, 32
 
 TRAIN_SCRIPT = str(Path(__file__).with_name("train.py"))
+
+#: Options that shorten a training.
+SHORT = {
+    "inception": ["trainer.max_epochs=1", "model.scales=[75]", "test=false"],
+    "cnn": ["trainer.max_epochs=1", "test=false"],
+}
 
 #: The options of each training in the row ``growth``.
 GROWTH = {
@@ -78,16 +79,54 @@ GROWTH = {
 #: A program that predicts the official validation set, without metrics and a report.
 BARE_EVALUATION = """
 import torch
+from horsehuman.runtime import tune_process
+tune_process()
 from horsehuman import load_classifier
 from horsehuman.data.archives import bundled_archives, unpack
 from horsehuman.data.datasets import decode
-from horsehuman.runtime import tune_process
-tune_process()
 classifier = load_classifier("{model}")
 paths = sorted((unpack(bundled_archives()) / "test").rglob("*.webp"))
 for start in range(0, len(paths), 32):
     images = [decode(path, classifier.image_size) for path in paths[start : start + 32]]
     classifier.logits(torch.stack(images))
+"""
+
+#: A program for Keras: the notebook's networks, augmentation and batches. It prints the seconds of
+#: an epoch of training (8 steps) and of validation (8 batches).
+KERAS = """
+import json, statistics, sys, time
+import keras
+from keras import layers
+from keras.src.legacy.preprocessing.image import ImageDataGenerator
+kind, folder, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+augment = dict(rotation_range=40, width_shift_range=0.2, height_shift_range=0.2, shear_range=0.2,
+               zoom_range=0.2, horizontal_flip=True, fill_mode="nearest")
+def flow(split, batch_size, **options):
+    generator = ImageDataGenerator(rescale=1 / 255, **options)
+    return generator.flow_from_directory(
+        f"{folder}/{split}", (300, 300), batch_size=batch_size, class_mode="binary")
+inputs = x = keras.Input((300, 300, 3))
+if kind == "cnn":
+    for width in (64, 64, 128, 256):
+        x = layers.MaxPooling2D()(layers.Conv2D(width, 3, activation="relu")(x))
+    x = layers.Dropout(0.2)(layers.Flatten()(x))
+    x = layers.Dense(512, activation="relu")(layers.Dense(128, activation="relu")(x))
+else:
+    trunk = keras.applications.InceptionV3(weights=None, include_top=False, input_tensor=inputs)
+    trunk.trainable = False
+    x = layers.Flatten()(trunk.get_layer("mixed7").output)
+    x = layers.Dropout(0.2)(layers.Dense(1024, activation="relu")(x))
+model = keras.Model(inputs, layers.Dense(1, activation="sigmoid")(x))
+rate = 1e-4 if kind == "cnn" else 1.5e-4
+model.compile(keras.optimizers.RMSprop(rate), "binary_crossentropy", metrics=["accuracy"])
+ends = {"train": [], "test": []}
+clock = keras.callbacks.LambdaCallback(
+    on_train_batch_end=lambda *_: ends["train"].append(time.perf_counter()))
+clock.on_test_batch_end = lambda *_: ends["test"].append(time.perf_counter())
+model.fit(flow("train", 128, **augment), steps_per_epoch=steps, epochs=1, verbose=0,
+          validation_data=flow("test", 32), validation_steps=steps, callbacks=[clock])
+medians = {k: statistics.median(b - a for a, b in zip(v, v[1:])) for k, v in ends.items()}
+print(json.dumps({split: 8 * seconds for split, seconds in medians.items()}))
 """
 
 
@@ -97,25 +136,30 @@ class Row:
 
     Attributes:
         name: What was measured.
-        ours: Our value, with its unit.
-        plain: The value of the plain implementation; empty if there is none.
-        ratio: How many times better ours is; ``None`` if there is no plain value.
-        target: What the project requires.
-        note: How the values were measured.
+        ours: Our value.
+        plain: The value of the plain implementation, if there is one.
+        keras: The value of the notebook in Keras, if it was measured.
+        unit: ``s``, ``images/s`` or ``GB``; of images/s more are better.
+        note: What *plain* is, if it is not the plain implementation.
     """
 
     name: str
-    ours: str
-    plain: str = ""
-    ratio: float | None = None
-    target: str = ""
+    ours: float
+    plain: float | None = None
+    keras: float | None = None
+    unit: str = "s"
     note: str = ""
 
-
-def compare(name: str, ours: float, plain: float, target: str, note: str, unit: str = "s") -> Row:
-    """Return the row of two times; with the unit images/s, of the rates of two times per image."""
-    a, b = (f"{s:.4g} s" if unit == "s" else f"{1 / s:.1f} {unit}" for s in (ours, plain))
-    return Row(name, a, b, plain / ours, target, note)
+    def cells(self) -> list[str]:
+        """Return the row as text, with how many times better ours is than each of the others."""
+        texts = [self.name, f"{self.ours:.3g} {self.unit}"]
+        for other in (self.plain, self.keras):
+            if other is None:
+                texts.append("")
+            else:
+                times = self.ours / other if self.unit == "images/s" else other / self.ours
+                texts.append(f"{other:.4g} {self.unit} ({times:.2f}x)")
+        return [*texts, self.note]
 
 
 class Bench:
@@ -124,20 +168,23 @@ class Bench:
     Args:
         short: Do as little as shows that it works.
         folder: Temporary folder for runs and caches.
+        keras: Python of an environment with Keras, or ``None``.
     """
 
-    def __init__(self, short: bool, folder: Path) -> None:
-        self.short, self.folder = short, folder
-        self.repeats, self.steps = (1, 1) if short else (3, 8)
+    def __init__(self, short: bool, folder: Path, keras: str | None = None) -> None:
+        self.short, self.folder, self.keras = short, folder, keras
+        self.repeats, self.steps = (1, 2) if short else (3, 8)
         self.output, self.log = folder / "stdout.txt", folder / "stderr.txt"
 
-    def run(self, *arguments: str, cache: str = "cache") -> tuple[float, float]:
+    def run(
+        self, *arguments: str, cache: str = "cache", python: str = sys.executable
+    ) -> tuple[float, float]:
         """Run Python with arguments; return wall-clock seconds and peak memory in GB.
 
         The memory is that of the largest process. Linux counts at least the memory of this script,
         0.9 GB.
         """
-        command = [sys.executable, *arguments]
+        command = [python, *arguments]
         env = {**os.environ, "HORSEHUMAN_CACHE": str(self.folder / cache)}
         start = time.perf_counter()
         with self.output.open("w") as out, self.log.open("w") as log:
@@ -153,88 +200,46 @@ class Bench:
         repeats = [[self.run(*command)[0] for command in commands] for _ in range(self.repeats)]
         return [min(seconds) for seconds in zip(*repeats, strict=True)]
 
-    def work(self, name: str, *ways: str) -> list[dict[str, float]]:
-        """Repeat one of :data:`WORKS`, its ways in turns; return each way's least values."""
-        results: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-        for _, way in itertools.product(range(self.repeats), ways):
-            self.run(__file__, "--work", name, way, "--steps", str(self.steps))
-            results[way].append(json.loads(self.output.read_text().splitlines()[-1]))
-        return [{key: min(r[key] for r in runs) for key in runs[0]} for runs in results.values()]
+    def printed(self) -> dict[str, float]:
+        """Return the JSON object in the last line that the last command has printed."""
+        result: dict[str, float] = json.loads(self.output.read_text().splitlines()[-1])
+        return result
+
+    def work(self, name: str, kind: str) -> dict[str, float]:
+        """Run one of :data:`WORKS` in a process, and return its seconds."""
+        self.run(__file__, "--work", name, kind, "--steps", str(self.steps))
+        return self.printed()
 
     def epoch(self) -> float:
         """Return the seconds of the fastest epoch that the last training has printed."""
         return min(map(float, re.findall(r"([\d.]+) s$", self.log.read_text(), re.MULTILINE)))
 
-    def checkpoint(self, model: str) -> str:
-        """Return the size of the final checkpoint of the last run."""
-        path = self.folder / "outputs" / model / "latest" / "checkpoints" / "final.ckpt"
-        return f"{path.stat().st_size / 1e6:.2f} MB"
+
+def training(bench: Bench) -> Iterator[Row]:
+    """Measure both trainings up to the test result, and their memory."""
+    for kind in ("inception", "cnn"):
+        command = [TRAIN_SCRIPT, f"model={kind}", *(SHORT[kind] if bench.short else [])]
+        ours, memory = bench.run(*command)
+        plain, keras = bench.work("time_plain_epoch", kind), None
+        if bench.keras:
+            keras = sum(time_keras_epoch(bench, kind).values()) * EPOCHS
+        seconds = plain["start"] + (plain["train"] + plain["test"]) * EPOCHS
+        yield Row(f"model={kind}, whole command", ours, seconds, keras)
+        if kind == "inception":
+            yield Row("the same, second run", bench.run(*command)[0], seconds, keras)
+        yield Row(f"model={kind}, peak memory", memory, unit="GB")
 
 
-def cnn_step(bench: Bench) -> Iterator[Row]:
-    """Measure a training step of the notebook's CNN."""
-    ours, plain = bench.work("time_cnn_step", "ours", "plain")
-    name = f"notebook CNN, training step, batch {BATCH}"
-    yield compare(name, ours["seconds"], plain["seconds"], ">= 3x", share_of_peak(ours))
-
-
-def backbone(bench: Bench) -> Iterator[Row]:
-    """Measure the frozen backbone against timm's and against ONNX Runtime."""
-    results = bench.work("time_backbone", "ours", "plain", "onnx")
-    ours, plain, onnx = (result["seconds"] / BATCH for result in results)
-    name, note = "frozen backbone, 299 px", share_of_peak(results[0])
-    yield compare(name, ours, plain, ">= 2x", note, "images/s")
-    yield compare(f"{name}; plain: ONNX Runtime", ours, onnx, ">= 0.8x", "", "images/s")
-
-
-def share_of_peak(result: dict[str, float]) -> str:
-    """Compare a time with that of the same operations at the machine's peak."""
-    share = result["seconds_at_peak"] / result["seconds"]
-    return f"{share:.0%} of what a large convolution or matrix product reaches here"
-
-
-def head_step(bench: Bench) -> Iterator[Row]:
-    """Measure a training step of the head on cached features."""
-    ours, plain = bench.work("time_head_step", "ours", "plain")
-    name, note = "head on cached features, step", "plain: a loop without logs, schedule and metrics"
-    yield compare(name, ours["seconds"], plain["seconds"], "", note)
-
-
-def cnn_epoch(bench: Bench) -> Iterator[Row]:
-    """Measure an epoch of the default CNN without validation, its memory and checkpoint."""
-    (plain,) = bench.work("time_plain_epoch", "plain_cnn")
-    options = ["model=cnn", "trainer.max_epochs=3", "test=false"]
-    _, memory = bench.run(TRAIN_SCRIPT, *options, "+trainer.limit_val_batches=0")
-    name = "model=cnn, epoch; plain: the notebook's CNN"
-    note = f"plain: {bench.steps} batches timed, the rest extrapolated"
-    yield compare(name, bench.epoch(), plain["train"], ">= 15x", note)
-    yield Row("model=cnn, peak memory", f"{memory:.2f} GB", target="<= 1.5 GB")
-    yield Row("model=cnn, checkpoint", bench.checkpoint("cnn"), target="<= 2 MB")
-
-
-def inception(bench: Bench) -> Iterator[Row]:
-    """Measure the training of InceptionV3 against all epochs of the plain implementation."""
-    (epoch,) = bench.work("time_plain_epoch", "plain_inception")
-    start, _ = bench.run("-c", "import timm, torchvision")
-    plain = start + EPOCHS * (epoch["train"] + epoch["test"])
-    short = ["trainer.max_epochs=1", "model.scales=[75]", "test=false"] if bench.short else []
-    command = [TRAIN_SCRIPT, "model=inception", "model.scales=[299]", *short]
-    one_scale, _ = bench.run(*command, cache="one scale")
-    note = f"plain: {bench.steps} batches timed, the rest of {EPOCHS} epochs extrapolated"
-    yield compare("model=inception, command, one scale", one_scale, plain, ">= 30x", note)
-    command = [TRAIN_SCRIPT, "model=inception", *short]
-    first, memory = bench.run(*command)
-    second, _ = bench.run(*command)
-    yield compare("model=inception, command, first run", first, plain, ">= 20x", note)
-    yield compare("the same, second run; plain: the first", second, first, ">= 3x", "")
-    yield Row("model=inception, peak memory", f"{memory:.2f} GB", target="<= 1.5 GB")
-    yield Row("model=inception, checkpoint", bench.checkpoint("inception"), target="<= 40 MB")
-    bench.run("-m", "cProfile", "-o", "profile", *command)
-    profile: Any = pstats.Stats(str(bench.folder / "profile"))
-    times = {f"{Path(p).stem}.{name}": entry[3] for (p, _, name), entry in profile.stats.items()}
-    spent = sum(times[f"tensorboard.{name}"] for name in LOGGING)
-    name, share = "TensorBoard's share of a second run", f"{spent / profile.total_tt:.1%}"
-    yield Row(name, share, target="<= 5 %", note="under a profiler, which adds to it")
+def time_keras_epoch(bench: Bench, kind: str) -> dict[str, float]:
+    """Return the seconds of an epoch of the notebook in Keras, ``train`` and ``test``."""
+    folder = bench.folder / "png"
+    for path in unpack(bundled_archives()).rglob("*.webp"):  # Keras reads no WebP files
+        target = folder / path.parent.parent.name / path.parent.name / f"{path.stem}.png"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(path).save(target)
+    bench.run("-c", KERAS, kind, str(folder), str(bench.steps), python=str(bench.keras))
+    return bench.printed()
 
 
 def predict(bench: Bench) -> Iterator[Row]:
@@ -242,19 +247,15 @@ def predict(bench: Bench) -> Iterator[Row]:
     image = next((unpack(bundled_archives()) / "test" / "horses").glob("*.webp"))
     model = "cnn" if bench.short else "inception"
     bench.run("-m", "horsehuman", "export", "--model", model, "--out", "model.onnx")
-    command = ["-m", "horsehuman", "predict", str(image)]
-    torch_import = ["-c", "import torch"]
-    ours, bare, onnx = bench.best(command, torch_import, [*command, "--model", "model.onnx"])
-    name, target = "horsehuman predict, one image, cold", ">= 0.286x (3.5 times the time)"
-    yield compare(name, ours, bare, target, "plain: a bare 'import torch'")
-    yield compare(f"{name}, model.onnx", onnx, ours, ">= 5x", "plain: the checkpoint")
-    for model, target in (("cnn", ">= 2x"), ("inception", "")):
-        (times,) = bench.work("time_predict", model)
-        name, slower = f"predict, many images, {model}", max(times["decode"], times["network"])
-        note = "plain: the slower of decoding and network alone"
-        yield compare(name, times["predict"], slower, ">= 0.9x", note, "images/s")
-        note = "plain: one image at a time"
-        yield compare(name, times["predict"], times["loop"], target, note, "images/s")
+    models = ("cnn", "inception", "model.onnx")
+    commands = [["-m", "horsehuman", "predict", str(image), "--model", name] for name in models]
+    *ours, bare = bench.best(*commands, ["-c", "import torch"])
+    for name, seconds in zip(models, ours, strict=True):
+        yield Row(f"predict, one image, {name}", seconds, bare, note="plain: import torch alone")
+    for name in models[:1] if bench.short else models[:2]:
+        rates = {way: 1 / seconds for way, seconds in bench.work("time_predict", name).items()}
+        name, note = f"predict, many images, {name}", "plain: one image at a time"
+        yield Row(name, rates["predict"], rates["loop"], unit="images/s", note=note)
 
 
 def evaluate(bench: Bench) -> Iterator[Row]:
@@ -263,9 +264,7 @@ def evaluate(bench: Bench) -> Iterator[Row]:
         bare = ["-c", BARE_EVALUATION.format(model=model)]
         command = ["-m", "horsehuman", "evaluate", "--model", model, "--no-plot", "--out", model]
         ours, plain = bench.best([*command, "--force"], bare)
-        note = "plain: start, load, decode and predict in a loop"
-        name, target = f"horsehuman evaluate --model {model}", ">= 0.77x (1.3 times the time)"
-        yield compare(name, ours, plain, target, note)
+        yield Row(f"evaluate --model {model}", ours, plain, note="plain: predictions only")
 
 
 def growth(bench: Bench) -> Iterator[Row]:
@@ -277,10 +276,10 @@ def growth(bench: Bench) -> Iterator[Row]:
         command = [TRAIN_SCRIPT, *options.split(), *fixed, f"data.root={folders[size]}"]
         seconds, memory = bench.run(*command, cache=f"{name} {size}")
         note = f"an epoch {bench.epoch()} s, {memory:.2f} GB"
-        yield Row(f"train {name}, {size:,} images", f"{seconds:.1f} s", note=note)
+        yield Row(f"train {name}, {size:,} images", seconds, note=note)
     command = ["-m", "horsehuman", "audit", "--data", str(folders[size]), "--out", "audit"]
     seconds, memory = bench.run(*command, cache="audit")
-    yield Row(f"audit, {size:,} images", f"{seconds:.1f} s", note=f"{memory:.2f} GB")
+    yield Row(f"audit, {size:,} images", seconds, note=f"{memory:.2f} GB")
 
 
 def make_set(folder: Path, size: int) -> Path:
@@ -298,144 +297,69 @@ def make_set(folder: Path, size: int) -> Path:
 
 
 ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
-    row.__name__: row
-    for row in (cnn_step, backbone, head_step, cnn_epoch, inception, predict, evaluate, growth)
+    row.__name__: row for row in (training, predict, evaluate, growth)
 }
 
 
-def time_cnn_step(way: str, steps: int) -> dict[str, float]:
-    """Time a training step of the notebook's CNN on one batch; the ways are ours and plain."""
-    images = torch.randint(0, 256, (BATCH, 3, 300, 300), dtype=torch.uint8)
-    labels = torch.arange(BATCH).remainder(2)
-    config = compose("experiment=notebook_cnn")
-    network: nn.Module = plain_cnn() if way == "plain" else build("model", config).network
-    inputs = images / 127.5 - 1 if way == "plain" else images
-    optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-4)
-    return measure(lambda: train_step(network, optimizer, inputs, labels), steps)
+class PlainModule(L.LightningModule):
+    """Train a network as in a tutorial, and record when each batch ends.
+
+    Args:
+        network: Maps images ``(N, 3, H, W)`` to logits ``(N, 1)``.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.ends: dict[str, list[float]] = {"train": [], "test": []}
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        """Return the loss of a batch."""
+        images, labels = batch
+        logits = self.network(images).view(-1)
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels.float())
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        """Predict a batch."""
+        self.network(batch[0])
+
+    def on_train_batch_end(self, *unused: Any) -> None:
+        """Take the time."""
+        self.ends["train"].append(time.perf_counter())
+
+    def on_validation_batch_end(self, *unused: Any) -> None:
+        """Take the time."""
+        self.ends["test"].append(time.perf_counter())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the notebook's optimizer."""
+        return torch.optim.RMSprop(self.parameters(), lr=1e-4)
 
 
-def time_backbone(way: str, steps: int) -> dict[str, float]:
-    """Time the frozen backbone on one batch of 299 px; the ways are ours, plain and onnx."""
-    images = torch.rand(BATCH, 3, 299, 299)
-    network: Any = plain_backbone() if way == "plain" else Inception(scales=[299]).backbone
-    if way == "onnx":
-        import onnxruntime
+def time_plain_epoch(kind: str, steps: int) -> dict[str, float]:
+    """Time some batches of plain Lightning; extrapolate to an epoch.
 
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "backbone.onnx"
-            torch.onnx.export(network.trunk.eval(), (images,), path, dynamo=True, verbose=False)
-            session = onnxruntime.InferenceSession(path)
-        inputs = {session.get_inputs()[0].name: images.numpy()}
-        return {"seconds": fastest(lambda: session.run(None, inputs), steps)}
-    if way == "ours":
-        images = images.contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        return measure(lambda: network(images), steps)
+    Args:
+        kind: ``cnn`` or ``inception``.
+        steps: Batches to time.
 
-
-def time_head_step(way: str, steps: int) -> dict[str, float]:
-    """Time a training step on cached features: in Lightning's loop (ours), or in a bare one."""
-    features, labels = torch.rand(TRAIN, 768), torch.arange(TRAIN).remainder(2).float()
-    batches = TRAIN // BATCH
-    if way == "plain":
-        head = nn.Linear(768, 1)
-        optimizer = torch.optim.AdamW(head.parameters(), lr=0.03)
-
-        def epoch() -> None:
-            for chosen in torch.split(torch.randperm(TRAIN)[: batches * BATCH], BATCH):
-                train_step(head, optimizer, features[chosen], labels[chosen])
-
-        return {"seconds": fastest(epoch, steps) / batches}
+    Returns:
+        Seconds of the imports and of an epoch of training and of validation.
+    """
     silence_lightning()
-    sampler = EpochSampler(TRAIN, BATCH, 0, lambda: 0)
-    loader = make_loader(BatchDataset(features, labels, range(TRAIN)), sampler, BATCH, 0)
-    ends: list[float] = []
-    clock: Any = LambdaCallback(on_train_epoch_end=lambda *_: ends.append(time.perf_counter()))
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    options: Any = dict.fromkeys(quiet, False)
-    trainer = L.Trainer(max_epochs=steps + 2, callbacks=clock, **options)
-    trainer.fit(InceptionClassifier(scales=[96], weights="random", cache_features=False), loader)
-    return {"seconds": float(np.diff(ends).min()) / batches}
-
-
-def time_plain_epoch(way: str, steps: int) -> dict[str, float]:
-    """Time some batches; extrapolate to :data:`TRAIN` and :data:`OFFICIAL` images.
-
-    The ways are plain_cnn and plain_inception. The linear head of the latter is left out: beside
-    the backbone it takes no time.
-    """
-    size, network = (300, plain_cnn()) if way == "plain_cnn" else (299, plain_backbone())
-    optimizer = torch.optim.RMSprop(network.parameters(), lr=1e-4)
-    result = {}
-    for split, count in (("train", TRAIN), ("test", OFFICIAL)):
-        ends = []
-        for images, labels in itertools.islice(plain_loader(size, split), steps + 2):
-            if way == "plain_cnn" and split == "train":
-                train_step(network, optimizer, images, labels)
-            else:
-                with torch.no_grad():
-                    network(images)
-            ends.append(time.perf_counter())
-        result[split] = float(np.median(np.diff(ends)[1:])) * count / BATCH
-    return result
-
-
-def time_predict(way: str, steps: int) -> dict[str, float]:
-    """Time predictions and their parts, per image; the way is the name of a bundled classifier."""
-    classifier = load_classifier(way)
-    count = 8 if steps == 1 else steps * (64 if way == "cnn" else 32)
-    paths = sorted((unpack(bundled_archives()) / "train").rglob("*.webp"))[:count]
-
-    def decode(path: Path) -> Tensor:
-        return classifier.preprocess(read_picture(path))
-
-    pool = ThreadPoolExecutor(os.cpu_count())
-    images = list(pool.map(decode, paths))
-    calls: dict[str, Callable[[], object]] = {
-        "predict": lambda: list(predict_images(classifier, paths)),
-        "decode": lambda: list(pool.map(decode, paths)),
-        "network": lambda: [classifier.score(images[i : i + 32]) for i in range(0, count, 32)],
-        "loop": lambda: [classifier.score([decode(path)]) for path in paths],
-    }
-    return {name: fastest(call, 1) / count for name, call in calls.items()}
-
-
-#: Pieces of work. Each takes a way and the number of repetitions, and returns seconds.
-WORKS: dict[str, Callable[[str, int], dict[str, float]]] = {
-    work.__name__: work
-    for work in (time_cnn_step, time_backbone, time_head_step, time_plain_epoch, time_predict)
-}
-
-
-def train_step(network: nn.Module, optimizer: Any, inputs: Tensor, labels: Tensor) -> None:
-    """Run a training step in plain PyTorch."""
-    optimizer.zero_grad()
-    loss = nn.functional.binary_cross_entropy_with_logits(network(inputs).view(-1), labels.float())
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-
-
-def measure(call: Callable[[], object], times: int) -> dict[str, float]:
-    """Return the seconds of a call, and those of its float operations at the machine's peak.
-
-    The peak is the higher rate of two large operations, a matrix product and a convolution. Which
-    of them is faster depends on the libraries behind them.
-    """
-    with FlopCounterMode(display=False) as counter:
-        call()
-    a, b = torch.rand(2, 2048, 2048)
-    maps = torch.rand(8, 256, 32, 32).contiguous(memory_format=torch.channels_last)
-    kernels = torch.rand(256, 256, 3, 3).contiguous(memory_format=torch.channels_last)
-    product = 2 * 2048**3 / fastest(lambda: torch.mm(a, b), 20)
-    seconds = fastest(lambda: nn.functional.conv2d(maps, kernels, padding=1), 20)
-    convolution = 2 * 9 * 256**2 * 8 * 32**2 / seconds
-    at_peak = counter.get_total_flops() / max(product, convolution)
-    return {"seconds": fastest(call, times), "seconds_at_peak": at_peak}
-
-
-def fastest(call: Callable[[], object], times: int) -> float:
-    """Return the seconds of the fastest of some calls, after one that warms up."""
-    return min(timeit.repeat(call, number=1, repeat=times + 1)[1:])
+    start = timeit.timeit(
+        lambda: subprocess.run([sys.executable, "-c", "import lightning, timm"], check=True),
+        number=1,
+    )
+    size, network = (300, plain_cnn()) if kind == "cnn" else (299, plain_inception())
+    module = PlainModule(network)
+    quiet: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    limits: Any = {"limit_train_batches": steps + 2, "limit_val_batches": steps + 2}
+    trainer = L.Trainer(max_epochs=1, num_sanity_val_steps=0, **quiet, **limits)
+    trainer.fit(module, plain_loader(size, "train"), plain_loader(size, "test"))
+    batch = {split: float(np.median(np.diff(ends)[1:])) for split, ends in module.ends.items()}
+    counts = {"train": TRAIN / BATCH, "test": OFFICIAL / BATCH}
+    return {"start": start, **{split: batch[split] * counts[split] for split in counts}}
 
 
 def plain_cnn() -> nn.Module:
@@ -447,11 +371,22 @@ def plain_cnn() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(128, 512), nn.ReLU(), nn.Linear(512, 1))
 
 
-def plain_backbone() -> nn.Module:
-    """Build timm's Inception-v3 up to ``Mixed_6e`` with the bundled weights, frozen."""
-    network: nn.Module = timm.create_model("inception_v3", features_only=True, out_indices=(3,))
-    network.load_state_dict(safetensors.torch.load_file(bundled_backbone()))
-    return network.eval().requires_grad_(False)
+def plain_inception() -> nn.Module:
+    """Build timm's Inception-v3 up to ``Mixed_6e``, frozen, and a linear head."""
+    backbone = timm.create_model("inception_v3", features_only=True, out_indices=(3,))
+    backbone.load_state_dict(safetensors.torch.load_file(bundled_backbone()))
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone: Any = backbone.eval().requires_grad_(False)
+            self.head = nn.Linear(768, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.backbone(images)[-1].mean((2, 3)))
+            return logits
+
+    return Network()
 
 
 def plain_loader(size: int, split: str) -> torch.utils.data.DataLoader[Any]:
@@ -464,6 +399,26 @@ def plain_loader(size: int, split: str) -> torch.utils.data.DataLoader[Any]:
     images = datasets.ImageFolder(unpack(bundled_archives()) / split, transforms.Compose(steps))
     shuffle = split == "train"
     return torch.utils.data.DataLoader(images, BATCH, shuffle=shuffle, num_workers=2)
+
+
+def time_predict(kind: str, steps: int) -> dict[str, float]:
+    """Return the seconds per image of ``predict`` and of a loop over images, for a classifier."""
+    classifier = load_classifier(kind)
+    count = 8 if steps == 2 else steps * (64 if kind == "cnn" else 32)
+    paths = sorted((unpack(bundled_archives()) / "train").rglob("*.webp"))[:count]
+
+    def loop() -> None:
+        for path in paths:
+            classifier.score([classifier.preprocess(read_picture(path))])
+
+    calls = {"predict": lambda: list(predict_images(classifier, paths)), "loop": loop}
+    return {name: min(timeit.repeat(c, number=1, repeat=2)) / count for name, c in calls.items()}
+
+
+#: Pieces of work, each for ``cnn`` or ``inception`` and a number of batches; they return seconds.
+WORKS: dict[str, Callable[[str, int], dict[str, float]]] = {
+    work.__name__: work for work in (time_plain_epoch, time_predict)
+}
 
 
 def machine() -> dict[str, object]:
@@ -480,40 +435,63 @@ def machine() -> dict[str, object]:
 
 def show(rows: Sequence[Row]) -> None:
     """Print the table and the machine."""
-    lines = table("", "ours", "plain", "ratio", "target", "note", left=6)
+    lines = table("", "ours", "plain", "Keras", "note", left=5)
     for row in rows:
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}x"
-        lines.add_row(row.name, row.ours, row.plain, ratio, row.target, row.note)
+        lines.add_row(*row.cells())
     Console(width=None if sys.stdout.isatty() else 180).print(lines)
     print(", ".join(f"{name}: {value}" for name, value in machine().items()))
 
 
+@mpl.rc_context(STYLE)
+def draw(rows: Sequence[Row]) -> Figure:
+    """Draw the seconds of the trainings as bars on a logarithmic axis."""
+    shown = [row for row in rows if row.plain is not None and not row.note]  # the trainings
+    figure = Figure(figsize=(7, 0.8 + 0.9 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    for index, row in enumerate(shown):
+        values = {"Keras": row.keras, "plain Lightning": row.plain, "horsehuman": row.ours}
+        for place, (name, value) in enumerate(values.items()):
+            if value is not None:
+                y = index + 0.27 * (place - 1)
+                label = name if index == 0 else None
+                axes.barh(y, value, 0.25, color=COLOURS[place], label=label)
+                axes.text(value, y, f" {value:,.0f} s", va="center")
+    axes.set_yticks(range(len(shown)), [row.name for row in shown])
+    axes.set(xscale="log", xlabel="seconds to a tested classifier (log)", xmargin=0.12)
+    axes.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table and write the JSON file."""
+    """Measure, print the table and write the JSON file and the plot."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=" | ".join(ROWS))
     parser.add_argument("--short", action="store_true", help="only check that it works")
+    parser.add_argument("--keras", metavar="PYTHON", help="interpreter that can import Keras")
     parser.add_argument("--out", type=Path, default=Path("benchmark.json"), metavar="FILE")
     parser.add_argument("--work", nargs=2, help=SUPPRESS)
-    parser.add_argument("--steps", type=int, default=1, help=SUPPRESS)
+    parser.add_argument("--steps", type=int, default=2, help=SUPPRESS)
     options = parser.parse_args(arguments)
     if options.work:
-        name, way = options.work
-        if not way.startswith("plain"):
+        name, kind = options.work
+        if name != "time_plain_epoch":
             tune_process()
-        print(json.dumps(WORKS[name](way, options.steps)))
+        print(json.dumps(WORKS[name](kind, options.steps)))
         return 0
     names = options.rows or list(ROWS)
     if unknown := [name for name in names if name not in ROWS]:
         parser.error(f"{', '.join(unknown)}: use {' | '.join(ROWS)}")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options.short, Path(folder))
+        bench = Bench(options.short, Path(folder), options.keras)
         for name in track(names, "measuring", len(names)):
             rows += ROWS[name](bench)
             result = {"machine": machine(), "short": options.short, "rows": [*map(asdict, rows)]}
             options.out.write_text(json.dumps(result, indent=2) + "\n")
     show(rows)
+    if "training" in names:
+        save(draw(rows), options.out.with_suffix(".png"))
     print(f"written to {options.out}")
     return 0
 

@@ -14,7 +14,7 @@ from horsehuman.training.build import build
 from horsehuman.training.config import compose
 
 #: The row that takes least time, and how many lines it adds to the table.
-ROWS = {"head_step": 1}
+ROWS = {"evaluate": 1}
 
 
 @pytest.mark.slow
@@ -31,9 +31,7 @@ def test_a_short_row_is_finite_and_written(tmp_path: Path) -> None:
     assert len(rows) == sum(ROWS.values())
     assert all(row["name"] in process.stdout for row in rows)
     for row in rows:
-        values = [float(value.split()[0]) for value in (row["ours"], row["plain"]) if value]
-        values += [row["ratio"]] if row["plain"] else []
-        assert all(math.isfinite(value) and value > 0 for value in values), row
+        assert all(math.isfinite(row[name]) and row[name] > 0 for name in ("ours", "plain")), row
 
 
 def test_a_set_has_distinct_images_of_both_classes(
@@ -56,7 +54,7 @@ def test_unknown_rows_are_refused(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:
         script.main(["speed"])
     assert ended.value.code == 2
-    assert "speed: use cnn_step | backbone" in capsys.readouterr().err
+    assert "speed: use training | predict" in capsys.readouterr().err
 
 
 def test_a_failed_command_ends_the_benchmark(tmp_path: Path) -> None:
@@ -66,9 +64,18 @@ def test_a_failed_command_ends_the_benchmark(tmp_path: Path) -> None:
 
 
 def test_ratios_are_above_one_where_ours_is_faster() -> None:
-    assert script.compare("a step", 0.5, 1.0, ">= 3x", "").ratio == 2
-    row = script.compare("images", 0.5, 1.0, "", "", "images/s")
-    assert (row.ours, row.plain, row.ratio) == ("2.0 images/s", "1.0 images/s", 2)
+    assert script.Row("a", 0.5, 1.0).cells()[1:3] == ["0.5 s", "1 s (2.00x)"]
+    assert script.Row("b", 2, 1, 0.5, "images/s").cells()[2:4] == [
+        "1 images/s (2.00x)",
+        "0.5 images/s (4.00x)",
+    ]
+
+
+def test_the_plot_shows_the_trainings(tmp_path: Path) -> None:
+    rows = [script.Row("first run", 10, 100, 200), script.Row("memory", 1, unit="GB")]
+    axes = script.draw(rows).axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["first run"]
+    assert {bar.get_width() for bar in axes.patches} == {10, 100, 200}
 
 
 def test_both_networks_of_the_step_are_the_same() -> None:
