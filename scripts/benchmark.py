@@ -121,8 +121,8 @@ rate = 1e-4 if kind == "cnn" else 1.5e-4
 model.compile(keras.optimizers.RMSprop(rate), "binary_crossentropy", metrics=["accuracy"])
 ends = {"train": [], "test": []}
 clock = keras.callbacks.LambdaCallback(
-    on_train_batch_end=lambda *_: ends["train"].append(time.perf_counter()))
-clock.on_test_batch_end = lambda *_: ends["test"].append(time.perf_counter())
+    on_train_batch_end=lambda *_, **__: ends["train"].append(time.perf_counter()))
+clock.on_test_batch_end = lambda *_, **__: ends["test"].append(time.perf_counter())
 model.fit(flow("train", 128, **augment), steps_per_epoch=steps, epochs=1, verbose=0,
           validation_data=flow("test", 32), validation_steps=steps, callbacks=[clock])
 medians = {k: statistics.median(b - a for a, b in zip(v, v[1:])) for k, v in ends.items()}
@@ -191,7 +191,7 @@ class Bench:
             process = subprocess.Popen(command, cwd=self.folder, env=env, stdout=out, stderr=log)
             _, process.returncode, usage = os.wait4(process.pid, 0)
         if process.returncode:
-            sys.exit(f"error: {' '.join(command)} failed:\n{self.log.read_text()}")
+            sys.exit(f"error: {' '.join(command)[:200]} failed:\n{self.log.read_text()}")
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
         return time.perf_counter() - start, usage.ru_maxrss * unit / 1e9
 
