@@ -1,4 +1,4 @@
-"""Read an image file in any format that Pillow supports as an RGB array."""
+"""Read an image file in any format that Pillow supports, or HEIF, as an RGB array."""
 
 import stat
 import warnings
@@ -32,6 +32,19 @@ _PIXELS_PER_STEP = 1_000_000
 #: EXIF tag of the orientation.
 _ORIENTATION_TAG = 0x0112
 
+#: What the first bytes of a file that Pillow cannot read say about it: offset, bytes, description.
+_SIGNATURES = (
+    (0, b"%PDF", "a PDF document"),
+    (0, b"PK\x03\x04", "a zip archive or an office document"),
+    (0, b"\x1aE\xdf\xa3", "a video"),  # Matroska, WebM
+    (8, b"AVI ", "a video"),
+    (4, b"ftypavif", "an AVIF image"),  # of a Pillow without AVIF
+    (4, b"ftyp", "a video"),  # MP4, QuickTime
+)
+
+#: Brands of HEIF files with HEVC images, which telephones write (ISO/IEC 23008-12).
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+
 # Pillow warns about files that are either read correctly or refused here. The filter holds for the
 # whole process because warnings.catch_warnings() is not thread-safe.
 warnings.filterwarnings("ignore", module="PIL")
@@ -61,15 +74,16 @@ def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDAr
 
     Raises:
         PictureError: If the file is missing, empty, damaged, not a regular file or not in a format
-            that Pillow supports, or if the image has more than :data:`MAX_PIXELS` pixels or a side
-            above :data:`MAX_SIDE`.
+            that Pillow supports; if it is HEIF and pillow-heif is not installed; or if the image
+            has more than :data:`MAX_PIXELS` pixels or a side above :data:`MAX_SIDE`.
     """
     name = name or (printable(source) if isinstance(source, str | Path) else "the picture")
     with ExitStack() as stack:
         with _decoder_errors(name):
             if isinstance(source, str | Path):
                 _check_file(Path(source))
-            image = stack.enter_context(Image.open(source))
+                source = stack.enter_context(Path(source).open("rb"))
+            image = stack.enter_context(_open(source))
             size = f"{image.width} x {image.height} pixels"
             if image.width * image.height > MAX_PIXELS:
                 raise _UnreadableError(f"{size}, over the limit of {MAX_PIXELS:,}")
@@ -92,6 +106,38 @@ def as_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("RGB")
     return _turn_upright(np.array(image, dtype=np.uint8), orientation)
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    """Open an image; register the reader of HEIF files when the first such file comes.
+
+    Raises:
+        _UnreadableError: If Pillow cannot read the format.
+    """
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        file.seek(0)
+        start = file.read(512)
+    if start[4:8] != b"ftyp" or start[8:12] not in _HEIF_BRANDS:
+        raise _UnreadableError(f"not an image format that Pillow supports{_describe(start)}")
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        fix = "pip install pillow-heif, or convert it to JPEG"
+        raise _UnreadableError(f"a HEIF image, as telephones write them: {fix}") from error
+    register_heif_opener()
+    return Image.open(file)
+
+
+def _describe(start: bytes) -> str:
+    """Say what a file that is not an image seems to be, by its first bytes, and what to do."""
+    kinds = [name for at, signature, name in _SIGNATURES if start.startswith(signature, at)]
+    if not kinds and b"<svg" in start:
+        kinds = ["an SVG drawing"]
+    elif not kinds and start.isascii() and b"\0" not in start:
+        return ", but a text"
+    return f", but {kinds[0]}: convert it to JPEG or PNG" if kinds else ""
 
 
 @contextmanager
@@ -166,8 +212,6 @@ def _reason(error: Exception) -> str:
     """Return in one line, for users, why an image cannot be read."""
     if isinstance(error, _UnreadableError):
         return str(error)
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image format that Pillow supports"
     if isinstance(error, Image.DecompressionBombError):
         return f"more pixels than the limit of {MAX_PIXELS:,}"
     if isinstance(error, OSError) and error.strerror:

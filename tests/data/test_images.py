@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from horsehuman.data.images import MAX_PIXELS, PictureError, read_picture
 
@@ -145,7 +146,56 @@ def test_unreadable_files_are_errors_with_a_reason(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with (tmp_path / "text.png").open("rb") as file, pytest.raises(PictureError) as caught:
         read_picture(file, "this file")
-    assert str(caught.value) == "cannot read this file: not an image format that Pillow supports"
+    reason = "not an image format that Pillow supports, but a text"
+    assert str(caught.value) == f"cannot read this file: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"%PDF-1.7\n", "a PDF document"),
+        (b"PK\x03\x04\x14", "a zip archive or an office document"),
+        (b"\0\0\0\x18ftypmp42", "a video"),
+        (b"\0\0\0\x14ftypqt  ", "a video"),
+        (b"\x1aE\xdf\xa3\x01", "a video"),
+        (b"RIFF\0\0\0\0AVI LIST", "a video"),
+        (b'<?xml version="1.0"?><svg>', "an SVG drawing"),
+    ],
+)
+def test_errors_say_what_a_file_seems_to_be(tmp_path: Path, content: bytes, kind: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(PictureError, match=f"but {kind}: convert it to JPEG or PNG"):
+        read_picture(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("suffix", [".heic", ".avif"])
+def test_images_of_telephones_are_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+    image = Image.new("RGB", (96, 64), GREEN)
+    image.paste(RED, (0, 0, 32, 32))  # the upper left corner
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".heic":  # without registering the reader
+        pytest.importorskip("pillow_heif").from_pillow(image).save(path, exif=exif.tobytes())
+    elif features.check("avif"):
+        image.save(path, exif=exif)
+    else:
+        pytest.skip("this Pillow reads no AVIF")
+    expected = np.asarray(UPRIGHT[orientation](image), dtype=int)
+    pixels = read_picture(path)
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels - expected).mean() < 8
+
+
+def test_heif_without_its_reader_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    with pytest.raises(PictureError, match=r"a HEIF image, .*: pip install pillow-heif"):
+        read_picture(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("side", [10_001, 20_000])
