@@ -93,7 +93,7 @@ def resume_hint(run_dir: Path) -> str:
     if not (run_dir / "config.yaml").is_file():
         return "; no epoch was finished"
     last = run_dir / "checkpoints" / "last.ckpt"
-    done = f"the last whole epoch is in {last}" if last.is_file() else "no epoch is on the disk"
+    done = f"the last saved epoch is in {last}" if last.is_file() else "no epoch is on the disk"
     count = os.environ.get("LOCAL_WORLD_SIZE")
     python = f"torchrun --standalone --nproc-per-node {count}" if count else "python"
     return f"; {done}; go on with {python} scripts/train.py resume={shlex.quote(str(run_dir))}"

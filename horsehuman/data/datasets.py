@@ -55,7 +55,7 @@ class OnDemandImages:
     def __getitem__(self, indices: Tensor) -> Tensor:
         """Decode the images of some indices, ``(n,)``, in threads, as uint8 ``(n, 3, S, S)``."""
         paths = [self.records[index].path for index in indices]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # 1 in a worker of a loader
             return torch.stack(list(pool.map(decode, paths, repeat(self.size))))
 
 

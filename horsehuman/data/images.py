@@ -38,12 +38,13 @@ _SIGNATURES = (
     (0, b"PK\x03\x04", "a zip archive or an office document"),
     (0, b"\x1aE\xdf\xa3", "a video"),  # Matroska, WebM
     (8, b"AVI ", "a video"),
-    (4, b"ftypavif", "an AVIF image"),  # of a Pillow without AVIF
+    (4, b"ftypavi", "an AVIF image that is damaged or needs a newer Pillow"),
+    (4, b"ftypcrx", "a raw image of a camera"),
     (4, b"ftyp", "a video"),  # MP4, QuickTime
 )
 
 #: Brands of HEIF files with HEVC images, which telephones write (ISO/IEC 23008-12).
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 # Pillow warns about files that are either read correctly or refused here. The filter holds for the
 # whole process because warnings.catch_warnings() is not thread-safe.
@@ -117,8 +118,11 @@ def _open(file: BinaryIO) -> Image.Image:
     try:
         return Image.open(file)
     except UnidentifiedImageError:
-        file.seek(0)
-        start = file.read(512)
+        start = b""
+        if file.seekable():
+            file.seek(0)
+            start = file.read(512)
+            file.seek(0)
     if start[4:8] != b"ftyp" or start[8:12] not in _HEIF_BRANDS:
         raise _UnreadableError(f"not an image format that Pillow supports{_describe(start)}")
     try:
@@ -135,8 +139,8 @@ def _describe(start: bytes) -> str:
     kinds = [name for at, signature, name in _SIGNATURES if start.startswith(signature, at)]
     if not kinds and b"<svg" in start:
         kinds = ["an SVG drawing"]
-    elif not kinds and start.isascii() and b"\0" not in start:
-        return ", but a text"
+    elif not kinds and start and start.isascii() and b"\0" not in start:
+        return ", but a text file"
     return f", but {kinds[0]}: convert it to JPEG or PNG" if kinds else ""
 
 
@@ -212,6 +216,8 @@ def _reason(error: Exception) -> str:
     """Return in one line, for users, why an image cannot be read."""
     if isinstance(error, _UnreadableError):
         return str(error)
+    if isinstance(error, UnidentifiedImageError):  # its text is the representation of an object
+        return "damaged"
     if isinstance(error, Image.DecompressionBombError):
         return f"more pixels than the limit of {MAX_PIXELS:,}"
     if isinstance(error, OSError) and error.strerror:

@@ -21,7 +21,8 @@ from horsehuman.runtime import console, progress_bar, raise_on_signals, table
 
 log = logging.getLogger(__name__)
 
-#: Largest share of the time of training that is spent on writing checkpoints.
+#: Share of the time between two epochs' checkpoints that writing may take, about; the files of an
+#: epoch are written together.
 WRITE_SHARE = 0.1
 
 
@@ -84,11 +85,11 @@ class AverageWeights(WeightAveraging):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write each checkpoint to a temporary file, sync it to disk and rename it.
 
-    A process that is killed leaves the previous checkpoint intact. After a write, checkpoints are
-    kept in memory until :data:`WRITE_SHARE` of the time allows the next one; newer checkpoints of
-    the same file replace older ones. If a checkpoint cannot be written, because the disk is full
-    for instance, a warning is logged, training goes on, and the copy in memory is written as soon
-    as possible.
+    A process that is killed leaves the previous checkpoint intact. After the files of an epoch are
+    written, those of the next ones wait as copies in memory until :data:`WRITE_SHARE` of the time
+    allows a write; newer checkpoints of the same file replace older ones. If a checkpoint cannot be
+    written, because the disk is full for instance, a warning is logged, training goes on, and the
+    copy in memory is written as soon as possible.
 
     Attributes:
         unsaved: The checkpoints that are not on the disk, by file.
@@ -97,6 +98,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self) -> None:
         self.unsaved: dict[Path, dict[str, Any]] = {}
         self._next_write = 0.0
+        self._step = -1  # of the checkpoints that were written last
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -104,9 +106,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint, or keep a copy of it; log why it could not be written."""
         self.unsaved.pop(Path(path), None)  # "last" must follow the "best" that it names
         self.unsaved[Path(path)] = checkpoint
-        error = self.write_unsaved() if time.monotonic() >= self._next_write else None
-        if error:
+        step = checkpoint["global_step"]
+        due = step == self._step or time.monotonic() >= self._next_write
+        if due and (error := self.write_unsaved()):
             log.warning("%s is not saved (%s): the run goes on", printable(path), error.strerror)
+        elif due:
+            self._step = step
         if self.unsaved:  # a copy, because training changes the tensors
             self.unsaved[Path(path)] = copy.deepcopy(move_data_to_device(checkpoint, "cpu"))
 
@@ -127,7 +132,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     write_checkpoint(path, self.unsaved[path])
                     del self.unsaved[path]
                 now = time.monotonic()
-                self._next_write = now + (now - start) * (1 / WRITE_SHARE - 1)
+                pause = (now - start) * (1 / WRITE_SHARE - 1)
+                self._next_write = max(now, self._next_write) + pause
                 return None
             except OSError as error:
                 if time.monotonic() >= start + seconds:

@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def train(
     Args:
         config: The composed config of ``configs/``.
         run_dir: The run folder.
-        resuming: The folder holds an interrupted run: continue after its last complete epoch.
+        resuming: The folder holds an interrupted run: continue after its last saved epoch.
         allow_changes: Continue even if the images have changed.
 
     Returns:
@@ -174,8 +174,11 @@ def fit(
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except MisconfigurationException as error:
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
-    finally:
-        checkpoint_io.write_unsaved()
+    except BaseException:
+        with suppress(Exception):  # it must not replace the first error
+            if failure := checkpoint_io.write_unsaved():
+                log.warning("the last epochs are not saved (%s)", failure.strerror)
+        raise
     if rank() == 0:
         write_unsaved_checkpoints(trainer, last)
         finalize_checkpoints(run_dir / "checkpoints")
@@ -192,7 +195,7 @@ def write_unsaved_checkpoints(trainer: L.Trainer, last: Path) -> None:
         ResumableError: They cannot be written within :data:`SAVE_SECONDS`.
     """
     checkpoint_io: Any = trainer.strategy.checkpoint_io
-    if not checkpoint_io.unsaved:
+    if checkpoint_io.write_unsaved() is None:
         return
     log.warning("trying to save the last epoch for %.0f s: free some space", SAVE_SECONDS)
     if error := checkpoint_io.write_unsaved(SAVE_SECONDS):

@@ -146,7 +146,7 @@ def test_unreadable_files_are_errors_with_a_reason(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with (tmp_path / "text.png").open("rb") as file, pytest.raises(PictureError) as caught:
         read_picture(file, "this file")
-    reason = "not an image format that Pillow supports, but a text"
+    reason = "not an image format that Pillow supports, but a text file"
     assert str(caught.value) == f"cannot read this file: {reason}"
 
 
@@ -170,7 +170,10 @@ def test_errors_say_what_a_file_seems_to_be(tmp_path: Path, content: bytes, kind
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 @pytest.mark.parametrize("suffix", [".heic", ".avif"])
-def test_images_of_telephones_are_upright(tmp_path: Path, suffix: str, orientation: int) -> None:
+def test_images_of_telephones_are_upright(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, orientation: int
+) -> None:
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
     image = Image.new("RGB", (96, 64), GREEN)
     image.paste(RED, (0, 0, 32, 32))  # the upper left corner
     exif = Image.Exif()
@@ -186,6 +189,18 @@ def test_images_of_telephones_are_upright(tmp_path: Path, suffix: str, orientati
     pixels = read_picture(path)
     assert pixels.shape == expected.shape
     assert np.abs(pixels - expected).mean() < 8
+
+
+def test_damaged_heif_is_an_error_of_one_line(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif").from_pillow(Image.new("RGB", (64, 64), GREEN))
+    heif.save(tmp_path / "complete.heic")
+    content = (tmp_path / "complete.heic").read_bytes()
+    for length in (40, len(content) // 2, len(content) - 20):
+        (tmp_path / "cut.heic").write_bytes(content[:length])
+        with pytest.raises(PictureError, match=r"cut\.heic: damaged") as caught:
+            read_picture(tmp_path / "cut.heic")
+        assert "object" not in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_heif_without_its_reader_is_an_error_that_names_it(

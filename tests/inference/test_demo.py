@@ -48,7 +48,7 @@ def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
     assert heat_map.shape == (96, 96, 3)
     (tmp_path / "x.jpg").write_text("<script>")
     answer, heat_map = respond(networks, str(tmp_path / "x.jpg"), "cnn")
-    assert "Cannot read this file: not an image format that Pillow supports." in answer
+    assert "Cannot read this file: not an image format that Pillow supports, but a text" in answer
     assert heat_map is None
     assert "Waiting" in respond(networks, None, "cnn")[0]
     assert answer_text(Prediction("x", "horses", 0.55, -0.2, "unsure")) == (

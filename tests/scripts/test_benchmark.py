@@ -78,7 +78,7 @@ def test_the_plot_shows_the_trainings(tmp_path: Path) -> None:
     assert {bar.get_width() for bar in axes.patches} == {10, 100, 200}
 
 
-def test_both_networks_of_the_step_are_the_same() -> None:
+def test_the_plain_cnn_is_the_notebooks() -> None:
     shapes = [
         sorted(tuple(parameter.shape) for parameter in network.parameters())
         for network in (

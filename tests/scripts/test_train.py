@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import train as script
 
 from horsehuman import load_classifier
@@ -82,7 +83,8 @@ def test_help_shows_groups_and_examples(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_the_last_whole_epoch(tree: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])  # Ctrl-C and kill
+def test_an_interrupted_run_keeps_its_last_epoch(name: str, tree: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT), *small_cnn(tree), "trainer.max_epochs=100000"],
         cwd=tmp_path,
@@ -94,12 +96,17 @@ def test_ctrl_c_keeps_the_last_whole_epoch(tree: Path, tmp_path: Path) -> None:
         if line.startswith("epoch   2"):
             break
     time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, getattr(signal, name))
     _, rest = process.communicate()
     assert process.returncode == 130
-    assert rest.splitlines()[-1].startswith("interrupted; the last whole epoch is in outputs/cnn/")
-    last = rest.split(" is in ")[-1].split(";")[0]
-    load_classifier(tmp_path / last)
+    assert rest.splitlines()[-1].startswith("interrupted; the last saved epoch is in outputs/cnn/")
+    last = tmp_path / rest.split(" is in ")[-1].split(";")[0]
+    load_classifier(last)
+    printed = [
+        int(line.split("/")[0].split()[1]) for line in rest.splitlines() if "/100000" in line
+    ]
+    saved = torch.load(last, weights_only=True)["epoch"] + 1
+    assert saved in (printed[-1], printed[-1] + 1)  # printed after it was saved, or before
 
 
 @pytest.mark.slow
