@@ -39,7 +39,6 @@ _SIGNATURES = (
     (0, b"\x1aE\xdf\xa3", "a video"),  # Matroska, WebM
     (8, b"AVI ", "a video"),
     (4, b"ftypavi", "an AVIF image that is damaged or needs a newer Pillow"),
-    (4, b"ftypcrx", "a raw image of a camera"),
     (4, b"ftyp", "a video"),  # MP4, QuickTime
 )
 
@@ -136,12 +135,10 @@ def _open(file: BinaryIO) -> Image.Image:
 
 def _describe(start: bytes) -> str:
     """Say what a file that is not an image seems to be, by its first bytes, and what to do."""
-    kinds = [name for at, signature, name in _SIGNATURES if start.startswith(signature, at)]
-    if not kinds and b"<svg" in start:
-        kinds = ["an SVG drawing"]
-    elif not kinds and start and start.isascii() and b"\0" not in start:
-        return ", but a text file"
-    return f", but {kinds[0]}: convert it to JPEG or PNG" if kinds else ""
+    for offset, signature, name in _SIGNATURES:
+        if start.startswith(signature, offset):
+            return f", but {name}: convert it to JPEG or PNG"
+    return ", but a text file" if start and start.isascii() and b"\0" not in start else ""
 
 
 @contextmanager
