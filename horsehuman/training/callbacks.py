@@ -128,7 +128,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         while True:
             try:
                 for path in list(self.unsaved):
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.parent.mkdir(exist_ok=True)  # a run folder that vanished stays away
                     write_checkpoint(path, self.unsaved[path])
                     del self.unsaved[path]
                 now = time.monotonic()
