@@ -78,9 +78,9 @@ GROWTH = {
 
 #: A program that predicts the official validation set, without metrics and a report.
 BARE_EVALUATION = """
-import torch
 from horsehuman.runtime import tune_process
 tune_process()
+import torch
 from horsehuman import load_classifier
 from horsehuman.data.archives import bundled_archives, unpack
 from horsehuman.data.datasets import decode

@@ -121,7 +121,6 @@ def _open(file: BinaryIO) -> Image.Image:
         if file.seekable():
             file.seek(0)
             start = file.read(512)
-            file.seek(0)
     if start[4:8] != b"ftyp" or start[8:12] not in _HEIF_BRANDS:
         raise _UnreadableError(f"not an image format that Pillow supports{_describe(start)}")
     try:

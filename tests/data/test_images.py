@@ -172,6 +172,7 @@ def test_errors_say_what_a_file_seems_to_be(tmp_path: Path, content: bytes, kind
 def test_images_of_telephones_are_upright(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, orientation: int
 ) -> None:
+    Image.init()  # adds formats to the list that is replaced
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
     image = Image.new("RGB", (96, 64), GREEN)
     image.paste(RED, (0, 0, 32, 32))  # the upper left corner
@@ -207,6 +208,7 @@ def test_heif_without_its_reader_is_an_error_that_names_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    Image.init()  # adds formats to the list that is replaced
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
     with pytest.raises(PictureError, match=r"a HEIF image, .*: pip install pillow-heif"):
         read_picture(tmp_path / "a.jpg")
