@@ -113,7 +113,7 @@ def predict(
     form: Annotated[str, Option("--format", help="Output: table, csv, json or jsonl.")] = "table",
     out: Annotated[Path | None, Option(metavar="FILE", help="Output [default: stdout].")] = None,
     sort_into: Annotated[Path | None, Option(metavar="DIR", help="Copy to DIR/CLASS.")] = None,
-    always: Annotated[bool, Option("--always-answer", help="Never say unsure or neither.")] = False,
+    always: Annotated[bool, Option("--always-answer", help="Always name a class.")] = False,
     precision: Precision = "float32",
     force: Force = False,
 ) -> bool:

@@ -1,4 +1,4 @@
-"""The decision of a classifier: from a logit to a class, ``unsure`` or ``neither``; no torch."""
+"""The decision: from scores to a class, ``unsure``, ``neither`` or ``both``; no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +22,16 @@ class Scores(NamedTuple):
     Attributes:
         logit: Calibrated logit: divided by the temperature.
         probability: Probability of class 1, 0 to 1: the sigmoid of ``logit``.
-        neither_score: Distance of the image's features from those of all training images, at
-            least 0. From 1 on the image is of neither class. Always 0 for a network without this
-            score.
+        neither_score: Logit of *neither*: from 0 on the image is of neither class. Always -1 for a
+            network without this output.
+        both_score: Logit of *both*: from 0 on the image shows both classes. Always -1 for a
+            network without this output.
     """
 
     logit: float
     probability: float
-    neither_score: float = 0.0
+    neither_score: float = -1.0
+    both_score: float = -1.0
 
 
 class Classifier(Protocol):
@@ -60,11 +62,12 @@ class Prediction:
 
     Attributes:
         source: File, URL, or number of the image among several.
-        class_name: Predicted class; empty if ``status`` is ``neither`` or ``error``.
-        probability: Probability of the predicted class, 0 to 1; NaN without one.
+        class_name: Predicted class; empty if ``status`` is ``neither``, ``both`` or ``error``.
+        probability: Probability of the class that the threshold gives, 0 to 1; NaN for ``neither``
+            and ``error``.
         logit: Calibrated logit; its sigmoid is the probability of class 1. NaN for an error.
         status: ``ok``; ``unsure`` if the probability is below the confidence threshold;
-            ``neither`` if the image is too far from all training images; or ``error``.
+            ``neither`` if the image shows neither class; ``both`` if it shows both; or ``error``.
         error: Why the image could not be read; otherwise empty.
     """
 
@@ -72,7 +75,7 @@ class Prediction:
     class_name: str = ""
     probability: float = float("nan")
     logit: float = float("nan")
-    status: Literal["ok", "unsure", "neither", "error"] = "error"
+    status: Literal["ok", "unsure", "neither", "both", "error"] = "error"
     error: str = ""
 
 
@@ -86,12 +89,14 @@ def decide(
         source: File, URL, or number of the image among several.
         scores: The classifier's scores of the image.
         always_answer: Whether to predict a class with status ``ok`` in every case, instead of
-            ``unsure`` or ``neither``.
+            ``unsure``, ``neither`` or ``both``.
     """
-    if scores.neither_score >= 1 and not always_answer:
+    if scores.neither_score >= 0 and not always_answer:
         return Prediction(source, logit=scores.logit, status="neither")
     label = int(scores.probability >= classifier.threshold)
     probability = scores.probability if label else 1 - scores.probability
+    if scores.both_score >= 0 and not always_answer:
+        return Prediction(source, "", probability, scores.logit, "both")
     unsure = probability < classifier.confidence_threshold and not always_answer
     name = classifier.class_names[label]
     return Prediction(source, name, probability, scores.logit, "unsure" if unsure else "ok")
@@ -99,7 +104,7 @@ def decide(
 
 def format_prediction(prediction: Prediction) -> str:
     """Format a prediction for people: ``horses  99.10%``, ``unsure (horses 55.00%)``."""
-    if prediction.status in ("neither", "error"):
+    if prediction.status in ("neither", "both", "error"):
         return prediction.status
     answer = f"{printable(prediction.class_name)}  {prediction.probability:7.2%}"
     return answer if prediction.status == "ok" else f"unsure ({' '.join(answer.split())})"

@@ -2,6 +2,7 @@
 
     python scripts/build_assets.py                       # official archives, timm's weights
     python scripts/build_assets.py --archives DIR --weights FILE.safetensors --out DIR
+    python scripts/build_assets.py --photos ZIP          # only the features of these photographs
 
 With the same versions of Pillow and safetensors, the files are the same to the byte each time.
 """
@@ -11,8 +12,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import json
 import os
+import re
 import sys
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,9 +29,15 @@ import torch
 from PIL import Image
 
 from horsehuman.data.archives import download_archives, local_archives
+from horsehuman.data.datasets import OnDemandImages
+from horsehuman.data.records import Record
 from horsehuman.errors import HorseHumanError, one_line
-from horsehuman.models.inception import CUTS, load_pretrained, read_pretrained
+from horsehuman.models.bundled import PHOTOGRAPHS_FILE, backbone_key
+from horsehuman.models.inception import CUTS, Inception, load_pretrained, read_pretrained
 from horsehuman.runtime import ASSETS, BACKBONE_FILE, DIGESTS, log_to_stderr, track
+
+#: Photographs in ``other`` that show people, found by eye in contact sheets of all 446.
+SHOW_PEOPLE = set(Path(__file__).with_name("show_people.txt").read_text().split())
 
 #: Last layer of the backbone that is kept.
 CUT = "Mixed_6e"
@@ -39,10 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--archives", type=Path, metavar="DIR", help="folder with both zips")
     parser.add_argument("--weights", default="tv_in1k", help="timm tag or safetensors file")
     parser.add_argument("--out", type=Path, default=ASSETS, metavar="DIR", help="target folder")
+    parser.add_argument("--photos", type=Path, metavar="ZIP", help="horses/, humans/ and other/")
     options = parser.parse_args(arguments)
     log_to_stderr()
     try:
         options.out.mkdir(parents=True, exist_ok=True)
+        if options.photos:
+            record_digests([pack_photographs(options.photos, options.out / PHOTOGRAPHS_FILE)])
+            return 0
         built = [pack_backbone(options.weights, options.out / BACKBONE_FILE)]
         archives = local_archives(options.archives) if options.archives else download_archives()
         built += [pack_images(path, options.out / path.name) for path in archives.values()]
@@ -124,6 +138,43 @@ def pack_backbone(source: str, target: Path) -> Path:
     safetensors.torch.save_file(tensors, target)
     target.chmod(0o644)
     return target
+
+
+def pack_photographs(source: Path, target: Path) -> Path:
+    """Write the features of photographs in the default backbone, as float16.
+
+    Args:
+        source: Zip archive with the folders ``horses`` (named by breed: the text before the last
+            two numbers), ``humans`` and ``other``; :data:`SHOW_PEOPLE` are left out.
+        target: Safetensors file to write.
+
+    Returns:
+        The target.
+    """
+    network = Inception()
+    cache = network.feature_cache()
+    with zipfile.ZipFile(source) as archive, tempfile.TemporaryDirectory() as folder:
+        archive.extractall(folder)
+        paths = [p for p in sorted(Path(folder).rglob("*.jpg")) if p.stem not in SHOW_PEOPLE]
+        images = OnDemandImages([Record(path, 0, "", "") for path in paths], network.image_size)
+        batches = torch.split(torch.arange(len(paths)), 32)
+        steps = track(batches, "embedding photographs", len(batches))
+        with torch.inference_mode():
+            features = torch.cat([cache(images[indices]) for indices in steps])
+    names = ("horses", "humans", "other")
+    labels = torch.tensor([names.index(path.parent.name) for path in paths])
+    tensors = {"features": features.half(), "labels": labels.to(torch.int8)}
+    groups = json.dumps([group_of_photograph(path) for path in paths])
+    metadata = {"groups": groups, "backbone": backbone_key(network)}
+    safetensors.torch.save_file(tensors, target, metadata)
+    target.chmod(0o644)
+    return target
+
+
+def group_of_photograph(path: Path) -> str:
+    """Return the breed of a horse, the file of anything else, after the name of the class."""
+    breed = re.sub(r"^[\d_]+|[\d_]+$", "", path.stem)
+    return f"{path.parent.name}/{breed if path.parent.name == 'horses' else path.stem}"
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

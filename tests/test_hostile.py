@@ -174,7 +174,7 @@ def exports(folder: Path) -> Iterator[Case]:
     external = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4])
     external.data_location = TensorProto.EXTERNAL
     external.external_data.add(key="location", value="../../../etc/passwd")
-    named = {"horsehuman_format": "1", "class_names": '["a", "b"]', "certain_from": "0.5"}
+    named = {"horsehuman_format": "2", "class_names": '["a", "b"]', "confidence_threshold": "0.5"}
     files: list[tuple[TensorProto, dict[str, str]]] = [
         (weight, {}),
         (external, {"horsehuman_format": "1"}),

@@ -12,12 +12,22 @@ from torch.utils.data import DataLoader
 
 from horsehuman.data import datasets
 from horsehuman.data.archives import image_root
-from horsehuman.data.records import SUBJECT_PATTERN, Record, SplitPlan, assign_splits, scan_folder
+from horsehuman.data.records import (
+    SUBJECT_PATTERN,
+    Record,
+    SplitPlan,
+    assign_splits,
+    scan_folder,
+    scan_unlabelled,
+)
 from horsehuman.data.transforms import make_augment
 from horsehuman.distributed import world_size
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, printable
 
 log = logging.getLogger(__name__)
+
+#: Smallest number of images in ``outliers``.
+MIN_OUTLIERS = 20
 
 
 class HorseHumanDataModule(L.LightningDataModule):
@@ -52,6 +62,8 @@ class HorseHumanDataModule(L.LightningDataModule):
         memory_limit: Size of the decoded images in GiB up to which each process keeps them in
             memory; larger sets are decoded again in each epoch.
         num_workers: Worker processes that decode images which are not kept in memory.
+        outliers: Folder with at least :data:`MIN_OUTLIERS` images of neither class, subfolders
+            included, to learn *neither* from; ``None`` for none.
 
     Attributes:
         class_names: Names of class 0 and class 1, after :meth:`setup`.
@@ -81,6 +93,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         skip_bad: bool = False,
         memory_limit: float = 4.0,
         num_workers: int = 0,
+        outliers: str | None = None,
     ) -> None:
         super().__init__()
         self.image_size, self.source, self.archives_dir = image_size, source, archives_dir
@@ -92,11 +105,13 @@ class HorseHumanDataModule(L.LightningDataModule):
         self.seed, self.batch_size, self.num_workers = seed, batch_size, num_workers
         self.augment = make_augment(augment)
         self.skip_bad, self.memory_limit = skip_bad, memory_limit
+        self.outliers = Path(str(outliers)).expanduser() if outliers else None
         self._check_options()
         self.class_names: list[str] = []
         self.records: list[Record] = []
         self.skipped: dict[str, str] = {}
         self._images: datasets.Inputs = torch.empty(0)
+        self._outlier_images: datasets.OnDemandImages | None = None
         self._features: dict[str, datasets.BatchDataset] = {}
         self._labels = torch.empty(0)
         self._first_epoch = 0
@@ -148,6 +163,33 @@ class HorseHumanDataModule(L.LightningDataModule):
                 raise HorseHumanError(f"{split} has only {count} pictures: use fewer processes")
         self._labels = torch.tensor([float(record.label) for record in records])
         self._log_summary()
+        if self.outliers is not None:
+            self._outlier_images = self._read_outliers(self.outliers)
+
+    def _read_outliers(self, folder: Path) -> datasets.OnDemandImages:
+        """Check the images of neither class.
+
+        Raises:
+            HorseHumanError: If there are too few, one cannot be read, or one is in a class, too.
+        """
+        name = f"data.outliers={printable(folder)}"
+        records = scan_unlabelled(folder)
+        size = self.image_size
+        decoded = datasets.decode_all(records, size, keep=False, skip_bad=self.skip_bad)
+        records = decoded[0]
+        self.skipped |= decoded[2]
+        if len(records) < MIN_OUTLIERS:
+            few = f"{name} has {len(records)} pictures: give at least {MIN_OUTLIERS}"
+            raise HorseHumanError(f"{few} that show neither class")
+        digests = {record.digest for record in self.records}
+        same = [printable(record.path) for record in records if record.digest in digests]
+        if same:
+            fix = "remove them from one of the two folders"
+            examples = ", ".join(same[:3])
+            overlap = f"{name} has {len(same)} pictures of the classes ({examples})"
+            raise HorseHumanError(f"{overlap}: {fix}")
+        log.info("%s: %d pictures of neither class", name, len(records))
+        return datasets.OnDemandImages(records, size)
 
     def check_cacheable(self) -> None:
         """Check that the features of training images are the same in every epoch.
@@ -177,6 +219,25 @@ class HorseHumanDataModule(L.LightningDataModule):
             loader = self._loader(self._dataset(split))
             if len(loader):
                 self._features[split] = datasets.embed_all(loader, embed)
+
+    def training_features(self, embed: datasets.Embed) -> tuple[Tensor, list[Record]]:
+        """Return features ``(N, F)`` of training images, not augmented, and their records.
+
+        Args:
+            embed: Computes the features of a batch, unless :meth:`use_features` has.
+        """
+        dataset = self._features.get("train")
+        dataset = dataset or datasets.embed_all(self._loader(self._dataset("train")), embed)
+        records = [self.records[index] for index in self._indices("train")]
+        return dataset.__getitems__(list(range(len(dataset))))[0], records
+
+    def outlier_features(self, embed: datasets.Embed) -> Tensor | None:
+        """Return features ``(M, F)`` of the images of neither class; ``None`` without them."""
+        if self._outlier_images is None:
+            return None
+        count = len(self._outlier_images.records)
+        dataset = datasets.BatchDataset(self._outlier_images, torch.zeros(count), range(count))
+        return datasets.embed_all(self._loader(dataset), embed).__getitems__(list(range(count)))[0]
 
     def discard_features(self) -> None:
         """Return images again instead of features."""

@@ -147,6 +147,17 @@ def scan_folder(
     return class_names, records
 
 
+def scan_unlabelled(folder: Path) -> list[Record]:
+    """List all images below a folder as records of class 0, each a group by itself.
+
+    Raises:
+        HorseHumanError: If there is no such folder.
+    """
+    if not folder.is_dir():
+        raise HorseHumanError(f"{printable(folder)} is not a folder: name one with pictures")
+    return [Record(path, 0, str(path), "") for path in sorted(_walk(folder, frozenset()))]
+
+
 def assign_splits(records: Sequence[Record], options: SplitPlan) -> list[Record]:
     """Assign a split to each record: train, validation or test.
 

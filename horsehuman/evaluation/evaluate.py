@@ -50,8 +50,8 @@ class LabelledPredictions:
         records: The N images that could be read.
         groups: Group of each image, N names.
         labels: True classes, 0 or 1, ``(N,)``.
-        statuses: ``ok``, ``unsure`` or ``neither``, ``(N,)``. Metrics ignore them: each image
-            counts as the class that its probability and the threshold give.
+        statuses: ``ok``, ``unsure``, ``neither`` or ``both``, ``(N,)``. Metrics ignore them: each
+            image counts as the class that its probability and the threshold give.
         logits: Calibrated logits, float64 ``(N,)``.
         probabilities: Probabilities of class 1, float64 ``(N,)``: the sigmoid of the logits,
             computed in float32 like in the network.
@@ -177,8 +177,7 @@ def summarize(predictions: LabelledPredictions) -> dict[str, Any]:
         "pictures": len(labels),
         "right": int(correct.sum()),
         "unreadable": predictions.errors,
-        "unsure": int((statuses == "unsure").sum()),
-        "neither": int((statuses == "neither").sum()),
+        **{status: int((statuses == status).sum()) for status in ("unsure", "neither", "both")},
         "right of the others": int(correct[statuses == "ok"].sum()),
         "groups": len(groups),
         "groups without an error": error_free,
@@ -284,11 +283,11 @@ def caveats(summary: dict[str, Any], grouped: bool) -> list[str]:
     lines = few_groups_caveats(count, grouped)
     share = f"{low:.0%} to {high:.0%} (exact 95 % interval from these counts alone)"
     lines.append(f"{error_free} of {count} {noun} have no error; the share may be {share}")
-    unsure, neither = summary["unsure"], summary["neither"]
-    if unsure or neither:
-        others = f"of the other {summary['pictures'] - unsure - neither}"
-        others += f", {summary['right of the others']} are right"
-        lines.append(f"{unsure} answers are unsure and {neither} are neither class; {others}")
+    unsure, neither, both = (summary[status] for status in ("unsure", "neither", "both"))
+    if others := unsure + neither + both:
+        counts = f"{unsure} answers are unsure, {neither} are neither class and {both} are both"
+        rest = f"{summary['right of the others']} of the other {summary['pictures'] - others}"
+        lines.append(f"{counts}; {rest} are right")
     undefined = [name for name, value in summary["metrics"].items() if value["value"] is None]
     if undefined:
         lines.append(f"undefined because a class or an answer is missing: {', '.join(undefined)}")

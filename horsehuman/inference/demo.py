@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from horsehuman.data.archives import image_root
 from horsehuman.data.images import PictureError, read_picture
 from horsehuman.decision import Prediction, decide
@@ -143,8 +145,9 @@ def respond(networks: dict[str, Network], path: str | None, name: str) -> tuple[
         name: Key of the chosen classifier.
 
     Returns:
-        The answer as HTML, and the image with the heat map over it, uint8 ``(S, S, 3)``; ``None``
-        instead of the latter if there is no image or it cannot be read.
+        The answer as HTML, and the image with the heat map over it, uint8 ``(S, S, 3)``, or two
+        such side by side if the image shows both classes; ``None`` instead of the latter if there
+        is no image or it cannot be read.
     """
     if path is None:
         return _status("Waiting for a picture"), None
@@ -154,15 +157,19 @@ def respond(networks: dict[str, Network], path: str | None, name: str) -> tuple[
     except PictureError as error:
         message = str(error)
         return _status(f"{message[:1].upper()}{message[1:]}."), None
-    scores, heat = explain_answer(network, image, layer=None)
+    scores, heats = explain_answer(network, image, layer=None)
     note = f"{1000 * (time.perf_counter() - start):.0f} ms, {printable(name)}"
-    return _status(answer_text(decide(network, path, scores)), note), overlay(image, heat)
+    pictures = [overlay(image, heat) for heat in heats.values()]
+    answer = answer_text(decide(network, path, scores), network.class_names)
+    return _status(answer, note), np.concatenate(pictures, axis=1)
 
 
-def answer_text(prediction: Prediction) -> str:
+def answer_text(prediction: Prediction, class_names: tuple[str, str]) -> str:
     """Format a prediction as a sentence for the page."""
     if prediction.status == "neither":
-        return "Neither: unlike anything that this classifier was trained on"
+        return f"Neither {' nor '.join(class_names)}"
+    if prediction.status == "both":
+        return f"Both {' and '.join(class_names)} (evidence for each, in this order)"
     answer = f"{prediction.class_name}, {prediction.probability:.1%}"
     return f"Unsure: perhaps {answer}" if prediction.status == "unsure" else answer
 

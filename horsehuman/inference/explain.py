@@ -28,8 +28,9 @@ MAX_IMAGES = 160
 #: An image uint8 ``(3, S, S)``, the heat map over it uint8 ``(S, S, 3)``, and a caption.
 Panel = tuple[Tensor, plots.Image, str]
 
-#: The prediction on an image and, if the image can be read, its panel.
-Explained = tuple[Prediction, Panel | None]
+#: The prediction on an image and its panels: one, or one for each class that is visible, or none if
+#: the image cannot be read.
+Explained = tuple[Prediction, list[Panel]]
 
 # RGB of vermilion, which colour-blind readers can distinguish from the colours of most images
 # (Okabe and Ito 2008).
@@ -72,7 +73,7 @@ def explain(
 
     layer_module = network.eval().get_submodule(layer or network.heat_layer)
     with torch.enable_grad(), layer_module.register_forward_hook(replace_output):
-        scores = network.score_features(network.pool_features(network.forward_features(images)))
+        scores = network.score_maps(network.forward_features(images))
         gradients = torch.autograd.grad(scores[0].sum(), outputs)
     heat = torch.zeros(len(images), size, size)
     for variant, (maps, gradient) in enumerate(zip(outputs, gradients, strict=True)):
@@ -86,8 +87,10 @@ def explain(
     return heat, to_scores(scores)
 
 
-def explain_answer(network: Network, image: Tensor, layer: str | None) -> tuple[Scores, Tensor]:
-    """Compute the scores of an image and the evidence for the predicted class.
+def explain_answer(
+    network: Network, image: Tensor, layer: str | None
+) -> tuple[Scores, dict[int, Tensor]]:
+    """Compute the scores of an image and the evidence for the predicted class, or for both.
 
     Args:
         network: The classifier; it is switched to eval mode.
@@ -95,11 +98,12 @@ def explain_answer(network: Network, image: Tensor, layer: str | None) -> tuple[
         layer: See :func:`explain`.
 
     Returns:
-        The scores, and the heat map of the class that the threshold gives, unsure or not: float32
-        ``(S, S)``, at least 0.
+        The scores, and heat maps by class, 0 or 1: of the class that the threshold gives, unsure or
+        not, or of both classes if the image shows both. float32 ``(S, S)``, at least 0.
     """
     (heat,), (scores,) = explain(network, image[None], layer)
-    return scores, (heat if scores.probability >= network.threshold else -heat).clamp_min(0)
+    labels = (0, 1) if scores.both_score >= 0 else (int(scores.probability >= network.threshold),)
+    return scores, {label: (heat if label else -heat).clamp_min(0) for label in labels}
 
 
 @torch.inference_mode()
@@ -217,8 +221,9 @@ def explain_and_report(
         log.warning("drawing %d of %d pictures, evenly spaced", MAX_IMAGES, len(names))
         names = evenly_spaced(names, MAX_IMAGES)
     explained = _explain_each(network, names, layer)
-    pairs = [(answer, panel if options.plot else None) for answer, panel in explained]
-    predictions, panels = [answer for answer, _ in pairs], [panel for _, panel in pairs if panel]
+    pairs = [(answer, panels if options.plot else []) for answer, panels in explained]
+    predictions = [answer for answer, _ in pairs]
+    panels = [panel for _, panels in pairs for panel in panels]
     if not predictions:
         raise HorseHumanError("no pictures to explain: name at least one")
     if panels:
@@ -237,25 +242,28 @@ def explain_and_report(
 
 
 def _explain_each(network: Network, names: Sequence[str], layer: str | None) -> Iterator[Explained]:
-    """Yield the prediction on each image and, if it can be read, its panel.
+    """Yield the prediction on each image and its panels.
 
-    The caption of a panel has the answer of the threshold, however unsure.
+    The caption of a panel has the class and its probability, however unsure.
     """
     for name in track(names, "explaining", len(names)):
         try:
             image = network.preprocess(read_source(name))
         except PictureError as error:
             log.warning("error: %s", error)
-            yield Prediction(name, error=str(error)), None
+            yield Prediction(name, error=str(error)), []
             continue
-        scores, heat = explain_answer(network, image, layer)
-        answer = decide(network, name, scores, always_answer=True)
-        stem = printable(Path(name).stem)[-22:]
-        caption = f"{stem}\n{answer.class_name} {answer.probability:.0%}"
-        if not heat.any():
-            log.warning("%s: the heat map for %s is empty", printable(name), answer.class_name)
-            caption += ", no heat"
-        yield decide(network, name, scores), (image, overlay(image, heat), caption)
+        scores, heats = explain_answer(network, image, layer)
+        panels = []
+        for label, heat in heats.items():
+            class_name = network.class_names[label]
+            probability = scores.probability if label else 1 - scores.probability
+            caption = f"{printable(Path(name).stem)[-22:]}\n{class_name} {probability:.0%}"
+            if not heat.any():
+                log.warning("%s: the heat map for %s is empty", printable(name), class_name)
+                caption += ", no heat"
+            panels.append((image, overlay(image, heat), caption))
+        yield decide(network, name, scores), panels
 
 
 def _draw(network: Network, panels: Sequence[Panel], title: str) -> Figure:

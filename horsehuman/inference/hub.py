@@ -105,7 +105,8 @@ def model_card(model: str, network: Network, origin: Mapping[str, Any], report: 
         number=format_number,
         interval=format_interval,
         origin=origin,
-        has_neither_score=network.settings.get("far_from") is not None,
+        neither=network.settings.get("neither", False),
+        both=network.settings.get("both_threshold") is not None,
         parameters=[(p.numel(), p.requires_grad) for p in network.parameters()],
     )
     return str(card)

@@ -14,13 +14,13 @@ from horsehuman.decision import Scores
 from horsehuman.errors import HorseHumanError, is_out_of_memory, os_errors, printable
 
 #: Version of the export format. It increases when older code cannot read newer files.
-FORMAT = 1
+FORMAT = 2
 
 #: Name of the file's input.
 INPUT = "pictures"
 
-#: Names of the file's outputs; the neither score is named ``strangeness`` for compatibility.
-OUTPUTS = ("logit", "probability", "strangeness")
+#: Names of the file's outputs.
+OUTPUTS = ("logit", "probability", "neither", "both")
 
 # The key ``location`` of a reference to a file with external data (``TensorProto.external_data`` in
 # ``onnx.proto``), after the last byte of its length; no export has it.
@@ -71,15 +71,15 @@ class OnnxClassifier:
         try:
             metadata = self._session.get_modelmeta().custom_metadata_map
             version, digest = metadata["horsehuman_format"], metadata.get(DIGEST)
+            if version != str(FORMAT):
+                reason = f"has format {printable(version)}, not {FORMAT}"
+                raise HorseHumanError(f"{name} {reason}: export it again")
             first, second = json.loads(metadata["class_names"])
             self.class_names = str(first), str(second)
             self.threshold = float(metadata["threshold"])
-            self.confidence_threshold = float(metadata["certain_from"])
+            self.confidence_threshold = float(metadata["confidence_threshold"])
         except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise fault from error
-        if version != str(FORMAT):
-            reason = f"has format {printable(version)}, not {FORMAT}"
-            raise HorseHumanError(f"{name} {reason}: export it again")
         names = {entry.name for entry in self._session.get_inputs() + self._session.get_outputs()}
         if (digest and digest_of(content, digest) != digest) or not names >= {INPUT, *OUTPUTS}:
             raise fault
@@ -91,8 +91,8 @@ class OnnxClassifier:
             images: uint8 ``(N, 3, H, W)``, RGB.
 
         Returns:
-            Calibrated logits, probabilities of class 1 (0 to 1) and neither scores (1 and above
-            is neither class); float32 ``(N,)`` each.
+            Calibrated logits, probabilities of class 1 (0 to 1), and the logits of *neither* and
+            *both* (from 0 on they hold; -1 without such an output); float32 ``(N,)`` each.
         """
         outputs: list[NDArray[np.float32]] = self._session.run(list(OUTPUTS), {INPUT: images})
         return outputs

@@ -94,7 +94,7 @@ def _format(prediction: Prediction, output_format: str, width: int, separator: s
 
 
 def copy_each(predictions: Iterable[Prediction], folder: Path) -> Iterator[Prediction]:
-    """Copy each predicted image to the subfolder of its class, or to ``unsure`` or ``neither``.
+    """Copy each image to the subfolder of its class, or to ``unsure``, ``neither`` or ``both``.
 
     Nothing is copied for an error. No file is overwritten: a copy whose name is taken gets a
     number.

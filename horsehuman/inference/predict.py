@@ -53,7 +53,7 @@ def predict(
         sources: One image, or an iterable of images; an array ``(N, H, W, 3)`` is N images.
         batch_size: Number of images per batch, at least 1.
         always_answer: Whether to choose one of the two classes for every image, so that no
-            prediction is ``unsure`` or ``neither``.
+            prediction is ``unsure``, ``neither`` or ``both``.
 
     Raises:
         HorseHumanError: If ``batch_size`` is not an integer of at least 1.

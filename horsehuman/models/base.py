@@ -1,5 +1,6 @@
 """The base class of the networks, the layers they share, and the checkpoint format they use."""
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,10 @@ from horsehuman.data.transforms import resize
 from horsehuman.decision import Scores
 from horsehuman.errors import HorseHumanError, check_choice, check_number, check_widths
 
+log = logging.getLogger(__name__)
+
 #: Version of the checkpoint format. It increases when older code cannot read newer files.
-FORMAT = 2
+FORMAT = 3
 
 
 #: Precisions of a frozen backbone. With ``auto`` it is ``bfloat16`` if the device supports that.
@@ -36,7 +39,7 @@ class Network(nn.Module, ABC):
             last one), ``dropout`` (probability of dropping an input of a dense layer, in [0, 1)),
             ``class_names`` (names of class 0 and class 1), ``threshold`` (an image is of class 1
             if its probability of class 1 is at least this, in (0, 1)), ``temperature`` (see
-            :meth:`calibrate`, above 0) and ``certain_from`` (a prediction with a smaller
+            :meth:`calibrate`, above 0) and ``confidence_threshold`` (a prediction with a smaller
             probability is unsure, in [0.5, 1)).
 
     Attributes:
@@ -45,6 +48,7 @@ class Network(nn.Module, ABC):
         heat_layer: Name of the module from whose output
             :func:`~horsehuman.inference.explain.explain` computes its heat map by default.
         precision: One of :data:`PRECISIONS`, for a frozen backbone; it is never saved.
+        batch_size: Largest number of images that :meth:`score` computes at a time.
         pool: Module that maps ``(N, C, H', W')`` to features ``(N, F)``.
         head: Layers that map features ``(N, F)`` to logits ``(N, 1)``.
 
@@ -54,6 +58,7 @@ class Network(nn.Module, ABC):
 
     heat_layer: str
     precision = "float32"
+    batch_size = 256
     pool: "Pool"
     head: nn.Sequential
 
@@ -69,7 +74,8 @@ class Network(nn.Module, ABC):
         check_number("model.dropout", plain["dropout"], float, at_least=0, below=1)
         check_number("model.threshold", plain["threshold"], float, above=0, below=1)
         check_number("model.temperature", plain["temperature"], float, above=0)
-        check_number("model.certain_from", plain["certain_from"], float, at_least=0.5, below=1)
+        confidence = plain["confidence_threshold"]
+        check_number("model.confidence_threshold", confidence, float, at_least=0.5, below=1)
 
     @property
     def class_names(self) -> tuple[str, str]:
@@ -85,7 +91,7 @@ class Network(nn.Module, ABC):
     @property
     def confidence_threshold(self) -> float:
         """Probability of the predicted class, in [0.5, 1), below which a prediction is unsure."""
-        return float(self.settings["certain_from"])
+        return float(self.settings["confidence_threshold"])
 
     def compute_dtype(self, device: torch.device | None = None) -> torch.dtype:
         """Return the data type in which a frozen backbone computes; float32 without one.
@@ -157,24 +163,33 @@ class Network(nn.Module, ABC):
         """
         return self.eval().calibrate(self(images))
 
-    def score_features(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the three scores of :class:`~horsehuman.decision.Scores`.
+    def score_maps(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Compute the four scores of :class:`~horsehuman.decision.Scores`.
 
         Args:
-            features: float32 of shape ``(N, F)``.
+            maps: Output of :meth:`forward_features`.
 
         Returns:
-            Calibrated logits, probabilities of class 1 and neither scores, each ``(N,)``.
+            Calibrated logits, probabilities of class 1, neither scores and both scores, each
+            ``(N,)``.
         """
+        features = self.pool_features(maps)
         logits = self.calibrate(self.forward_head(features))
-        return logits, logits.sigmoid(), self.neither_score(features)
+        return logits, logits.sigmoid(), self.neither_score(features), self.both_score(maps)
 
     def neither_score(self, features: Tensor) -> Tensor:
         """Compute the neither scores ``(N,)`` of features ``(N, F)``.
 
-        An image with a score of 1 or more is of neither class. The base class returns 0 for all.
+        An image with a score of 0 or more is of neither class. The base class returns -1 for all.
         """
-        return torch.zeros_like(features[:, 0])
+        return torch.full_like(features[:, 0], -1)
+
+    def both_score(self, maps: Sequence[Tensor]) -> Tensor:
+        """Compute the both scores ``(N,)`` of the output of :meth:`forward_features`.
+
+        An image with a score of 0 or more shows both classes. The base class returns -1 for all.
+        """
+        return torch.full_like(maps[0][:, 0, 0, 0], -1)
 
     def preprocess(self, picture: NDArray[np.uint8]) -> Tensor:
         """Resize an image, uint8 ``(H, W, 3)``, to the canonical image, uint8 ``(3, S, S)``."""
@@ -187,12 +202,14 @@ class Network(nn.Module, ABC):
         Args:
             pictures: Output of :meth:`preprocess` for each image, uint8 ``(3, S, S)``.
         """
-        features = self.eval().embed(torch.stack(list(pictures)).to(self.device))
-        return to_scores(self.score_features(features))
+        images = torch.stack(list(pictures)).to(self.device)
+        batches = torch.split(images, self.batch_size)
+        scores = [self.eval().score_maps(self.forward_features(batch)) for batch in batches]
+        return to_scores([torch.cat(parts) for parts in zip(*scores, strict=True)])
 
 
 def to_scores(tensors: Sequence[Tensor]) -> list[Scores]:
-    """Convert the output of :meth:`Network.score_features` to one ``Scores`` per image."""
+    """Convert the output of :meth:`Network.score_maps` to one ``Scores`` per image."""
     return [Scores(*values) for values in zip(*(t.tolist() for t in tensors), strict=True)]
 
 
@@ -310,6 +327,8 @@ def to_plain(value: Any) -> Any:
 def check_origin(checkpoint: Mapping[str, Any]) -> str:
     """Check that this version can read a checkpoint, and return its classifier's class name.
 
+    Format 2 is readable; see :func:`upgrade_settings`.
+
     Args:
         checkpoint: The loaded checkpoint.
 
@@ -321,8 +340,21 @@ def check_origin(checkpoint: Mapping[str, Any]) -> str:
         raise HorseHumanError("this checkpoint was not written by horsehuman")
     if type(origin["format"]) is not int:
         raise HorseHumanError("this checkpoint has no valid format: copy or train it again")
-    if origin["format"] != FORMAT:
+    if origin["format"] not in (2, FORMAT):
         remedy = "upgrade horsehuman" if origin["format"] > FORMAT else "train it again"
         found = f"this checkpoint has format {origin['format']}"
-        raise HorseHumanError(f"{found}, this code reads {FORMAT}: {remedy}")
+        raise HorseHumanError(f"{found}, this code reads 2 and {FORMAT}: {remedy}")
     return str(origin["classifier"])
+
+
+def upgrade_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a checkpoint of an earlier version under their present names.
+
+    Format 2 had another score for *neither* (``far_from``), which is dropped and logged.
+    """
+    upgraded = {key: value for key, value in settings.items() if key not in ("far_from", "views")}
+    if "certain_from" in upgraded:
+        upgraded["confidence_threshold"] = upgraded.pop("certain_from")
+    if settings.get("far_from") is not None:
+        log.warning("this checkpoint has format 2: it cannot say neither or both; train it again")
+    return upgraded

@@ -4,17 +4,18 @@ Images of one group resemble each other. Values that are fitted to predictions f
 training groups would therefore be too optimistic about new images.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
+from torchmetrics.functional.classification import binary_auroc
 
 from horsehuman.data.records import group_folds, min_groups_per_class
 from horsehuman.decision import Floats, Ints
-from horsehuman.models.inception import class_mean_distance, class_means
 
 #: Target error rate among the predictions that are not unsure.
 ERROR_RATE = 0.01
@@ -22,13 +23,12 @@ ERROR_RATE = 0.01
 #: Lower and upper bound of the temperature.
 TEMPERATURE_BOUNDS = (0.25, 4.0)
 
-#: Quantile of the distances of held-out images that the neither threshold is derived from.
-DISTANCE_QUANTILE = 0.95
+#: Number of folds of cross-validation.
+FOLDS = 5
 
-#: Factor between that quantile and the neither threshold. The photographs of people in scikit-image
-#: (``astronaut`` and ``camera``), which must not be refused, reached 1.51 times the quantile for a
-#: classifier of rendered subjects. The factor is about a tenth above that (1.65 / 1.51 = 1.09).
-NEITHER_THRESHOLD_FACTOR = 1.65
+#: Share of known images that the threshold of *neither* keeps in cross-validation, groups weighing
+#: the same.
+KNOWN_KEPT = 0.98
 
 #: Factor of the sum of squared weights in the loss of the linear probe.
 RIDGE_PENALTY = 0.01
@@ -105,33 +105,68 @@ def fit_confidence_threshold(
     return float(np.clip(np.floor(smallest * 1e4) / 1e4, 0.5, 0.999))
 
 
-def fit_neither_threshold(
-    features: Tensor, labels: Tensor, groups: Sequence[str], folds: int = 5
-) -> tuple[Tensor, float]:
-    """Compute class means and fit the neither threshold.
+class NeitherProbe(NamedTuple):
+    """A linear output for *neither*, and its rates on held-out images.
 
-    The threshold is :data:`NEITHER_THRESHOLD_FACTOR` times the :data:`DISTANCE_QUANTILE` quantile
-    of the distances of all images to the nearer class mean of the other folds.
+    Attributes:
+        weight: float32 ``(F,)``.
+        bias: float32 scalar. The logit of features ``x`` is ``weight @ x + bias``; from 0 on an
+            image is of neither class.
+        kept: Share of known images with a logit below 0; all groups weigh the same.
+        refused: Share of outliers with a logit of at least 0.
+        auroc: Area under the ROC curve of outliers against known images.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    kept: float
+    refused: float
+    auroc: float
+
+
+def fit_neither(
+    features: Tensor, labels: Ints, groups: Sequence[str], outliers: Tensor
+) -> NeitherProbe | None:
+    """Fit a linear probe of outliers against the images of both classes.
+
+    The bias is set so that :data:`KNOWN_KEPT` of the known images are kept in cross-validation, in
+    which no group and no outlier is in two folds.
 
     Args:
-        features: Features of the training images, ``(N, F)``.
-        labels: 0 or 1, ``(N,)``.
-        groups: Group of each image.
-        folds: Number of folds, at most the number of groups of the class with fewer groups.
+        features: Features of known images, float32 ``(N, F)``.
+        labels: Their labels, 0 or 1, ``(N,)``.
+        groups: Their groups.
+        outliers: Features of images that are of neither class, float32 ``(M, F)``.
 
     Returns:
-        Class means ``(2, F)`` of all images, and the neither threshold, rounded to 6 decimals.
+        The probe, fitted to all images; ``None`` if a class has a single group.
     """
-    distances = torch.empty(len(features))
-    for held_out in _held_out_masks(labels.numpy(), groups, folds):
-        means = class_means(features[~held_out], labels[~held_out])
-        distances[held_out] = class_mean_distance(features[held_out], means)
-    threshold = NEITHER_THRESHOLD_FACTOR * float(distances.quantile(DISTANCE_QUANTILE))
-    return class_means(features, labels), round(threshold, 6)
+    folds = min(FOLDS, min_groups_per_class(labels, groups))
+    if folds < 2:
+        return None
+    count = len(outliers)
+    known_folds = group_folds(labels, groups, folds)
+    outlier_folds = np.random.default_rng(0).permutation(count) % folds
+    fold_index = torch.from_numpy(np.concatenate([known_folds, outlier_folds]))
+    x = torch.cat([features, outliers])
+    targets = torch.cat([torch.zeros(len(features)), torch.ones(count)])
+    logits = torch.zeros(len(x))
+    for fold in range(folds):
+        weight, bias = fit_probe(x[fold_index != fold], targets[fold_index != fold], balanced=True)
+        logits[fold_index == fold] = x[fold_index == fold] @ weight + bias
+    known, others = np.split(logits.double().numpy(), [len(features)])
+    weights = group_weights(groups)
+    order = np.argsort(known)
+    position = np.searchsorted(weights[order].cumsum(), KNOWN_KEPT)
+    threshold = float(np.nextafter(np.float32(known[order[position]]), np.float32("inf")))
+    weight, bias = fit_probe(x, targets, balanced=True)
+    kept, refused = weights[known < threshold].sum(), (others >= threshold).mean()
+    auroc = binary_auroc(logits, targets.int())
+    return NeitherProbe(weight, bias - threshold, float(kept), float(refused), float(auroc))
 
 
 def cross_validated_probabilities(
-    features: Tensor, labels: Ints, groups: Sequence[str], folds: int = 5
+    features: Tensor, labels: Ints, groups: Sequence[str], folds: int = FOLDS
 ) -> Floats | None:
     """Predict each image with a linear probe that was fitted to the other folds' groups.
 
@@ -148,42 +183,43 @@ def cross_validated_probabilities(
     if min_groups_per_class(labels, groups) < folds:
         return None
     probabilities, targets = torch.zeros(len(labels)), torch.from_numpy(labels).float()
-    for held_out in _held_out_masks(labels, groups, folds):
-        probabilities[held_out] = _fit_probe(features, targets, held_out)
+    fold_index = torch.from_numpy(group_folds(labels, groups, folds))
+    for fold in range(folds):
+        held_out = fold_index == fold
+        weight, bias = fit_probe(features[~held_out], targets[~held_out])
+        probabilities[held_out] = (features[held_out] @ weight + bias).sigmoid()
     return probabilities.double().numpy()
 
 
-def _held_out_masks(labels: Ints, groups: Sequence[str], folds: int) -> Iterator[Tensor]:
-    """Return for each fold a mask of the images in it, bool of shape ``(N,)``."""
-    fold_index = torch.from_numpy(group_folds(labels, groups, folds))
-    return (fold_index == fold for fold in range(folds))
-
-
-def _fit_probe(features: Tensor, targets: Tensor, held_out: Tensor) -> Tensor:
-    """Fit ridge-penalised logistic regression to standardised features, and apply it.
+def fit_probe(
+    features: Tensor, targets: Tensor, *, balanced: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Fit ridge-penalised logistic regression to standardised features.
 
     Args:
         features: float32 of shape ``(N, F)``.
-        targets: Labels, float32 of shape ``(N,)``, 0 or 1.
-        held_out: Mask of the images to predict, bool of shape ``(N,)``; the others are fitted.
+        targets: float32 of shape ``(N,)``, 0 or 1.
+        balanced: Whether both classes weigh the same; otherwise all images do.
 
     Returns:
-        Probability of class 1 for each of the M held-out images, float32 of shape ``(M,)``.
+        Weight ``(F,)`` and bias, a scalar, of the logit of features that are not standardised.
     """
-    train = features[~held_out]
-    x = (features - train.mean(0)) / train.std(0).clamp_min(1e-6)
-    weight = torch.zeros(x.shape[1] + 1, requires_grad=True)  # entry 0 is the bias
-    optimizer = torch.optim.LBFGS([weight], max_iter=60, line_search_fn="strong_wolfe")
-    fitted, labels = x[~held_out], targets[~held_out]
+    mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
+    x = (features - mean) / deviation
+    positive = targets.mean() if balanced else 0.5
+    weights = torch.where(targets == 1, 0.5 / positive, 0.5 / (1 - positive))
+    parameters = torch.zeros(x.shape[1] + 1, requires_grad=True)  # entry 0 is the bias
+    optimizer = torch.optim.LBFGS([parameters], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        logits = fitted @ weight[1:] + weight[0]
-        value = functional.binary_cross_entropy_with_logits(logits, labels)
-        value = value + RIDGE_PENALTY * weight[1:].square().sum()
+        logits = x @ parameters[1:] + parameters[0]
+        value = functional.binary_cross_entropy_with_logits(logits, targets, weights)
+        value = value + RIDGE_PENALTY * parameters[1:].square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return (x[held_out] @ weight[1:] + weight[0]).detach().sigmoid()
+    weight = parameters.detach()[1:] / deviation
+    return weight, parameters.detach()[0] - weight @ mean

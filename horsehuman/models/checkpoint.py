@@ -25,7 +25,7 @@ from horsehuman.errors import (
     os_errors,
     printable,
 )
-from horsehuman.models.base import PRECISIONS, Network, check_origin
+from horsehuman.models.base import PRECISIONS, Network, check_origin, upgrade_settings
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import CHECKPOINT, Inception, warn_without_bf16
 from horsehuman.run_dir import read_json, write_atomic
@@ -102,9 +102,10 @@ def _build_network(checkpoint: Mapping[str, Any]) -> Network:
     if any(t.layout != torch.strided or t.device.type != "cpu" for t in state.values()):
         raise mismatch
     tensors = {key.removeprefix("network."): tensor for key, tensor in state.items()}
+    tensors.pop("class_means", None)  # of format 2
     has_backbone = any(key.startswith("backbone.") for key in tensors)
     # The file's own `weights` must not make it read another file or the internet.
-    settings = {**settings, "weights": CHECKPOINT if has_backbone else "box"}
+    settings = upgrade_settings(settings) | {"weights": CHECKPOINT if has_backbone else "box"}
     parameters = inspect.signature(kind).parameters
     with torch.device("meta"):  # Settings that do not match the weights must not allocate memory.
         network = kind(**{name: settings[name] for name in settings if name in parameters})

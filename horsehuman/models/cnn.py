@@ -37,8 +37,8 @@ class CNN(Network):
         class_names: Names of class 0 and class 1.
         threshold: Smallest probability of class 1, in (0, 1), at which an image is of class 1.
         temperature: See :meth:`~horsehuman.models.base.Network.calibrate`, above 0.
-        certain_from: Probability of the predicted class, in [0.5, 1), below which a prediction
-            is unsure.
+        confidence_threshold: Probability of the predicted class, in [0.5, 1), below which a
+            prediction is unsure.
 
     Raises:
         HorseHumanError: If a value is of the wrong type or out of range, or ``image_size`` is too
@@ -64,7 +64,7 @@ class CNN(Network):
         class_names: Sequence[str] = ("horses", "humans"),
         threshold: float = 0.5,
         temperature: float = 1.0,
-        certain_from: float = 0.5,
+        confidence_threshold: float = 0.5,
     ) -> None:
         # The arguments by name: no other local variables than the excluded ones exist yet.
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})

@@ -17,6 +17,7 @@ from horsehuman.data.transforms import resize
 from horsehuman.errors import (
     HorseHumanError,
     check_choice,
+    check_flag,
     check_number,
     check_widths,
     is_out_of_memory,
@@ -32,6 +33,10 @@ CHECKPOINT = "checkpoint"
 #: Images that are embedded at a time. A larger batch is no faster on a CPU, and each image
 #: in a batch takes some 20 MB of memory.
 BATCH_SIZE = 8
+
+#: Rows and columns of the grid of regions in which *both* looks for each class, and the number of
+#: regions that decide. Chosen on composites of held-out subjects, see docs/neither.md.
+GRID, STRONGEST = 6, 2
 
 #: Layers after which the backbone can be cut, in the order of timm's feature levels (Szegedy et al.
 #: 2016, names as in torchvision).
@@ -67,17 +72,16 @@ class Inception(Network):
         class_names: Names of class 0 and class 1.
         threshold: Smallest probability of class 1, in (0, 1), at which an image is of class 1.
         temperature: See :meth:`~horsehuman.models.base.Network.calibrate`, above 0.
-        certain_from: Probability of the predicted class, in [0.5, 1), below which a prediction
-            is unsure.
-        far_from: Neither threshold, above 0: threshold on the distance to the nearer class mean at
-            and above which an image is neither; ``None`` disables the neither score. See
-            :func:`class_mean_distance`.
+        confidence_threshold: Probability of the predicted class, in [0.5, 1), below which a
+            prediction is unsure.
+        neither: Whether the network has the linear output ``neither``; see
+            :func:`~horsehuman.models.calibration.fit_neither`.
+        both_threshold: Threshold of *both* on the outputs of the linear layer ``presence``, see
+            :meth:`both_score`; ``None`` for a network without this layer.
 
     Attributes:
         width: Number of features F.
         weights_source: The given ``weights``; a checkpoint stores it as a record only.
-        class_means: Means of the power-normalised features of each class, ``(2, F)``, zeros until
-            they are fitted; only if ``far_from`` is given. See :func:`class_means`.
 
     Raises:
         HorseHumanError: If a value is of the wrong type or out of range, or the weights cannot be
@@ -85,6 +89,7 @@ class Inception(Network):
     """
 
     heat_layer = "backbone"  # its output, the maps that are pooled
+    batch_size = BATCH_SIZE
 
     def __init__(
         self,
@@ -101,8 +106,9 @@ class Inception(Network):
         class_names: Sequence[str] = ("horses", "humans"),
         threshold: float = 0.5,
         temperature: float = 1.0,
-        certain_from: float = 0.5,
-        far_from: float | None = None,
+        confidence_threshold: float = 0.5,
+        neither: bool = False,
+        both_threshold: float | None = None,
     ) -> None:
         # The arguments by name: no other local variables than the excluded ones exist yet.
         super().__init__({k: v for k, v in locals().items() if k not in ("self", "__class__")})
@@ -126,11 +132,17 @@ class Inception(Network):
         *before, last = dense_layers(self.width, [*hidden, 1])
         self.head = nn.Sequential(*before, nn.Dropout(dropout), last)
         initialise(self.head, initialisation)
-        if far_from is not None:
-            check_number("model.far_from", far_from, float, above=0)
-            self.class_means: Tensor
-            self.register_buffer("class_means", torch.zeros(2, self.width))
+        self._add_outputs(neither, both_threshold)
         self.to(memory_format=torch.channels_last)
+
+    def _add_outputs(self, neither: bool, both_threshold: float | None) -> None:
+        """Add the layers ``neither`` and ``presence``, whose weights are loaded later."""
+        check_flag("model.neither", neither)
+        if neither:
+            self.neither = nn.Linear(self.width, 1).requires_grad_(False)
+        if both_threshold is not None:
+            check_number("model.both_threshold", both_threshold, float, at_least=-100)
+            self.presence = nn.Linear(self.backbone.width, 2).requires_grad_(False)
 
     @property
     def has_weights(self) -> bool:
@@ -174,18 +186,21 @@ class Inception(Network):
         return torch.cat([self.pool_features(self.forward_features(batch)) for batch in batches])
 
     def neither_score(self, features: Tensor) -> Tensor:
-        """Compute the distance to the nearer class mean, divided by the neither threshold.
-
-        Args:
-            features: float32 of shape ``(N, F)``.
-
-        Returns:
-            Neither scores ``(N,)``. An image with a score of 1 or more is of neither class. All are
-            0 if ``far_from`` is ``None``.
-        """
-        if self.settings["far_from"] is None:
+        """Compute the logit of *neither*; see :meth:`Network.neither_score`."""
+        if not self.settings["neither"]:
             return super().neither_score(features)
-        return class_mean_distance(features, self.class_means) / float(self.settings["far_from"])
+        logits: Tensor = self.neither(features)
+        return logits.squeeze(1)
+
+    def both_score(self, maps: Sequence[Tensor]) -> Tensor:
+        """Compute the logit of *both*; see :meth:`Network.both_score`.
+
+        The score is the smaller of the two logits of :func:`presence_logits`, minus the threshold.
+        """
+        threshold = self.settings["both_threshold"]
+        if threshold is None:
+            return super().both_score(maps)
+        return presence_logits(self.presence(average_regions(maps))).amin(1) - float(threshold)
 
     def feature_cache(self) -> FeatureCache:
         """Return a cache that embeds on the model's device and returns features on the CPU.
@@ -210,41 +225,34 @@ def warn_without_bf16(network: Inception) -> None:
         log.warning("precision=bfloat16: this %s has no instructions for it: float32", kind)
 
 
-def class_means(features: Tensor, labels: Tensor) -> Tensor:
-    """Compute the mean features of each class for :func:`class_mean_distance`.
+def average_regions(maps: Sequence[Tensor]) -> Tensor:
+    """Average feature maps over the regions of a grid, and over scales.
 
     Args:
-        features: float32 of shape ``(N, F)``.
-        labels: 0 or 1, ``(N,)``.
+        maps: Feature maps at each scale, ``(N, C, H, W)``.
 
     Returns:
-        Means of the power-normalised features of class 0 and class 1, ``(2, F)``.
+        Features ``(N, R, C)`` of R = :data:`GRID` squared regions, row by row.
     """
-    normalised = _power_normalize(features)
-    return torch.stack([normalised[labels == label].mean(0) for label in (0, 1)])
+    grids = [functional.adaptive_avg_pool2d(m, GRID).flatten(2) for m in maps]
+    return torch.stack(grids).mean(0).transpose(1, 2)
 
 
-def class_mean_distance(features: Tensor, means: Tensor) -> Tensor:
-    """Compute the cosine distance of features to the nearer class mean.
+def presence_logits(logits: Tensor) -> Tensor:
+    """Average the logits of the :data:`STRONGEST` regions in which a class is most visible.
 
-    The fourth root of the features is taken first (power normalisation, Perronnin et al. 2010),
-    so that a few large features do not dominate the many small ones. docs/neither.md names
-    other scores that were tried.
+    This is multiple-instance learning with an average of the largest instances: an image shows a
+    class if some of its regions do (Dietterich et al. 1997). A region that resembles both classes,
+    such as the body of a rearing horse, counts for neither of them.
 
     Args:
-        features: float32 of shape ``(N, F)``.
-        means: Output of :func:`class_means`, ``(2, F)``.
+        logits: Logits of each region and class, ``(N, R, 2)``.
 
     Returns:
-        Distances ``(N,)``, 0 to 1.
+        Logits ``(N, 2)``: whether each class is visible anywhere.
     """
-    means = functional.normalize(means, dim=1)
-    return 1 - (_power_normalize(features) @ means.T).amax(1)
-
-
-def _power_normalize(features: Tensor) -> Tensor:
-    """Return fourth roots of features ``(N, F)``, negative ones as 0, each row of length 1."""
-    return functional.normalize(features.clamp_min(0).sqrt().sqrt(), dim=1)
+    exclusive = logits - functional.softplus(logits.flip(2))
+    return exclusive.topk(STRONGEST, dim=1).values.mean(1)
 
 
 class FrozenBackbone(nn.Module):

@@ -29,18 +29,24 @@ _CLASSES: dict[str, dict[str, Any]] = {
 }
 
 
+# Arguments of a network that follow from what a run has fitted.
+_FITTED = {"neither", "both_threshold"}
+
+
 def build_model_and_data(config: DictConfig) -> tuple[Any, HorseHumanDataModule]:
     """Seed torch, build the model, then the data module with the model's image size, set up.
 
     Paths in ``config.data`` are made absolute, so that the run can be resumed from elsewhere.
     """
-    for name in ("root", "archives_dir"):
+    for name in ("root", "archives_dir", "outliers"):
         if config.data.get(name):
             config.data[name] = str(Path(str(config.data[name])).expanduser().absolute())
     L.seed_everything(config.seed, verbose=False)
     model = build("model", config)
     model.network.precision = config.precision
     data = build("data", config, image_size=model.image_size, seed=config.seed)
+    if data.outliers and not isinstance(model, InceptionClassifier):
+        raise HorseHumanError("data.outliers needs model=inception: only it can say neither")
     if model.hparams.get("cache_features"):
         data.check_cacheable()
     for first in (True, False):  # one rank of each machine prepares, the others wait for it
@@ -69,7 +75,7 @@ def build(part: str, config: DictConfig, **given: Any) -> Any:
     network = NETWORKS.get(kind.__name__, kind)
     signatures = inspect.signature(kind), inspect.signature(network)
     taken = [p for s in signatures for p in s.parameters.values() if p.kind != p.VAR_KEYWORD]
-    options = {parameter.name for parameter in taken} - given.keys()
+    options = {parameter.name for parameter in taken} - given.keys() - _FITTED
     for name in arguments.keys() - options:
         near = closest(str(name), options)
         raise HorseHumanError(f"{part}.{name} is not an option of {kind.__name__}{near}: drop it")

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from horsehuman.data.datasets import OnDemandImages
 from horsehuman.data.image_sets import read_run_images
 from horsehuman.data.records import Record, scan_folder
 from horsehuman.decision import Floats
@@ -21,16 +19,12 @@ from horsehuman.evaluation.evaluate import predict_labelled
 from horsehuman.evaluation.metrics import clopper_pearson_interval, point_metrics
 from horsehuman.models import calibration, checkpoint
 from horsehuman.models.base import Network
+from horsehuman.models.calibration import FOLDS
 from horsehuman.models.checkpoint import find_checkpoint, load_classifier
-from horsehuman.models.inception import Inception
-from horsehuman.runtime import track
 from horsehuman.training.config import load_config
 from horsehuman.training.run import train
 
 log = logging.getLogger(__name__)
-
-#: Folds of the training groups; each class needs at least as many groups.
-FOLDS = 5
 
 
 def calibrate_and_report(run_dir: Path) -> None:
@@ -46,7 +40,7 @@ def calibrate(run_dir: Path) -> dict[str, Any]:
 
     The run's recipe is trained again on all but one fold of the training groups, for each fold. A
     run on a folder with a validation split of its own is asked about that split instead. The test
-    set is not used. InceptionV3 also gets class means and the threshold of *neither*.
+    set is not used.
 
     Args:
         run_dir: The run folder.
@@ -73,13 +67,6 @@ def calibrate(run_dir: Path) -> dict[str, Any]:
         predicted, logits = cross_validated_logits(config)
     settings, report = fit_thresholds(predicted, logits, network.threshold)
     saved = checkpoint.read_checkpoint(path)
-    if isinstance(network, Inception) and network.settings["pool"] != "flatten":
-        labels = torch.tensor([record.label for record in records])
-        groups = [record.group for record in records]
-        features = embed_records(network, records)
-        means, distance = calibration.fit_neither_threshold(features, labels, groups, FOLDS)
-        saved["state_dict"]["network.class_means"] = means
-        settings["far_from"] = report["distance from which a picture is neither"] = distance
     saved["hyper_parameters"].update(settings)
     saved["horsehuman"]["calibration"] = report
     checkpoint.write_checkpoint(path, saved)
@@ -112,7 +99,7 @@ def cross_validated_logits(config: DictConfig) -> tuple[list[Record], Floats]:
             "test": False,
             "precision": "float32",
             "data": {"fold": fold, "folds": FOLDS, "validation": "held_out"},
-            "model": {"temperature": 1.0, "certain_from": 0.5},
+            "model": {"temperature": 1.0, "confidence_threshold": 0.5},
             "trainer": {"strategy": "auto", "devices": 1, "num_nodes": 1},
         }
         fold_config: Any = OmegaConf.merge(config, changes)
@@ -125,14 +112,6 @@ def cross_validated_logits(config: DictConfig) -> tuple[list[Record], Floats]:
         records += predictions.records
         logits.append(predictions.logits)
     return records, np.concatenate(logits)
-
-
-def embed_records(network: Inception, records: Sequence[Record]) -> torch.Tensor:
-    """Return features ``(N, F)`` of images, from the cache if they are known."""
-    cache, images = network.feature_cache(), OnDemandImages(records, network.image_size)
-    batches = torch.split(torch.arange(len(records)), 32)
-    with torch.inference_mode():
-        return torch.cat([cache(images[i]) for i in track(batches, "features", len(batches))])
 
 
 def fit_thresholds(
@@ -175,4 +154,4 @@ def fit_thresholds(
     report["groups with an error"] = count
     bound = clopper_pearson_interval(count, report["groups"])[1]
     report["share of groups with an error, upper 97.5 % bound"] = bound
-    return {"temperature": temperature, "certain_from": confidence}, report
+    return {"temperature": temperature, "confidence_threshold": confidence}, report

@@ -19,7 +19,7 @@ from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.datasets import Batch
 from horsehuman.distributed import broadcast
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number
-from horsehuman.models.base import FORMAT, Network, check_origin, to_plain
+from horsehuman.models.base import FORMAT, Network, check_origin, to_plain, upgrade_settings
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import Inception, warn_without_bf16
 
@@ -190,6 +190,7 @@ class BinaryClassifier(L.LightningModule):
         if (name := check_origin(checkpoint)) != type(self).__name__:
             raise HorseHumanError(f"the checkpoint is that of {name}, not of {type(self).__name__}")
         if isinstance(self.network, Inception):
+            checkpoint["state_dict"].pop("network.class_means", None)  # of format 2
             before = self.network.weights_source
             self.network.weights_source = checkpoint["horsehuman"].get("weights", before)
 
@@ -214,7 +215,7 @@ class CNNClassifier(BinaryClassifier):
         label_smoothing: float = 0.1,
         **network: Any,
     ) -> None:
-        super().__init__(CNN(**network), optimizer, schedule, label_smoothing)
+        super().__init__(CNN(**upgrade_settings(network)), optimizer, schedule, label_smoothing)
 
 
 class InceptionClassifier(BinaryClassifier):
@@ -243,8 +244,8 @@ class InceptionClassifier(BinaryClassifier):
         **network: Any,
     ) -> None:
         check_flag("model.cache_features", cache_features)
-        network.pop("views", None)  # an option of version 0.1, in its checkpoints
         options = {"cache_features": cache_features}
+        network = upgrade_settings(network)
         super().__init__(Inception(**network), optimizer, schedule, label_smoothing, **options)
 
     def setup(self, stage: str) -> None:

@@ -33,6 +33,7 @@ from horsehuman.run_dir import (
 from horsehuman.runtime import PeakMemory, lacks_bf16
 from horsehuman.training import build, callbacks, resume, tensorboard
 from horsehuman.training.config import check_options, load_config
+from horsehuman.training.neither import add_outputs
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def train(
             else:
                 write_run_dir(run_dir, text, record, data)
         with lock_run(run_dir) if rank() == 0 else nullcontext():
-            fit(trainer, model, data, text, run_dir)
+            rates = fit(trainer, model, data, text, run_dir)
         logger: Any = trainer.logger
         metrics, seconds_before = training_metrics(trainer, config.seed, memory, started)
         sync_buffers(model)
@@ -102,7 +103,7 @@ def train(
             tested = model_class.load_from_checkpoint(final, map_location="cpu")
             tested.network.precision = config.precision
             metrics |= test(tested, data, config.trainer)
-        metrics["seconds"] = round(seconds_before + time.monotonic() - started, 1)
+        metrics |= rates | {"seconds": round(seconds_before + time.monotonic() - started, 1)}
         if rank() == 0:
             values = OmegaConf.to_container(config, resolve=True)
             tensorboard.log_hyperparameters(logger, values, metrics, steps)
@@ -144,8 +145,8 @@ def write_run_dir(
 
 def fit(
     trainer: L.Trainer, model: Any, data: HorseHumanDataModule, config: str, run_dir: Path
-) -> None:
-    """Train from the last checkpoint, if there is one, and strip the final checkpoints.
+) -> dict[str, float]:
+    """Train from the last checkpoint, if there is one, and complete the final checkpoints.
 
     Args:
         trainer: The trainer.
@@ -153,6 +154,9 @@ def fit(
         data: After ``setup``.
         config: The run's config as YAML, for TensorBoard.
         run_dir: The run folder.
+
+    Returns:
+        Metrics of *neither*; see :func:`~horsehuman.training.neither.add_outputs`.
 
     Raises:
         HorseHumanError: Lightning refuses the options, or no epoch was trained.
@@ -182,6 +186,7 @@ def fit(
     if rank() == 0:
         write_unsaved_checkpoints(trainer, last)
         finalize_checkpoints(run_dir / "checkpoints")
+    return add_outputs(model, data, trainer.strategy.root_device, run_dir / "checkpoints")
 
 
 def write_unsaved_checkpoints(trainer: L.Trainer, last: Path) -> None:
@@ -276,6 +281,10 @@ def print_results(run_dir: Path, metrics: dict[str, Any], data: HorseHumanDataMo
     if "test/acc" in metrics:
         count = f"{metrics['test/right']} of {metrics['test/pictures']} test pictures"
         lines.append(("test", f"{metrics['test/acc']:.2%} ({count} right, last epoch)"))
+    if "neither/kept" in metrics:
+        kept, refused = metrics["neither/kept"], metrics["neither/refused"]
+        rates = f"{refused:.1%} of other pictures refused, {kept:.1%} of the classes kept"
+        lines.append(("neither", f"{rates} (cross-validation)"))
     name = shlex.quote(str(run_dir))
     lines += [
         ("time", f"{metrics['seconds']:.0f} s"),

@@ -1,10 +1,12 @@
-"""Count the predictions for images that are neither horse nor human: the table of docs/neither.md.
+"""Measure *neither*: the tables of docs/neither.md.
 
     pip install -e '.[dev]' && python scripts/studies/neither.py --out neither
 
-Makes images that are neither (noise, plain colours, pages of text, plots, corners of training
-images, shuffled and blurred training images), takes photographs from scikit-image and scikit-learn,
-and predicts all of them with a classifier.
+The first table compares scores in cross-validation by subject, breed and file, on the features of
+the training images and of the bundled photographs' features. The second counts the predictions of a
+classifier for images that are neither and that it was not trained on: noise, plain colours, pages
+of text, plots, corners of training images, shuffled and blurred training images, and photographs
+from scikit-image and scikit-learn.
 """
 
 from __future__ import annotations
@@ -14,18 +16,29 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import skimage.data
 import sklearn.datasets
+import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from pytorch_ood.detector import KNN, EnergyBased, Mahalanobis, ViM  # type: ignore[import-untyped]
+from rich.table import Table
+from torchmetrics.functional.classification import binary_auroc
 
-from horsehuman import plots
+from horsehuman import HorseHumanDataModule, plots
 from horsehuman.data.image_sets import find_image_set
-from horsehuman.data.records import Record
+from horsehuman.data.records import Record, group_folds
+from horsehuman.decision import Floats, Ints
 from horsehuman.errors import HorseHumanError, one_line
+from horsehuman.evaluation.metrics import clopper_pearson_interval
 from horsehuman.inference.predict import predict
+from horsehuman.models.bundled import bundled_photographs
+from horsehuman.models.calibration import FOLDS, KNOWN_KEPT, fit_probe, group_weights
 from horsehuman.models.checkpoint import load_classifier
+from horsehuman.models.inception import Inception
 from horsehuman.runtime import console, log_to_stderr, table, track, tune_process
 
 #: Number of images of each kind that is made.
@@ -56,13 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_stderr()
     tune_process()
     try:
+        console(stderr=False).print(compare_scores())
         classifier = load_classifier(options.model)
-        lines = table("", "pictures", "neither", "unsure", *classifier.class_names)
+        columns = ("neither", "both", "unsure", *classifier.class_names)
+        lines = table("", "pictures", *columns)
         kinds = {**make_images(find_image_set("box").split("train").records), **photographs()}
         for kind, images in track(kinds.items(), "predicting", len(kinds)):
             predictions = list(predict(classifier, images))
             statuses = [p.class_name if p.status == "ok" else p.status for p in predictions]
-            columns = ("neither", "unsure", *classifier.class_names)
             counts = (statuses.count(column) for column in columns)
             lines.add_row(kind, str(len(predictions)), *map(str, counts))
             if options.out:
@@ -72,6 +86,93 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     console(stderr=False).print(lines)
     return 0
+
+
+def compare_scores() -> Table:
+    """Compare scores in cross-validation; a higher score means *neither*."""
+    network = Inception()
+    photographs = bundled_photographs(network)
+    assert photographs is not None
+    data = HorseHumanDataModule(val_fraction=0)
+    data.setup()
+    scenes, records = data.training_features(network.feature_cache())
+    x = torch.cat([scenes, photographs.features])
+    labels = np.concatenate([[record.label for record in records], photographs.labels])
+    groups = [*(record.group for record in records), *photographs.groups]
+    folds = np.zeros(len(x), np.int64)
+    is_scene = np.arange(len(x)) < len(scenes)
+    for stratum in range(6):
+        member = np.flatnonzero(labels + 3 * is_scene == stratum)
+        named = [groups[index] for index in member]
+        if named:
+            folds[member] = group_folds(np.zeros(len(named), np.int64), named, FOLDS)
+    columns = ("AUROC", "others refused", "95 %", "horses kept", "people kept", "scenes kept")
+    lines = table("score", *columns)
+    for name, (score, used) in scores(is_scene, labels).items():
+        values = np.zeros(len(x))
+        for fold in range(FOLDS):
+            fitted = torch.from_numpy((folds != fold) & used)
+            held_out = torch.from_numpy(folds == fold)
+            values[held_out] = score(x[fitted], labels[fitted], x[held_out])
+        lines.add_row(name, *rates(values, labels, groups, is_scene))
+    return lines
+
+
+Score = Callable[[torch.Tensor, Ints, torch.Tensor], torch.Tensor]
+
+
+def scores(is_scene: NDArray[np.bool_], labels: Ints) -> dict[str, tuple[Score, NDArray[np.bool_]]]:
+    """Return scores by name, each with a mask of the images that it may be fitted to."""
+
+    def probe(x: torch.Tensor, y: Ints, new: torch.Tensor) -> torch.Tensor:
+        weight, bias = fit_probe(x, torch.from_numpy(y == 2).float(), balanced=True)
+        return new @ weight + bias
+
+    def detector(kind: Callable[..., Any]) -> Score:
+        def score(x: torch.Tensor, y: Ints, new: torch.Tensor) -> torch.Tensor:
+            targets = torch.from_numpy(y)
+            weight, bias = fit_probe(x, targets.float())
+            fitted = kind(torch.stack([-weight, weight]), torch.stack([-bias, bias]))
+            values: torch.Tensor = fitted.fit_features(x, targets).predict_features(new)
+            return values
+
+        return score
+
+    def energy(x: torch.Tensor, y: Ints, new: torch.Tensor) -> torch.Tensor:
+        weight, bias = fit_probe(x, torch.from_numpy(y).float())
+        logits = new @ weight + bias
+        values: torch.Tensor = EnergyBased.score(torch.stack([-logits / 2, logits / 2], 1))
+        return values
+
+    known, everything = labels != 2, np.full(len(labels), True)
+    return {
+        "probe": (probe, everything),
+        "probe, only scenes as known": (probe, is_scene | ~known),
+        "probe, no photographs of people": (probe, is_scene | (labels != 1)),
+        "nearest neighbours (KNN, k = 1)": (detector(lambda w, b: KNN(None, k=1)), known),
+        "Mahalanobis": (detector(lambda w, b: Mahalanobis(None)), known),
+        "ViM": (detector(lambda w, b: ViM(None, 256, w, b)), known),
+        "energy": (energy, known),
+    }
+
+
+def rates(
+    values: Floats, labels: Ints, groups: Sequence[str], is_scene: NDArray[np.bool_]
+) -> list[str]:
+    """Return the cells of a row at the threshold that keeps 97 % of the known."""
+    other = labels == 2
+    known = np.flatnonzero(~other)
+    order = known[np.argsort(values[known])]
+    weights = group_weights([groups[index] for index in order])
+    threshold = values[order[np.searchsorted(weights.cumsum(), KNOWN_KEPT)]]
+    refused = values > threshold
+    photos = torch.from_numpy(np.flatnonzero(~is_scene))
+    auroc = binary_auroc(torch.from_numpy(values)[photos], torch.from_numpy(other).int()[photos])
+    interval = clopper_pearson_interval(int(refused[other].sum()), int(other.sum()))
+    kept = [~refused[~is_scene & (labels == label)] for label in (0, 1)] + [~refused[is_scene]]
+    cells = [f"{auroc:.3f}", f"{refused[other].mean():.1%}"]
+    cells.append(" to ".join(f"{bound:.1%}" for bound in interval))
+    return cells + [f"{mask.mean():.1%}" for mask in kept]
 
 
 def write(folder: Path, images: Sequence[Image.Image]) -> None:

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from horsehuman.decision import Prediction
 from horsehuman.inference.demo import answer_text, respond
@@ -51,10 +53,22 @@ def test_answers_are_sentences(tree: Path, tmp_path: Path) -> None:
     assert "Cannot read this file: not an image format that Pillow supports, but a text" in answer
     assert heat_map is None
     assert "Waiting" in respond(networks, None, "cnn")[0]
-    assert answer_text(Prediction("x", "horses", 0.55, -0.2, "unsure")) == (
-        "Unsure: perhaps horses, 55.0%"
-    )
-    assert answer_text(Prediction("x", "", 0, 1, "neither")).startswith("Neither")
+    names = ("horses", "humans")
+    unsure = Prediction("x", "horses", 0.55, -0.2, "unsure")
+    assert answer_text(unsure, names) == "Unsure: perhaps horses, 55.0%"
+    assert answer_text(Prediction("x", "", 0, 1, "neither"), names) == "Neither horses nor humans"
+    assert answer_text(Prediction("x", "", 0.9, 1, "both"), names).startswith("Both horses and")
+
+
+def test_the_evidence_for_both_classes_stands_side_by_side(tree: Path, tmp_path: Path) -> None:
+    halves = [next((tree / "test" / name).iterdir()) for name in ("horses", "humans")]
+    pixels = [np.asarray(Image.open(path).convert("RGB").resize((150, 300))) for path in halves]
+    Image.fromarray(np.concatenate(pixels, axis=1)).save(tmp_path / "both.png")
+    networks = {"inception": load_classifier("inception")}
+    answer, heat_map = respond(networks, str(tmp_path / "both.png"), "inception")
+    assert "Both horses and humans" in answer
+    assert heat_map is not None
+    assert heat_map.shape == (300, 600, 3)
 
 
 #: Age in seconds above which the page of the tests deletes uploads; the real page waits longer.

@@ -47,7 +47,7 @@ def test_heat_lies_in_the_half_that_contains_the_subject(name: str, tree: Path) 
         picture = torch.full((3, size, size), 255, dtype=torch.uint8)
         start = side * (size // 2)
         picture[:, :, start : start + size // 2] = small.round().to(torch.uint8)
-        _, heat = explain_answer(network, picture, None)
+        heat = explain_answer(network, picture, None)[1][1]
         half = heat[:, start : start + size // 2].sum() / heat.sum()
         assert half > 0.6
 
@@ -131,9 +131,11 @@ def test_the_evidence_is_that_for_the_predicted_class(tree: Path) -> None:
     for path in (tree / "test").rglob("*.webp"):
         picture = decode(path, network.image_size)
         (signed,), (expected,) = explain(network, picture[None])
-        scores, heat = explain_answer(network, picture, None)
+        scores, heats = explain_answer(network, picture, None)
         assert scores == expected
-        sign = 1 if path.parent.name == "humans" else -1
+        label = int(path.parent.name == "humans")
+        assert list(heats) == [label]
+        heat, sign = heats[label], 2 * label - 1
         assert (scores.probability >= network.threshold) == (sign == 1)
         assert torch.equal(heat, (sign * signed).clamp_min(0))
 

@@ -30,7 +30,7 @@ def export(model: str, path: Path) -> float:
     assert code == 0, printed
     size, difference = printed.splitlines()
     assert size == f"{path}: {path.stat().st_size / 1e6:.1f} MB"
-    assert difference.startswith("largest difference from the checkpoint in probability or")
+    assert difference.startswith("largest difference from the checkpoint in probability, or")
     return float(difference.split()[-1])
 
 
@@ -81,14 +81,15 @@ assert not loaded, loaded
 
 
 @pytest.mark.slow
-def test_inception_with_the_score_for_neither(tmp_path: Path, tree: Path) -> None:
+def test_inception_with_neither_and_both(tmp_path: Path, tree: Path) -> None:
     path = tmp_path / "inception.onnx"
     assert export("inception", path) < 1e-3
     classifier = OnnxClassifier(path)
     noise = np.random.default_rng(0).integers(0, 256, (120, 90, 3)).astype(np.uint8)
     paths = sorted((tree / "test").rglob("*.webp"))
-    answers = predict(classifier, [noise, *paths])
-    assert [answer.status for answer in answers] == ["neither", "ok", "ok", "ok", "ok"]
+    sides = [np.asarray(Image.open(path).resize((150, 300))) for path in (paths[0], paths[-1])]
+    answers = predict(classifier, [noise, *paths, np.concatenate(sides, axis=1)])
+    assert [answer.status for answer in answers] == ["neither", "ok", "ok", "ok", "ok", "both"]
 
 
 @pytest.mark.slow
@@ -99,14 +100,14 @@ def test_a_file_whose_outputs_differ_is_not_written(
     forward = ExportedNetwork.forward
 
     def wrong(self: ExportedNetwork, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        logits, probabilities, strangeness = forward(self, pictures)
+        logits, probabilities, *others = forward(self, pictures)
         exporting = torch.compiler.is_exporting()
-        return logits, probabilities * (factor if exporting else 1), strangeness
+        return logits, probabilities * (factor if exporting else 1), *others
 
     monkeypatch.setattr(ExportedNetwork, "forward", wrong)
     code, printed = commands.run("export", "--model", "cnn", "--out", str(tmp_path / "cnn.onnx"))
     assert code == 1
-    assert "export cancelled: probability or neither score differs by" in printed
+    assert "export cancelled: probability, or a tenth of another output, differs by" in printed
     assert not list(tmp_path.iterdir())
 
 
@@ -132,7 +133,7 @@ def test_wrong_files_are_refused(exported: Path, tmp_path: Path) -> None:
         "text.onnx": "is damaged or not a file of horsehuman: export it again",
         "missing.onnx": "cannot read",
         "foreign.onnx": "is damaged or not a file of horsehuman",
-        "newer.onnx": "has format 99, not 1",
+        "newer.onnx": "has format 99, not 2",
         "bare.onnx": "is damaged or not a file of horsehuman",
     }
     for name, reason in reasons.items():
@@ -189,8 +190,8 @@ def test_an_exported_file_reads_no_other_file(
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in OUTPUTS]
     graph = helper.make_graph(nodes, "graph", inputs, outputs, [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    named = {"horsehuman_format": "1", "class_names": '["a", "b"]'}
-    helper.set_model_props(model, {**named, "threshold": "0.5", "certain_from": "0.5"})
+    named = {"horsehuman_format": "2", "class_names": '["a", "b"]'}
+    helper.set_model_props(model, {**named, "threshold": "0.5", "confidence_threshold": "0.5"})
     (tmp_path / "crafted.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(HorseHumanError, match="may read other files"):
         OnnxClassifier(tmp_path / "crafted.onnx")
@@ -201,7 +202,7 @@ def test_an_exported_file_reads_no_other_file(
     [
         (b'["horses"', b'["hors\xe5s"'),
         (b"class_names", b"class_n\xe1mes"),
-        (b"certain_from", b"xxxxxxx_from"),
+        (b"confidence_threshold", b"xxxxxxxxxx_threshold"),
     ],
 )
 def test_damaged_metadata_are_refused(

@@ -117,8 +117,10 @@ def test_decide() -> None:
         class_names = ("horses", "humans")
         threshold, confidence_threshold = 0.4, 0.7
 
-    def answer(probability: float, neither_score: float = 0, **options: bool) -> tuple[str, str]:
-        scores = Scores(0.0, probability, neither_score)
+    def answer(
+        probability: float, neither: float = -1, both: float = -1, **options: bool
+    ) -> tuple[str, str]:
+        scores = Scores(0.0, probability, neither, both)
         prediction = decide(Thresholds(), "x", scores, **options)
         return prediction.class_name, prediction.status
 
@@ -126,8 +128,10 @@ def test_decide() -> None:
     assert answer(0.41) == ("humans", "unsure")
     assert answer(0.39) == ("horses", "unsure")
     assert answer(0.1) == ("horses", "ok")
-    assert answer(0.99, 1.5) == ("", "neither")
-    assert answer(0.45, 1.5, always_answer=True) == ("humans", "ok")
+    assert answer(0.99, 0) == ("", "neither")
+    assert answer(0.99, -0.1, 0) == ("", "both")
+    assert answer(0.99, 0.1, 0.1) == ("", "neither")
+    assert answer(0.45, 1.5, 1.5, always_answer=True) == ("humans", "ok")
 
 
 def test_images_of_every_type_in_python(tree: Path) -> None:
@@ -148,6 +152,7 @@ def test_images_of_every_type_in_python(tree: Path) -> None:
 def test_sorted_copies_overwrite_nothing(tree: Path, tmp_path: Path) -> None:
     source = str(tree / "test" / "horses" / "horse1-000.webp")
     answers = [("horses", "ok"), ("horses", "ok"), ("", "neither"), ("humans", "unsure")]
+    answers.append(("", "both"))
     predicted = [Prediction(source, name, 0.9, 1.0, status) for name, status in answers]
     predicted.append(Prediction("missing", "", NAN, NAN, "error"))
     predicted.append(Prediction("http://127.0.0.1/x.png", "horses", 0.9, 1.0, "ok"))
@@ -156,6 +161,7 @@ def test_sorted_copies_overwrite_nothing(tree: Path, tmp_path: Path) -> None:
     assert copies == {
         "sorted/horses/horse1-000.webp",
         "sorted/horses/horse1-000-2.webp",
+        "sorted/both/horse1-000.webp",
         "sorted/neither/horse1-000.webp",
         "sorted/unsure/horse1-000.webp",
     }

@@ -5,20 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from horsehuman import load_classifier
 from horsehuman.decision import Scores, decide
 from horsehuman.inference.predict import predict
 from horsehuman.models.calibration import (
-    NEITHER_THRESHOLD_FACTOR,
     fit_confidence_threshold,
-    fit_neither_threshold,
+    fit_neither,
     fit_temperature,
     group_weights,
     scale_logits,
 )
 from horsehuman.models.cnn import CNN
-from horsehuman.models.inception import Inception, class_mean_distance, class_means
+from horsehuman.models.inception import Inception
 
 
 def answers(scale: float, count: int = 4000) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -47,7 +47,7 @@ def test_calibration_changes_no_class_and_is_applied_as_it_is_fitted(threshold: 
     assert ((calibrated >= boundary) == (logits >= boundary)).all()
     np.testing.assert_allclose(calibrated, scale_logits(logits, temperature, threshold))
     confidence = fit_confidence_threshold(calibrated, labels, groups, threshold, rate=0.05)
-    network.settings["certain_from"] = confidence
+    network.settings["confidence_threshold"] = confidence
     predictions = [
         decide(network, "", Scores(logit, 1 / (1 + np.exp(-logit)))) for logit in calibrated
     ]
@@ -91,33 +91,44 @@ def test_certain_answers_are_as_often_wrong_as_is_aimed_at() -> None:
     )
 
 
-def test_neither_threshold_accepts_similar_and_refuses_other_features() -> None:
+def test_neither_keeps_known_and_refuses_other_features() -> None:
+    """The rates are those of pictures that the probe was not fitted to."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(400) % 2
-    centres = torch.rand(2, 64, generator=generator) ** 4
-    features = centres[labels] * (1 + 0.2 * torch.rand(400, 64, generator=generator))
-    groups = [f"g{index // 20}-{index % 2}" for index in range(400)]
-    means, threshold = fit_neither_threshold(features, labels, groups)
-    torch.testing.assert_close(means, class_means(features, labels))
-    distances = class_mean_distance(features, means)
-    assert float((distances < threshold).float().mean()) > 0.99
-    quantile = float(distances.quantile(0.95))
-    assert quantile * NEITHER_THRESHOLD_FACTOR == pytest.approx(threshold, rel=0.1)
-    strange = class_mean_distance(torch.rand(50, 64, generator=generator) ** 4, means)
-    assert bool((strange > threshold).all())
+    labels = np.arange(1200) % 2
+    centres = torch.rand(3, 16, generator=generator)
+    known = centres[labels] + 0.3 * torch.randn(1200, 16, generator=generator)
+    others = centres[2] + 0.3 * torch.randn(1000, 16, generator=generator)
+    groups = [f"g{index // 10}-{index % 2}" for index in range(1200)]
+    probe = fit_neither(known[:400], labels[:400], groups[:400], others[:300])
+    assert probe is not None
+    assert probe.kept == pytest.approx(0.98, abs=0.005)
+    new = torch.cat([known[400:], others[300:]]) @ probe.weight + probe.bias
+    assert float((new[:800] < 0).float().mean()) == pytest.approx(probe.kept, abs=0.03)
+    assert float((new[800:] >= 0).float().mean()) == pytest.approx(probe.refused, abs=0.05)
+    assert 0.9 < probe.auroc < 1
 
 
-def test_without_a_neither_threshold_all_neither_scores_are_0() -> None:
+def test_neither_needs_two_groups_in_each_class() -> None:
+    features, groups = torch.rand(40, 4), ["a" if index % 2 else str(index) for index in range(40)]
+    assert fit_neither(features, np.arange(40) % 2, groups, torch.rand(20, 4)) is None
+
+
+def test_without_outputs_for_them_an_image_is_never_neither_or_both() -> None:
     network = Inception(scales=[75], weights="random", image_size=80)
-    assert network.neither_score(torch.rand(3, 768)).tolist() == [0, 0, 0]
+    (scores,) = network.score([torch.zeros(3, 80, 80, dtype=torch.uint8)])
+    assert scores.neither_score == scores.both_score == -1
 
 
-def test_bundled_inception_refuses_noise_and_a_blank_image(tree: Path) -> None:
-    strange = [
+def test_bundled_inception_says_neither_and_both(tree: Path) -> None:
+    others = [
         np.random.default_rng(0).integers(0, 256, (200, 200, 3)).astype(np.uint8),
         np.full((100, 100, 3), 255, np.uint8),
     ]
     classifier = load_classifier("inception")
-    assert [answer.status for answer in predict(classifier, strange)] == ["neither"] * 2
+    assert [answer.status for answer in predict(classifier, others)] == ["neither"] * 2
     paths = sorted((tree / "train").rglob("*.webp"))[::3]
     assert all(p.status == "ok" for p in predict(classifier, paths))
+    halves = [np.asarray(Image.open(p).resize((150, 300))) for p in (paths[0], paths[-1])]
+    (answer,) = predict(classifier, np.concatenate(halves, axis=1))
+    assert (answer.status, answer.class_name) == ("both", "")
+    assert 0.5 <= answer.probability <= 1

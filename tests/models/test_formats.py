@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from horsehuman import HorseHumanError, load_classifier
+from horsehuman import CNNClassifier, HorseHumanError, load_classifier
 from horsehuman.inference.onnx import FORMAT as EXPORT_FORMAT
 from horsehuman.inference.onnx import OnnxClassifier
 from horsehuman.models.base import FORMAT
+from horsehuman.models.checkpoint import read_checkpoint, write_checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -27,12 +28,28 @@ def test_every_format_has_a_file() -> None:
 
 
 def test_checkpoints() -> None:
-    logits = load_classifier(FIXTURES / "cnn-format2.ckpt").logits(IMAGE)
-    assert logits.item() == pytest.approx(LOGIT, abs=1e-4)
-    with pytest.raises(HorseHumanError, match="has format 1, this code reads 2: train it again"):
+    for number in (2, 3):
+        network = load_classifier(FIXTURES / f"cnn-format{number}.ckpt")
+        assert network.logits(IMAGE).item() == pytest.approx(LOGIT, abs=1e-4)
+        assert network.confidence_threshold == 0.5
+    with pytest.raises(HorseHumanError, match="format 1, this code reads 2 and 3: train it again"):
         load_classifier(FIXTURES / "cnn-format1.ckpt")
 
 
+def test_settings_of_format_2_keep_their_values(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(FIXTURES / "cnn-format2.ckpt")
+    checkpoint["hyper_parameters"] |= {"certain_from": 0.75, "far_from": 0.04}
+    write_checkpoint(tmp_path / "old.ckpt", checkpoint)
+    assert load_classifier(tmp_path / "old.ckpt").confidence_threshold == 0.75
+
+
+def test_lightning_loads_the_format_before() -> None:
+    module = CNNClassifier.load_from_checkpoint(FIXTURES / "cnn-format2.ckpt")
+    assert module.network.logits(IMAGE).item() == pytest.approx(LOGIT, abs=1e-4)
+
+
 def test_exports() -> None:
-    logits = OnnxClassifier(FIXTURES / "cnn-export1.onnx").predict_batch(IMAGE.numpy())[0]
+    logits = OnnxClassifier(FIXTURES / "cnn-export2.onnx").predict_batch(IMAGE.numpy())[0]
     assert logits.item() == pytest.approx(LOGIT, abs=1e-4)
+    with pytest.raises(HorseHumanError, match="has format 1, not 2: export it again"):
+        OnnxClassifier(FIXTURES / "cnn-export1.onnx")

@@ -1,0 +1,82 @@
+"""Runs that learn *neither* from pictures of other things."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from horsehuman import HorseHumanDataModule, HorseHumanError, InceptionClassifier, load_classifier
+from horsehuman.inference.predict import predict
+from horsehuman.training.config import compose
+from horsehuman.training.run import train
+
+SMALL = ["model.image_size=96", "model.scales=[80]", "trainer.max_epochs=3", "data=folder"]
+
+
+@pytest.fixture
+def outliers(tmp_path: Path) -> Path:
+    """Create a folder with 24 pictures of noise, two of them in a subfolder."""
+    folder = tmp_path / "others"
+    (folder / "more").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for index in range(24):
+        pixels = generator.integers(0, 256, (60, 60, 3)).astype(np.uint8)
+        place = folder / "more" if index < 2 else folder
+        Image.fromarray(pixels).resize((96, 96)).save(place / f"{index}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_learns_neither_from_a_folder(tree: Path, outliers: Path, tmp_path: Path) -> None:
+    groups = 'data.group_pattern="([^/]+)-"'
+    config = compose(*SMALL, f"data.root={tree}", groups, f"data.outliers={outliers}")
+    metrics = train(config, tmp_path / "run")
+    assert metrics["neither/outliers"] == 24
+    assert metrics["neither/refused"] == 1
+    assert metrics == json.loads((tmp_path / "run" / "metrics.json").read_text())
+    network = load_classifier(tmp_path / "run")
+    statuses = [answer.status for answer in predict(network, sorted(outliers.glob("*.png")))]
+    assert statuses == ["neither"] * 22
+    known = predict(network, sorted((tree / "train").rglob("*.webp")))
+    assert "neither" not in {answer.status for answer in known}
+    path = tmp_path / "run" / "checkpoints" / "final.ckpt"
+    assert InceptionClassifier.load_from_checkpoint(path).network.settings["neither"]
+
+
+@pytest.mark.slow
+def test_a_run_without_outliers_says_so(
+    tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        metrics = train(compose(*SMALL, f"data.root={tree}"), tmp_path / "run")
+    assert "this classifier will not say neither: give data.outliers=DIR" in caplog.text
+    assert not any(name.startswith("neither") for name in metrics)
+    assert not load_classifier(tmp_path / "run").settings["neither"]
+
+
+def test_outliers_that_do_not_work(tree: Path, outliers: Path, tmp_path: Path) -> None:
+    def refused(folder: Path) -> str:
+        data = HorseHumanDataModule(32, "folder", str(tree), outliers=str(folder))
+        with pytest.raises(HorseHumanError) as error:
+            data.setup()
+        return str(error.value)
+
+    assert "missing is not a folder: name one with pictures" in refused(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    assert "has 0 pictures: give at least 20 that show neither class" in refused(tmp_path / "empty")
+    shutil.copy(next((tree / "train" / "horses").iterdir()), outliers / "copy.webp")
+    assert "has 1 pictures of the classes" in (message := refused(outliers))
+    assert "copy.webp): remove them from one of the two folders" in message
+    (outliers / "copy.webp").write_text("text")
+    assert "1 of 25 pictures are unreadable" in refused(outliers)
+
+
+def test_outliers_need_inception(outliers: Path, tmp_path: Path) -> None:
+    config = compose("model=cnn", f"data.outliers={outliers}")
+    with pytest.raises(HorseHumanError, match=r"data\.outliers needs model=inception"):
+        train(config, tmp_path / "run")
