@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import results
+from PIL import Image
 
 from horsehuman.training.config import compose
 from horsehuman.training.run import train
@@ -75,6 +76,9 @@ def workspace(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("picture.jpg", "photo.jpg", "photos/one.jpg"):
         shutil.copy(picture, folder / name)
     shutil.copytree(tree, folder / "DIR")
+    (folder / "OTHERS").mkdir()
+    for index in range(20):
+        Image.effect_noise((80, 80), 100).save(folder / "OTHERS" / f"{index}.png")
     for path in (folder / "DIR").rglob("*.webp"):  # names that the documented pattern matches
         stem, _, number = path.stem.rpartition("-")
         path.rename(path.with_name(f"{stem}_{number}.webp"))
