@@ -244,7 +244,7 @@ def explain_and_report(
 def _explain_each(network: Network, names: Sequence[str], layer: str | None) -> Iterator[Explained]:
     """Yield the prediction on each image and its panels.
 
-    The caption of a panel has the class and its probability, however unsure.
+    The caption of a panel has the status unless it is ``ok``, the class and its probability.
     """
     for name in track(names, "explaining", len(names)):
         try:
@@ -254,16 +254,19 @@ def _explain_each(network: Network, names: Sequence[str], layer: str | None) -> 
             yield Prediction(name, error=str(error)), []
             continue
         scores, heats = explain_answer(network, image, layer)
+        answer = decide(network, name, scores)
         panels = []
         for label, heat in heats.items():
             class_name = network.class_names[label]
             probability = scores.probability if label else 1 - scores.probability
-            caption = f"{printable(Path(name).stem)[-22:]}\n{class_name} {probability:.0%}"
+            text = class_name if answer.status == "both" else f"{class_name} {probability:.0%}"
+            text = text if answer.status == "ok" else f"{answer.status} ({text})"
+            caption = f"{printable(Path(name).stem)[-22:]}\n{text}"
             if not heat.any():
                 log.warning("%s: the heat map for %s is empty", printable(name), class_name)
                 caption += ", no heat"
             panels.append((image, overlay(image, heat), caption))
-        yield decide(network, name, scores), panels
+        yield answer, panels
 
 
 def _draw(network: Network, panels: Sequence[Panel], title: str) -> Figure:
