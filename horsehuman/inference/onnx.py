@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from horsehuman.decision import Scores
 from horsehuman.errors import HorseHumanError, is_out_of_memory, os_errors, printable
 
+log = logging.getLogger(__name__)
+
 #: Version of the export format. It increases when older code cannot read newer files.
 FORMAT = 2
 
@@ -21,6 +24,9 @@ INPUT = "pictures"
 
 #: Names of the file's outputs.
 OUTPUTS = ("logit", "probability", "neither", "both")
+
+# Those of format 1. The third is a distance: from 1 on the image is of neither class.
+_OUTPUTS_OF_FORMAT_1 = ("logit", "probability", "strangeness")
 
 # The key ``location`` of a reference to a file with external data (``TensorProto.external_data`` in
 # ``onnx.proto``), after the last byte of its length; no export has it.
@@ -71,17 +77,25 @@ class OnnxClassifier:
         try:
             metadata = self._session.get_modelmeta().custom_metadata_map
             version, digest = metadata["horsehuman_format"], metadata.get(DIGEST)
-            if version != str(FORMAT):
+            self._outputs: tuple[str, ...] = OUTPUTS
+            confidence = "confidence_threshold"
+            if version == "1":
+                self._outputs, confidence = _OUTPUTS_OF_FORMAT_1, "certain_from"
+                log.warning("%s has format 1: it cannot say both; export it again", name)
+            elif version != str(FORMAT):
                 reason = f"has format {printable(version)}, not {FORMAT}"
                 raise HorseHumanError(f"{name} {reason}: export it again")
             first, second = json.loads(metadata["class_names"])
             self.class_names = str(first), str(second)
             self.threshold = float(metadata["threshold"])
-            self.confidence_threshold = float(metadata["confidence_threshold"])
+            self.confidence_threshold = float(metadata[confidence])
         except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise fault from error
         names = {entry.name for entry in self._session.get_inputs() + self._session.get_outputs()}
-        if (digest and digest_of(content, digest) != digest) or not names >= {INPUT, *OUTPUTS}:
+        if (digest and digest_of(content, digest) != digest) or not names >= {
+            INPUT,
+            *self._outputs,
+        }:
             raise fault
 
     def predict_batch(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
@@ -94,7 +108,10 @@ class OnnxClassifier:
             Calibrated logits, probabilities of class 1 (0 to 1), and the logits of *neither* and
             *both* (from 0 on they hold; -1 without such an output); float32 ``(N,)`` each.
         """
-        outputs: list[NDArray[np.float32]] = self._session.run(list(OUTPUTS), {INPUT: images})
+        names = list(self._outputs)
+        outputs: list[NDArray[np.float32]] = self._session.run(names, {INPUT: images})
+        if len(outputs) == len(_OUTPUTS_OF_FORMAT_1):
+            outputs = [*outputs[:2], outputs[2] - 1, np.full_like(outputs[2], -1)]
         return outputs
 
     def preprocess(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to_stderr()
     tune_process()
     try:
-        console(stderr=False).print(compare_scores())
+        console(stderr=False).print(compare_scores(), count_unsure())
         classifier = load_classifier(options.model)
         columns = ("neither", "both", "unsure", *classifier.class_names)
         lines = table("", "pictures", *columns)
@@ -173,6 +173,23 @@ def rates(
     cells = [f"{auroc:.3f}", f"{refused[other].mean():.1%}"]
     cells.append(" to ".join(f"{bound:.1%}" for bound in interval))
     return cells + [f"{mask.mean():.1%}" for mask in kept]
+
+
+def count_unsure() -> Table:
+    """Count unsure and wrong answers of the bundled classifier to the bundled photographs."""
+    network = load_classifier("inception")
+    assert isinstance(network, Inception)
+    photographs = bundled_photographs(network)
+    assert photographs is not None
+    with torch.inference_mode():
+        logits = network.calibrate(network.forward_head(photographs.features)).double().numpy()
+    sure = 1 / (1 + np.exp(-np.abs(logits))) >= network.confidence_threshold
+    lines = table("photographs", "pictures", "unsure", "wrong of the others")
+    for label, name in enumerate(network.class_names):
+        member = photographs.labels == label
+        wrong = member & sure & ((logits >= 0) != bool(label))
+        lines.add_row(name, *map(str, (member.sum(), (member & ~sure).sum(), wrong.sum())))
+    return lines
 
 
 def write(folder: Path, images: Sequence[Image.Image]) -> None:
