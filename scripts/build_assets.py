@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import os
 import re
 import sys
@@ -28,11 +27,11 @@ import timm
 import torch
 from PIL import Image
 
+from horsehuman.data import datasets
 from horsehuman.data.archives import download_archives, local_archives
-from horsehuman.data.datasets import OnDemandImages
 from horsehuman.data.records import Record
 from horsehuman.errors import HorseHumanError, one_line
-from horsehuman.models.bundled import PHOTOGRAPHS_FILE, backbone_key
+from horsehuman.models.bundled import PHOTOGRAPHS_FILE, write_bundled
 from horsehuman.models.inception import CUTS, Inception, load_pretrained, read_pretrained
 from horsehuman.runtime import ASSETS, BACKBONE_FILE, DIGESTS, log_to_stderr, track
 
@@ -152,22 +151,21 @@ def pack_photographs(source: Path, target: Path) -> Path:
         The target.
     """
     network = Inception()
-    cache = network.feature_cache()
     with zipfile.ZipFile(source) as archive, tempfile.TemporaryDirectory() as folder:
         archive.extractall(folder)
         paths = [p for p in sorted(Path(folder).rglob("*.jpg")) if p.stem not in SHOW_PEOPLE]
-        images = OnDemandImages([Record(path, 0, "", "") for path in paths], network.image_size)
-        batches = torch.split(torch.arange(len(paths)), 32)
-        steps = track(batches, "embedding photographs", len(batches))
-        with torch.inference_mode():
-            features = torch.cat([cache(images[indices]) for indices in steps])
+        images = datasets.OnDemandImages(
+            [Record(path, 0, "", "") for path in paths], network.image_size
+        )
+        dataset = datasets.BatchDataset(images, torch.zeros(len(paths)), range(len(paths)))
+        loader = datasets.make_loader(dataset, datasets.ShardSampler(len(paths)), 32, 0)
+        features = datasets.embed_all(loader, network.feature_cache()).inputs
+    assert isinstance(features, torch.Tensor)
     names = ("horses", "humans", "other")
     labels = torch.tensor([names.index(path.parent.name) for path in paths])
     tensors = {"features": features.half(), "labels": labels.to(torch.int8)}
-    groups = json.dumps([group_of_photograph(path) for path in paths])
-    metadata = {"groups": groups, "backbone": backbone_key(network)}
-    safetensors.torch.save_file(tensors, target, metadata)
-    target.chmod(0o644)
+    groups = [group_of_photograph(path) for path in paths]
+    write_bundled(target, network, tensors, {"groups": groups})
     return target
 
 

@@ -14,6 +14,7 @@ import build_assets as script
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 from horsehuman import HorseHumanError, InceptionClassifier, load_classifier, runtime
 from horsehuman.data.archives import ARCHIVES, bundled_archives, image_root
@@ -38,6 +39,13 @@ def test_everything_is_listed_with_its_digest() -> None:
     assert sorted((ASSETS / DIGESTS).read_text().splitlines()) == lines
     assert "Laurence Moroney" in text
     assert "CC BY 2.0" in text
+
+
+@pytest.mark.parametrize("name", ["photographs.safetensors", "presence.safetensors"])
+def test_a_build_is_the_same_each_time(name: str) -> None:
+    """Safetensors writes several entries of metadata in random order."""
+    with safe_open(ASSETS / name, "pt") as file:
+        assert len(file.metadata()) == 1
 
 
 @pytest.mark.parametrize(

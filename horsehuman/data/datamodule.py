@@ -172,22 +172,18 @@ class HorseHumanDataModule(L.LightningDataModule):
         Raises:
             HorseHumanError: If there are too few, one cannot be read, or one is in a class, too.
         """
-        name = f"data.outliers={printable(folder)}"
-        records = scan_unlabelled(folder)
-        size = self.image_size
-        decoded = datasets.decode_all(records, size, keep=False, skip_bad=self.skip_bad)
-        records = decoded[0]
-        self.skipped |= decoded[2]
+        name, size = f"data.outliers={printable(folder)}", self.image_size
+        found = scan_unlabelled(folder)
+        records, _, skipped = datasets.decode_all(found, size, keep=False, skip_bad=self.skip_bad)
+        self.skipped |= skipped
         if len(records) < MIN_OUTLIERS:
             few = f"{name} has {len(records)} pictures: give at least {MIN_OUTLIERS}"
             raise HorseHumanError(f"{few} that show neither class")
         digests = {record.digest for record in self.records}
         same = [printable(record.path) for record in records if record.digest in digests]
         if same:
-            fix = "remove them from one of the two folders"
-            examples = ", ".join(same[:3])
-            overlap = f"{name} has {len(same)} pictures of the classes ({examples})"
-            raise HorseHumanError(f"{overlap}: {fix}")
+            overlap = f"{name} has {len(same)} pictures of the classes ({', '.join(same[:3])})"
+            raise HorseHumanError(f"{overlap}: remove them from one of the two folders")
         log.info("%s: %d pictures of neither class", name, len(records))
         return datasets.OnDemandImages(records, size)
 

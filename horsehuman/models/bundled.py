@@ -5,10 +5,11 @@ one backbone and preprocessing only, whose key is part of their metadata.
 """
 
 import json
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
+import safetensors.torch
 from torch import Tensor
 
 from horsehuman.decision import Ints
@@ -18,6 +19,9 @@ from horsehuman.runtime import asset
 
 #: File of the features, and of the probes that find horses and humans in regions of an image.
 PHOTOGRAPHS_FILE, PRESENCE_FILE = "photographs.safetensors", "presence.safetensors"
+
+# Key of the metadata in the files.
+_METADATA = "horsehuman"
 
 
 class Photographs(NamedTuple):
@@ -47,7 +51,7 @@ def bundled_photographs(network: Inception) -> Photographs | None:
         return None
     tensors, metadata = found
     labels = tensors["labels"].numpy().astype(np.int64)
-    return Photographs(tensors["features"].float(), labels, json.loads(metadata["groups"]))
+    return Photographs(tensors["features"].float(), labels, metadata["groups"])
 
 
 def bundled_presence(network: Inception) -> tuple[dict[str, Tensor], float] | None:
@@ -57,13 +61,31 @@ def bundled_presence(network: Inception) -> tuple[dict[str, Tensor], float] | No
         Both, or ``None`` if they are of another backbone or preprocessing.
     """
     found = _read(PRESENCE_FILE, network)
-    return (found[0], float(found[1]["threshold"])) if found else None
+    return (found[0], found[1]["threshold"]) if found else None
 
 
-def _read(name: str, network: Inception) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+def write_bundled(
+    path: Path, network: Inception, tensors: dict[str, Tensor], metadata: dict[str, Any]
+) -> None:
+    """Write one of the two files.
+
+    The metadata are one JSON text: safetensors writes several in random order.
+
+    Args:
+        path: The file.
+        network: The network whose features the tensors are of, or apply to.
+        tensors: Tensors by name.
+        metadata: Values that JSON can represent.
+    """
+    text = json.dumps(metadata | {"backbone": backbone_key(network)})
+    safetensors.torch.save_file(tensors, path, {_METADATA: text})
+    path.chmod(0o644)
+
+
+def _read(name: str, network: Inception) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return tensors and metadata of a file if its key is that of the network's backbone."""
     with safetensors.safe_open(asset(name), "pt") as file:
-        metadata = file.metadata()
+        metadata = json.loads(file.metadata()[_METADATA])
         if metadata["backbone"] != backbone_key(network):
             return None
         return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118

@@ -155,14 +155,24 @@ def fit_neither(
         weight, bias = fit_probe(x[fold_index != fold], targets[fold_index != fold], balanced=True)
         logits[fold_index == fold] = x[fold_index == fold] @ weight + bias
     known, others = np.split(logits.double().numpy(), [len(features)])
-    weights = group_weights(groups)
-    order = np.argsort(known)
-    position = np.searchsorted(weights[order].cumsum(), KNOWN_KEPT)
-    threshold = float(np.nextafter(np.float32(known[order[position]]), np.float32("inf")))
+    highest_kept = known_quantile(known, groups)
+    threshold = float(np.nextafter(np.float32(highest_kept), np.float32("inf")))
     weight, bias = fit_probe(x, targets, balanced=True)
-    kept, refused = weights[known < threshold].sum(), (others >= threshold).mean()
+    kept, refused = group_weights(groups)[known < threshold].sum(), (others >= threshold).mean()
     auroc = binary_auroc(logits, targets.int())
     return NeitherProbe(weight, bias - threshold, float(kept), float(refused), float(auroc))
+
+
+def known_quantile(scores: Floats, groups: Sequence[str]) -> float:
+    """Return the :data:`KNOWN_KEPT` quantile of the scores of known images, groups weighing alike.
+
+    Args:
+        scores: ``(N,)``; a higher score means *neither*.
+        groups: Group of each image.
+    """
+    order = np.argsort(scores)
+    position = np.searchsorted(group_weights(groups)[order].cumsum(), KNOWN_KEPT)
+    return float(scores[order[position]])
 
 
 def cross_validated_probabilities(

@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -35,7 +34,7 @@ from build_assets import group_of_photograph, record_digests
 
 from horsehuman.data.archives import image_root
 from horsehuman.errors import HorseHumanError, one_line
-from horsehuman.models.bundled import PRESENCE_FILE, backbone_key
+from horsehuman.models.bundled import PRESENCE_FILE, write_bundled
 from horsehuman.models.inception import Inception, average_regions, presence_logits
 from horsehuman.runtime import ASSETS, console, log_to_stderr, table, track, tune_process
 
@@ -97,10 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fitted = [index for index, sample in enumerate(samples) if sample.folds[0] >= 0]
         weight, bias = fit_probes(samples, regions, fitted)
         tensors = {"presence.weight": weight, "presence.bias": bias}
-        metadata = {"backbone": backbone_key(network), "threshold": f"{threshold:.4f}"}
         target = ASSETS / PRESENCE_FILE
-        safetensors.torch.save_file(tensors, target, metadata)
-        target.chmod(0o644)
+        write_bundled(target, network, tensors, {"threshold": round(threshold, 4)})
         record_digests([target])
     return 0
 

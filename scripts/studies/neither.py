@@ -36,7 +36,7 @@ from horsehuman.errors import HorseHumanError, one_line
 from horsehuman.evaluation.metrics import clopper_pearson_interval
 from horsehuman.inference.predict import predict
 from horsehuman.models.bundled import bundled_photographs
-from horsehuman.models.calibration import FOLDS, KNOWN_KEPT, fit_probe, group_weights
+from horsehuman.models.calibration import FOLDS, fit_probe, known_quantile
 from horsehuman.models.checkpoint import load_classifier
 from horsehuman.models.inception import Inception
 from horsehuman.runtime import console, log_to_stderr, table, track, tune_process
@@ -159,13 +159,10 @@ def scores(is_scene: NDArray[np.bool_], labels: Ints) -> dict[str, tuple[Score, 
 def rates(
     values: Floats, labels: Ints, groups: Sequence[str], is_scene: NDArray[np.bool_]
 ) -> list[str]:
-    """Return the cells of a row at the threshold that keeps 97 % of the known."""
+    """Return the cells of a row at the threshold that :func:`fit_neither` would take."""
     other = labels == 2
     known = np.flatnonzero(~other)
-    order = known[np.argsort(values[known])]
-    weights = group_weights([groups[index] for index in order])
-    threshold = values[order[np.searchsorted(weights.cumsum(), KNOWN_KEPT)]]
-    refused = values > threshold
+    refused = values > known_quantile(values[known], [groups[index] for index in known.tolist()])
     photos = torch.from_numpy(np.flatnonzero(~is_scene))
     auroc = binary_auroc(torch.from_numpy(values)[photos], torch.from_numpy(other).int()[photos])
     interval = clopper_pearson_interval(int(refused[other].sum()), int(other.sum()))
