@@ -154,7 +154,9 @@ def scan_unlabelled(folder: Path) -> list[Record]:
         HorseHumanError: If there is no such folder.
     """
     if not folder.is_dir():
-        raise HorseHumanError(f"{printable(folder)} is not a folder: name one with pictures")
+        raise HorseHumanError(
+            f"data.outliers={printable(folder)} is not a folder: name one with pictures"
+        )
     return [Record(path, 0, str(path), "") for path in sorted(_walk(folder, frozenset()))]
 
 
