@@ -22,6 +22,7 @@ from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_n
 from horsehuman.models.base import FORMAT, Network, check_origin, to_plain, upgrade_settings
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import Inception, warn_without_bf16
+from horsehuman.training.muon import Muon
 
 #: Test images that are answered end to end, to verify their features, and the largest difference
 #: of a logit that is accepted.
@@ -32,13 +33,13 @@ log = logging.getLogger(__name__)
 #: Schedules of the learning rate; see :func:`make_schedule`.
 SCHEDULES = ("constant", "cosine", "one_cycle")
 
-#: Optimizers of torch by name, without those that need sparse gradients, a closure, or matrices.
+#: Optimizers by name: those of torch that need no sparse gradients and no closure, and our Muon.
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     name: kind
     for name, kind in vars(torch.optim).items()
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
-    if name not in ("Optimizer", "SparseAdam", "LBFGS", "Muon")
-}
+    if name not in ("Optimizer", "SparseAdam", "LBFGS")
+} | {"Muon": Muon}
 
 
 class BinaryClassifier(L.LightningModule):

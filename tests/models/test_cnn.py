@@ -11,6 +11,7 @@ from torch import nn
 
 from horsehuman import CNNClassifier, HorseHumanError
 from horsehuman.models.cnn import CNN
+from horsehuman.training.build import build
 from horsehuman.training.config import compose
 
 NOTEBOOK: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
@@ -18,6 +19,11 @@ NOTEBOOK: dict[str, Any] = OmegaConf.to_container(  # type: ignore[assignment]
 )
 for name in ("_target_", "optimizer", "schedule", "label_smoothing"):
     del NOTEBOOK[name]
+
+
+def test_the_network_of_the_book_has_its_parameters() -> None:
+    model = build("model", compose("experiment=book_cnn"))
+    assert sum(p.numel() for p in model.parameters()) == 10_641_441
 
 
 def test_notebook_network_has_its_layers_and_parameters() -> None:
