@@ -13,6 +13,22 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+CLIENT = """
+from pathlib import Path
+import lightning as L
+from horsehuman import CNNClassifier, HorseHumanDataModule, Prediction, load_classifier, predict
+
+def horses(folder: Path, least: float) -> list[str]:
+    found: list[Prediction] = list(predict(load_classifier("cnn"), folder.iterdir()))
+    return [p.source for p in found if p.class_name == "horses" and p.probability > least]
+
+def train(path: Path) -> None:
+    model = CNNClassifier(channels=[16, 32])
+    trainer = L.Trainer(max_epochs=1)
+    trainer.fit(model, datamodule=HorseHumanDataModule(model.image_size))
+    trainer.save_checkpoint(path)
+"""
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -89,3 +105,26 @@ def test_calibrate_and_card_need_no_clone(site: Path, tmp_path: Path) -> None:
     done = call(site, tmp_path, "card", "--model", "cnn")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("---\n")
+
+
+@pytest.mark.slow
+def test_programs_that_use_the_package_can_be_strictly_typed(site: Path, tmp_path: Path) -> None:
+    assert (site / "horsehuman" / "py.typed").is_file()
+    (tmp_path / "client.py").write_text(CLIENT)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--config-file",
+            ROOT / "setup.cfg",
+            "client.py",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("Success"), done.stdout + done.stderr

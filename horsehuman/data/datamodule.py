@@ -72,6 +72,16 @@ class HorseHumanDataModule(L.LightningDataModule):
 
     Raises:
         HorseHumanError: If a value is invalid, or options contradict each other.
+
+    Example:
+        >>> from horsehuman import HorseHumanDataModule
+        >>> data = HorseHumanDataModule(image_size=96, batch_size=16)
+        >>> data.setup()
+        >>> data.class_names
+        ['horses', 'humans']
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.shape, images.dtype, labels.shape
+        (torch.Size([16, 3, 96, 96]), torch.uint8, torch.Size([16]))
     """
 
     def __init__(

@@ -76,6 +76,15 @@ def read_picture(source: str | Path | BinaryIO, name: str | None = None) -> NDAr
         PictureError: If the file is missing, empty, damaged, not a regular file or not in a format
             that Pillow supports; if it is HEIF and pillow-heif is not installed; or if the image
             has more than :data:`MAX_PIXELS` pixels or a side above :data:`MAX_SIDE`.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> from horsehuman import read_picture
+        >>> file = io.BytesIO()
+        >>> Image.new("L", (40, 30)).save(file, "PNG")
+        >>> read_picture(file).shape
+        (30, 40, 3)
     """
     name = name or (printable(source) if isinstance(source, str | Path) else "the picture")
     with ExitStack() as stack:

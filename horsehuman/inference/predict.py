@@ -57,6 +57,13 @@ def predict(
 
     Raises:
         HorseHumanError: If ``batch_size`` is not an integer of at least 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from horsehuman import load_classifier, predict
+        >>> white = np.full((80, 100, 3), 255, np.uint8)
+        >>> [prediction.status for prediction in predict(load_classifier("inception"), white)]
+        ['neither']
     """
     check_number("batch_size", batch_size, int, at_least=1)
     is_image = isinstance(sources, str | Path | Image.Image) or getattr(sources, "ndim", 4) < 4

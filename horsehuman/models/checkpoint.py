@@ -65,6 +65,15 @@ def load_classifier(source: str | Path = "inception", precision: str = "float32"
     Raises:
         HorseHumanError: If the source does not exist or is not a classifier of this package, or
             there is no such precision.
+
+    Example:
+        >>> import torch
+        >>> from horsehuman import load_classifier
+        >>> classifier = load_classifier("cnn")
+        >>> classifier.class_names
+        ('horses', 'humans')
+        >>> classifier(torch.zeros(2, 3, 300, 200, dtype=torch.uint8)).shape  # logits
+        torch.Size([2])
     """
     check_choice("precision", precision, PRECISIONS)
     path = find_checkpoint(source)

@@ -207,6 +207,14 @@ class CNNClassifier(BinaryClassifier):
 
     Raises:
         HorseHumanError: A value is out of range or unknown.
+
+    Example:
+        >>> from horsehuman import CNNClassifier
+        >>> model = CNNClassifier(channels=[16, 32], optimizer={"name": "SGD", "lr": 0.1})
+        >>> model.image_size
+        96
+        >>> model.hparams.channels, model.hparams.optimizer
+        ([16, 32], {'name': 'SGD', 'lr': 0.1})
     """
 
     def __init__(
@@ -232,6 +240,13 @@ class InceptionClassifier(BinaryClassifier):
 
     Raises:
         HorseHumanError: A value is out of range or unknown, or the weights cannot be read.
+
+    Example:
+        >>> import torch
+        >>> from horsehuman import InceptionClassifier
+        >>> model = InceptionClassifier(scales=[150]).eval()
+        >>> model.network.embed(torch.zeros(2, 3, 300, 200, dtype=torch.uint8)).shape
+        torch.Size([2, 768])
     """
 
     network: Inception
