@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -113,6 +114,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield Page(address, process.pid, log)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) in (0, 130)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Gradio's client
+def test_the_documented_program_asks_the_page(
+    page: Page, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = Path(__file__).parents[2] / "docs" / "use.md"
+    (program,) = re.findall(r"```python\n(from gradio_client.*?)```", docs.read_text(), re.DOTALL)
+    Image.open(tree / "test" / "horses" / "horse1-000.webp").save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(program.replace("http://127.0.0.1:7860", page.address), names)
+    assert "horses, " in names["answer"]
+    assert Path(names["heat_map"]).is_file()
 
 
 @pytest.fixture(scope="module")
