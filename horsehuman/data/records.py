@@ -11,6 +11,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -295,9 +296,16 @@ def _split_folders(root: Path, require_train: bool) -> dict[str, Path]:
 
 def _class_names(folder: Path) -> tuple[str, str]:
     names = sorted(entry.name for entry in _subfolders(folder))
-    if len(names) != 2:
-        listing = printable(f"{len(names)} ({', '.join(names[:5])})") if names else "none"
+    if len(names) > 2:
+        pairs = "; ".join(" and ".join(pair) for pair in islice(combinations(names, 2), 6))
+        reason = f"has {len(names)} class folders, but a classifier has two classes"
+        fix = f"train one for each pair ({printable(pairs)})"
+        raise HorseHumanError(f"{printable(folder)} {reason}: {fix}")
+    if len(names) < 2:
+        listing = printable(f"1 ({names[0]})") if names else "none"
         fix = "put the pictures of each class into a folder of its own"
+        if names and _subfolders(folder / names[0]):
+            fix = f"is {printable(folder / names[0])} the folder to name?"
         raise HorseHumanError(f"{printable(folder)} needs two class folders, not {listing}: {fix}")
     return names[0], names[1]
 

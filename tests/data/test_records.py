@@ -86,7 +86,8 @@ def test_circular_links_end(tmp_path: Path) -> None:
     [
         ([], None, "needs two class folders, not none"),
         (["a/1.png"], None, r"not 1 \(a\)"),
-        (["a/1", "b/1", "c/1"], None, r"not 3 \(a, b, c\)"),
+        (["x/a/1", "x/b/1"], None, "is .*/x the folder to name?"),
+        (["a/1", "b/1", "c/1"], None, r"has 3 class folders.* \(a and b; a and c; b and c\)"),
         (["a/1", "b/.hidden"], None, "b has no pictures"),
         (
             ["train/a/1", "train/b/1", "test/a/1", "test/c/1"],
@@ -111,6 +112,18 @@ def test_invalid_trees_are_errors(
     with pytest.raises(HorseHumanError, match=reason) as caught:
         scan_folder(make_tree(tmp_path, *names), pattern)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tree_that_holds_itself_again_is_read_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The copy of the official set on Kaggle is such a tree."""
+    names = ["train/horses/1.png", "train/humans/2.png", "validation/horses/3.png"]
+    names += ["validation/humans/4.png"]
+    make_tree(tmp_path, *names, *(f"horse-or-human/{name}" for name in names))
+    _, records = scan_folder(tmp_path)
+    assert sorted(record.path.name for record in records) == ["1.png", "2.png", "3.png", "4.png"]
+    assert "ignored folders that are not splits (horse-or-human)" in caplog.text
 
 
 def test_missing_folder_is_an_error(tmp_path: Path) -> None:
