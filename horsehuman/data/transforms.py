@@ -31,7 +31,13 @@ def resize(images: Tensor, size: int) -> Tensor:
 
     Returns:
         Images of shape ``(..., 3, size, size)``, uint8.
+
+    Raises:
+        HorseHumanError: If the images have another type, as scaled ones have, or no 3 channels.
     """
+    if images.dtype != torch.uint8 or images.shape[-3] != 3:
+        got = f"{images.dtype} {tuple(images.shape)}"
+        raise HorseHumanError(f"images are {got}: give uint8 (N, 3, H, W), 0 to 255, not scaled")
     # An exported graph takes images of any size and must not contain this branch.
     if not torch.compiler.is_exporting() and images.shape[-2:] == (size, size):
         return images

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from horsehuman import HorseHumanError
+from horsehuman import HorseHumanError, load_classifier
 from horsehuman.data.transforms import resize
 from horsehuman.models.base import Normalize
 
@@ -54,3 +54,13 @@ def test_bundled_weights_expect_bicubic_interpolation() -> None:
 def test_invalid_values_are_refused(mean: list, std: list, name: str) -> None:
     with pytest.raises(HorseHumanError, match=name):
         Normalize(32, mean, std)
+
+
+@pytest.mark.parametrize("images", [torch.rand(1, 3, 96, 96), torch.zeros(1, 96, 96, 3).byte()])
+@pytest.mark.parametrize("name", ["cnn", "inception"])
+def test_scaled_images_and_channels_in_last_place_are_refused(
+    name: str, images: torch.Tensor
+) -> None:
+    """Pixels divided by 255 would be read as a black picture."""
+    with pytest.raises(HorseHumanError, match=r"images are torch.* give uint8 \(N, 3, H, W\)"):
+        load_classifier(name)(images)
