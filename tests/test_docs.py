@@ -67,6 +67,22 @@ def test_commands_run_elsewhere_name_a_test() -> None:
     assert len(documented_commands()) > 30
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.*[dy]")]))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not re.match(r"https?://", link):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
 @pytest.fixture(scope="module")
 def workspace(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that the commands name: pictures, folders, runs."""
