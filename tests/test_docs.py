@@ -102,6 +102,9 @@ def workspace(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         data = ["data=folder", f"data.root={folder / 'DIR'}"]
         options = [f"model={model}", *data, *TINY, *tiny]
         train(compose(*options), folder / "outputs" / model / "RUN")
+    shutil.copy(
+        folder / "outputs" / "cnn" / "RUN" / "checkpoints" / "final.ckpt", folder / "cnn.ckpt"
+    )
     return folder
 
 

@@ -18,6 +18,18 @@ from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_n
 _LUMA = (0.299, 0.587, 0.114)
 
 
+def check_images(images: Tensor) -> None:
+    """Raise :class:`HorseHumanError` for images that are not uint8 ``(N, 3, H, W)``.
+
+    Scaled images, for instance, would be read as black ones.
+    """
+    if getattr(images, "dtype", None) != torch.uint8 or images.shape[1:-2] != (3,):
+        kind = type(images).__name__
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else kind
+        fix = "give a tensor, uint8 (N, 3, H, W), with values of 0 to 255"
+        raise HorseHumanError(f"images are {got}: {fix}")
+
+
 def resize(images: Tensor, size: int) -> Tensor:
     """Resize images to ``size`` x ``size`` pixels, as Keras's ``target_size`` does.
 
@@ -31,13 +43,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
     Returns:
         Images of shape ``(..., 3, size, size)``, uint8.
-
-    Raises:
-        HorseHumanError: If the images have another type, as scaled ones have, or no 3 channels.
     """
-    if images.dtype != torch.uint8 or images.shape[-3] != 3:
-        got = f"{images.dtype} {tuple(images.shape)}"
-        raise HorseHumanError(f"images are {got}: give uint8 (N, 3, H, W), 0 to 255, not scaled")
     # An exported graph takes images of any size and must not contain this branch.
     if not torch.compiler.is_exporting() and images.shape[-2:] == (size, size):
         return images

@@ -20,12 +20,13 @@ from horsehuman.data.image_sets import (
     select_images,
 )
 from horsehuman.data.images import PictureError, read_picture
+from horsehuman.data.records import file_digest
 from horsehuman.decision import Floats, Prediction
 from horsehuman.errors import HorseHumanError, printable
 from horsehuman.evaluation.metrics import Estimate, bootstrap_metrics, clopper_pearson_interval
 from horsehuman.inference.predict import predict
 from horsehuman.models.base import Network
-from horsehuman.models.checkpoint import load_classifier
+from horsehuman.models.checkpoint import find_checkpoint, load_classifier
 from horsehuman.run_dir import ReportOptions, evaluation_dir, write_csv, write_json
 from horsehuman.runtime import format_interval, format_number, table, track
 
@@ -104,9 +105,10 @@ def evaluate_and_report(
     classifier = load_classifier(model, precision)
     image_set, split = select_images(model, query)
     with options.replace_report(evaluation_dir(model, split, query.data), REPORT_FILES) as folder:
-        warn_if_trained_on(model, image_set)
+        seen = warn_if_trained_on(model, image_set)
         predictions = predict_labelled(classifier, image_set)
-    summary = {"model": model, "data": str(image_set.root), "split": split}
+    summary: dict[str, Any] = {"model": model, "data": str(image_set.root), "split": split}
+    summary |= {"checkpoint": file_digest(find_checkpoint(model)).hex(), "seen in training": seen}
     summary["precision"] = str(classifier.compute_dtype()).removeprefix("torch.")
     summary |= summarize(predictions)
     write_predictions(folder, predictions)
@@ -119,14 +121,15 @@ def evaluate_and_report(
     return not predictions.errors
 
 
-def warn_if_trained_on(model: str, image_set: ImageSet) -> None:
-    """Log how many of the images the classifier was trained on, or that this is unknown."""
+def warn_if_trained_on(model: str, image_set: ImageSet) -> int | None:
+    """Log and return how many of the images the classifier was trained on; ``None``: unknown."""
     count, name = count_images_seen_in_training(model, image_set.records), printable(model)
     if count is None:
         log.warning("the training pictures of %s are unknown: they may be among these", name)
     elif count:
         text = "%s was trained on %d of these pictures: its metrics are too optimistic"
         log.warning(text, name, count)
+    return count
 
 
 def check_classes(classifier: Network, image_set: ImageSet) -> None:
@@ -134,7 +137,8 @@ def check_classes(classifier: Network, image_set: ImageSet) -> None:
     if image_set.class_names != classifier.class_names:
         given, known = (printable(" and ".join(x.class_names)) for x in (image_set, classifier))
         root = printable(image_set.root)
-        raise HorseHumanError(f"{root} holds {given}, the classifier knows {known}: rename folders")
+        fix = "name pictures of these with --data"
+        raise HorseHumanError(f"{root} holds {given}, the classifier knows {known}: {fix}")
 
 
 def predict_labelled(classifier: Network, image_set: ImageSet) -> LabelledPredictions:
@@ -304,7 +308,7 @@ def few_groups_caveats(count: int, grouped: bool) -> list[str]:
     if not grouped:
         text = "no groups are defined: intervals are too narrow if pictures share a subject"
         return [f"{text} (define groups with --group-pattern)"]
-    few = f"few groups ({count}): intervals by group are too narrow, those by picture even more so"
+    few = f"few groups ({count}): all intervals are rough, and too narrow rather than too wide"
     return [few] if count < FEW_GROUPS else []
 
 

@@ -130,8 +130,9 @@ def build_page(gradio: Any, model: str, examples: Path) -> Any:
                     height=320, buttons=[], alt_text="The picture, with the evidence in red",
                 )  # fmt: skip
         answer, inputs, outputs = partial(respond, networks), [picture, choice], [text, heat]
-        for event in (picture.change, choice.change):
-            event(answer, inputs, outputs, show_progress="minimal", api_name="answer")
+        for event, access in ((picture.change, "public"), (choice.change, "private")):
+            options = {"show_progress": "minimal", "api_name": "answer", "api_visibility": access}
+            event(answer, inputs, outputs, **options)
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
     return page
 

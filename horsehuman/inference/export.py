@@ -6,6 +6,7 @@ and returns calibrated logits, probabilities, and the logits of *neither* and *b
 
 import importlib.util
 import json
+import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -22,6 +23,8 @@ from horsehuman.inference.onnx import DIGEST, FORMAT, INPUT, OUTPUTS, OnnxClassi
 from horsehuman.models.base import Network
 from horsehuman.models.checkpoint import load_classifier
 from horsehuman.run_dir import check_output_file, write_bytes
+
+log = logging.getLogger(__name__)
 
 #: Packages that the export needs in addition to this package's own.
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -52,20 +55,21 @@ def export_and_report(model: str, out: Path, *, force: bool) -> None:
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise HorseHumanError(f"export needs {', '.join(missing)}: pip install -e '.[export]'")
     check_output_file(out, force=force)
+    log.info("exporting and comparing: some ten seconds")
     module = ExportedNetwork(load_classifier(model))
     content = _to_onnx(module)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "exported.onnx"
         path.write_bytes(content)
         difference = largest_difference(module, OnnxClassifier(path))
-    what = "probability, or a tenth of another output,"
     if not difference <= TOLERANCE:  # also true for NaN
-        excess = f"{what} differs by {difference:.2g} from the network's, more than {TOLERANCE:g}"
+        excess = f"probabilities differ by {difference:.2g} from the network's, over {TOLERANCE:g}"
         raise HorseHumanError(f"export cancelled: {excess}; please report this with your versions")
     with os_errors("write", f"--out {out}"):
         write_bytes(out, content)
     print(f"{printable(out)}: {len(content) / 1e6:.1f} MB")
-    print(f"largest difference from the checkpoint in {what} is {difference:.1g}")
+    largest = f"at most {difference:.1g}, other outputs by {10 * difference:.1g}"
+    print(f"probabilities differ from the checkpoint's by {largest}")
 
 
 class ExportedNetwork(nn.Module):

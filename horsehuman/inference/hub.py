@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import horsehuman
 from horsehuman.data.image_sets import ImageSet, find_image_set
+from horsehuman.data.records import file_digest
 from horsehuman.errors import HorseHumanError, os_errors, printable
 from horsehuman.models import checkpoint
 from horsehuman.models.base import Network
@@ -125,11 +126,16 @@ def _read_evaluation(model: str, report: Path | None, images: ImageSet | None) -
         The content of ``metrics.json``; empty if there is no report.
 
     Raises:
-        HorseHumanError: If ``report`` is given and is not the folder of a report.
+        HorseHumanError: If ``report`` is given and is not the folder of a report, or the report is
+            of another checkpoint.
     """
     folder = report or evaluation_dir(model, "test")
     evaluation = read_json(folder / "metrics.json")
     data = Path(str(evaluation.get("data"))).name, evaluation.get("split")
+    current = file_digest(checkpoint.find_checkpoint(model)).hex()
+    if evaluation.get("checkpoint", current) != current:
+        fix = "run horsehuman evaluate again"
+        raise HorseHumanError(f"{printable(folder)} is a report of other weights: {fix}")
     if "metrics" in evaluation and (report or not images or data == (images.root.name, "test")):
         log.info("metrics are those of %s", printable(folder))
         return evaluation

@@ -93,8 +93,9 @@ def _to_array(source: Source, name: str) -> NDArray[np.uint8]:
     if isinstance(source, Image.Image):
         return as_rgb(source, name)
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:
-        raise PictureError(f"{name}: {source.dtype} {source.shape} is not uint8 (H, W, 3)")
-    return source
+        kind = f"{source.dtype} {source.shape}"
+        raise PictureError(f"{name}: {kind} is not uint8 (H, W, 3) with values of 0 to 255")
+    return np.require(source, requirements="W")  # torch warns of arrays that are read-only
 
 
 def predict_and_report(

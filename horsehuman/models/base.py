@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from horsehuman.data.transforms import resize
+from horsehuman.data.transforms import check_images, resize
 from horsehuman.decision import Scores
 from horsehuman.errors import HorseHumanError, check_choice, check_number, check_widths
 
@@ -131,6 +131,7 @@ class Network(nn.Module, ABC):
 
     def embed(self, images: Tensor) -> Tensor:
         """Compute features ``(N, F)``, float32, of uint8 images ``(N, 3, H, W)``."""
+        check_images(images)
         return self.pool_features(self.forward_features(images))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -229,7 +229,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         start = file.read(16)
     if not start.startswith(b"PK"):
         reason = f"is not a checkpoint: it starts with {start!r}"
-        raise HorseHumanError(f"{printable(path)} {reason}: copy it again, or name another")
+        fix = "only predict takes ONNX files" if path.suffix == ".onnx" else "name another"
+        raise HorseHumanError(f"{printable(path)} {reason}: {fix}")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(checkpoint, dict) and verify_checksum(checkpoint):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from horsehuman.data.transforms import resize
+from horsehuman.data.transforms import check_images, resize
 from horsehuman.errors import (
     HorseHumanError,
     check_choice,
@@ -182,6 +182,7 @@ class Inception(Network):
 
     def embed(self, images: Tensor) -> Tensor:
         """Compute features ``(N, F)``, float32, of uint8 images ``(N, 3, H, W)``, in batches."""
+        check_images(images)
         batches = torch.split(images, BATCH_SIZE)
         return torch.cat([self.pool_features(self.forward_features(batch)) for batch in batches])
 

@@ -200,7 +200,7 @@ def test_training_with_special_names(odd: Path, tmp_path: Path) -> None:
         (["--data", "TREE", "--split", "validation"], "has only test, train"),
         (
             ["--data", "CATS"],
-            "holds cats and humans, the classifier knows horses and humans: rename folders",
+            "holds cats and humans, the classifier knows horses and humans: name pictures of these",
         ),
         (["--data", "EMPTY"], "needs two class folders"),
         (["--model", "CUT"], "config.yaml"),

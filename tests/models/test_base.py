@@ -56,11 +56,10 @@ def test_invalid_values_are_refused(mean: list, std: list, name: str) -> None:
         Normalize(32, mean, std)
 
 
-@pytest.mark.parametrize("images", [torch.rand(1, 3, 96, 96), torch.zeros(1, 96, 96, 3).byte()])
 @pytest.mark.parametrize("name", ["cnn", "inception"])
-def test_scaled_images_and_channels_in_last_place_are_refused(
-    name: str, images: torch.Tensor
-) -> None:
-    """Pixels divided by 255 would be read as a black picture."""
-    with pytest.raises(HorseHumanError, match=r"images are torch.* give uint8 \(N, 3, H, W\)"):
-        load_classifier(name)(images)
+def test_images_of_another_type_or_shape_are_refused(name: str) -> None:
+    """Pixels divided by 255, for instance, would be read as a black picture."""
+    classifier, pixels = load_classifier(name), torch.zeros(1, 3, 96, 96, dtype=torch.uint8)
+    for images in (pixels / 255, pixels[0], pixels.permute(0, 2, 3, 1), pixels.numpy()):
+        with pytest.raises(HorseHumanError, match=r"give a tensor, uint8 \(N, 3, H, W\)"):
+            classifier(images)

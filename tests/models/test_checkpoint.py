@@ -85,7 +85,7 @@ class Malicious:
         (b"<!DOCTYPE html><html></html>", "it starts with b'<!DOCTYPE html>"),
         (pickle.dumps(Malicious()), r"is not a checkpoint: it starts with b'\\x80"),
         (b"PK\x03\x04 cut off", "is damaged"),
-        (b"hello", r"is not a checkpoint: it starts with b'hello': copy it again"),
+        (b"hello", r"is not a checkpoint: it starts with b'hello': name another"),
     ],
 )
 def test_files_that_are_not_checkpoints_are_refused(
