@@ -199,8 +199,8 @@ horse = test[0].path
 show_picture(Image.open("course.png"))
 
 # %% [markdown]
-# The evidence is strongest between the legs and at the feet, where the ground would be: there is
-# nothing. Look at the edges of the pictures:
+# The evidence is strongest between the legs and at the feet, where the ground would be. What is
+# there? Look at the edges of the pictures:
 
 
 # %%

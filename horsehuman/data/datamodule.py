@@ -363,4 +363,4 @@ class HorseHumanDataModule(L.LightningDataModule):
         elif not self._indices("validation"):
             log.info("nothing is held out: no metric before the test is of unseen pictures")
         if self.group_pattern is None:
-            log.info("no data.group_pattern: near-duplicates across splits would inflate metrics")
+            log.info("no data.group_pattern: near-duplicates inflate metrics (horsehuman audit)")

@@ -327,7 +327,7 @@ def check_near_duplicates(
     text = f"{count:,} of {len(stats):,} pictures have near-duplicates"
     pattern, share = (None, 0.0) if grouped else suggest_pattern(stats, features)
     if grouped or (pattern is None and count < 0.1 * len(stats)):
-        yield Finding("note", text)
+        yield Finding("note", text if grouped else f"{text}: no groups are needed")
         return
     remedy = "define groups with data.group_pattern"
     if pattern:

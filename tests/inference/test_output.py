@@ -146,7 +146,9 @@ def test_images_of_every_type_in_python(tree: Path) -> None:
         assert next(predict(classifier, single)).class_name == "horses"
     assert len(list(predict(classifier, np.stack([pixels] * 3)))) == 3
     (bad,) = predict(classifier, pixels.astype(np.float32))
-    assert bad.error.endswith("picture 0: float32 (300, 300, 3) is not uint8 (H, W, 3)")
+    assert bad.error.endswith(
+        "picture 0: float32 (300, 300, 3) is not uint8 (H, W, 3) with values of 0 to 255"
+    )
 
 
 def test_sorted_copies_overwrite_nothing(tree: Path, tmp_path: Path) -> None:
