@@ -7,6 +7,8 @@ import nbclient
 import pytest
 from nbformat import NotebookNode
 
+from horsehuman.runtime import SPIN_COUNT
+
 SCRIPT = Path(__file__).parents[1] / "docs" / "tour.py"
 NOTEBOOK = SCRIPT.with_suffix(".ipynb")
 
@@ -35,6 +37,7 @@ def test_cells_are_short() -> None:
 def test_the_tour_shows_what_it_says(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", SPIN_COUNT)  # other tests run beside it
     monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tour")))
     notebook = jupytext.read(SCRIPT)
     nbclient.NotebookClient(notebook, timeout=300).execute()

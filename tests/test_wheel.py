@@ -111,16 +111,9 @@ def test_calibrate_and_card_need_no_clone(site: Path, tmp_path: Path) -> None:
 def test_programs_that_use_the_package_can_be_strictly_typed(site: Path, tmp_path: Path) -> None:
     assert (site / "horsehuman" / "py.typed").is_file()
     (tmp_path / "client.py").write_text(CLIENT)
+    options = ["--strict", "--config-file", ROOT / "setup.cfg", "--cache-dir", ROOT / ".mypy_cache"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mypy",
-            "--strict",
-            "--config-file",
-            ROOT / "setup.cfg",
-            "client.py",
-        ],
+        [sys.executable, "-m", "mypy", *options, "client.py"],
         cwd=tmp_path,
         env={**os.environ, "MYPYPATH": str(site)},
         capture_output=True,

@@ -55,8 +55,8 @@ def export_and_report(model: str, out: Path, *, force: bool) -> None:
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise HorseHumanError(f"export needs {', '.join(missing)}: pip install -e '.[export]'")
     check_output_file(out, force=force)
-    log.info("exporting and comparing: some ten seconds")
     module = ExportedNetwork(load_classifier(model))
+    log.info("exporting and comparing: some ten seconds")
     content = _to_onnx(module)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "exported.onnx"
