@@ -174,7 +174,7 @@ def _check_file(path: Path) -> None:
     """
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
-        raise _UnreadableError("a folder without pictures (--recursive also reads its subfolders)")
+        raise _UnreadableError("a folder, not an image file (use --recursive for subfolders)")
     if not stat.S_ISREG(status.st_mode):
         raise _UnreadableError("not a regular file")
     if not status.st_size:

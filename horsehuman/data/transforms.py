@@ -23,9 +23,9 @@ def check_images(images: Tensor) -> None:
 
     Scaled images, for instance, would be read as black ones.
     """
-    if getattr(images, "dtype", None) != torch.uint8 or images.shape[1:-2] != (3,):
-        kind = type(images).__name__
-        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else kind
+    is_tensor = isinstance(images, Tensor)
+    if not is_tensor or images.dtype != torch.uint8 or images.shape[1:-2] != (3,):
+        got = f"{images.dtype} {tuple(images.shape)}" if is_tensor else type(images).__name__
         fix = "give a tensor, uint8 (N, 3, H, W), with values of 0 to 255"
         raise HorseHumanError(f"images are {got}: {fix}")
 

@@ -294,7 +294,7 @@ def print_results(run_dir: Path, metrics: dict[str, Any], data: HorseHumanDataMo
         ("pictures", f"{run_dir / 'samples.png'} (some, as the model gets them)"),
         ("predict", f"horsehuman predict PICTURE --model {name}"),
         ("evaluate", f"horsehuman evaluate --model {name} (intervals, errors)"),
-        ("calibrate", f"horsehuman calibrate {name} (learn *unsure*)"),
+        ("calibrate", f"horsehuman calibrate {name} (learn unsure)"),
         ("look at it", f"tensorboard --logdir {name}"),
     ]
     print("\n".join(f"{title:<12}{text}" for title, text in lines))

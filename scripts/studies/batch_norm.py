@@ -33,10 +33,8 @@ def train_head(data: HorseHumanDataModule, mode: str) -> dict[str, float]:
     trainer = L.Trainer(max_epochs=3, logger=False, enable_checkpointing=False)
     trainer.fit(model, data)
     metrics = {**trainer.validate(model, data)[0], **trainer.test(model, data)[0]}
-    shifts = [
-        (n.running_mean - m) / n.running_var.sqrt() for n, m in zip(norms, before, strict=True)
-    ]
-    return {**metrics, "shift": float(torch.cat(shifts).abs().mean())}
+    shift = [(n.running_mean - m) / n.running_var**0.5 for n, m in zip(norms, before, strict=True)]
+    return {**metrics, "shift": float(torch.cat(shift).abs().mean())}
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def test_unreadable_files_are_errors_with_a_reason(tmp_path: Path) -> None:
         "text.png": "not an image format that Pillow supports",
         "fifo.png": "not a regular file",
         "missing.png": "No such file",
-        ".": "a folder without pictures",
+        ".": "a folder, not an image file",
     }
     for name, reason in reasons.items():
         with pytest.raises(PictureError) as caught:

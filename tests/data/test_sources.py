@@ -127,7 +127,7 @@ def test_files_folders_patterns_and_urls_in_order(
     ]
     assert list(expand_sources(["."], recursive=True))[-1] == "deep/c.png"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PictureError, match="a folder without pictures"):
+    with pytest.raises(PictureError, match="a folder, not an image file"):
         read_source(next(expand_sources(["empty"])))
 
 
