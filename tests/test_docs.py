@@ -139,6 +139,6 @@ def shortened(options: list[str]) -> list[str]:
         Path("outputs/cnn/RUN/metrics.json").unlink()  # otherwise the run has ended
         return options
     single = [re.sub(r",[^=]*$", "", option) for option in options]
-    tiny = TINY_CNN if "model=cnn" in single else TINY_INCEPTION
+    tiny = TINY_CNN if any(option.endswith("cnn") for option in single) else TINY_INCEPTION
     data = [] if "data=folder" in single else ["data=folder", "data.root=DIR"]
     return [*single, *TINY, *tiny, *data]
