@@ -176,18 +176,18 @@ def comparison(
         title: Title of the last panel.
     """
     logged = any(curves)
-    labels = [_literal(name[-28:]) for name in names]
+    labels = [_literal(name[-32:]) for name in names]
     colours = [COLOURS[index % len(COLOURS)] for index in range(len(names))]
     figure = Figure(figsize=(13 if logged else 6, 3.6), layout="constrained")
     *panels, last = figure.subplots(1, 3 if logged else 1, squeeze=False)[0]
-    tags = {"train/acc": "training", "val/acc": "held-out"}
+    tags = {"train/acc": "Training", "val/acc": "Validation"}
     for axes, (tag, part) in zip(panels, tags.items(), strict=False):
         series = [curve.get(tag) or [] for curve in curves]
         for values, colour, label in zip(series, colours, labels, strict=True):
             marker = "-" if len(values) > 1 else "o"
             if values:
                 axes.plot(range(1, len(values) + 1), values, marker, color=colour, label=label)
-        axes.set(title=f"Accuracy on {part} pictures", xlabel="epoch")
+        axes.set(title=f"{part} accuracy", xlabel="epoch")
         axes.set_ylim(min([0.4, *(min(values) - 0.02 for values in series if values)]), 1.02)
         if axes.lines:
             axes.legend(loc="lower right")
