@@ -1,6 +1,7 @@
 """The Lightning data module: labelled images of two classes for training, validation and test."""
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from horsehuman.data.records import (
     Record,
     SplitPlan,
     assign_splits,
+    is_unbalanced,
     scan_folder,
     scan_unlabelled,
 )
@@ -57,6 +59,11 @@ class HorseHumanDataModule(L.LightningDataModule):
         split_seed: Seed of the choice of held-out groups.
         seed: Seed of the order of training batches and of :meth:`samples`, 0 to 2^32 - 1.
         batch_size: Images per batch, over all ranks together.
+        balance: ``none`` weights all images the same in the loss, ``loss`` both classes; ``auto``
+            is ``loss`` if the classes are unbalanced, see
+            :func:`~horsehuman.data.records.is_unbalanced`.
+        prior: Share of class 1 among the images to classify, in (0, 1), for which probabilities
+            are right; ``None`` for the share in the training set.
         augment: Arguments of :class:`~horsehuman.data.transforms.Augment`, for training batches.
         skip_bad: Leave out files that cannot be read instead of raising.
         memory_limit: Size of the decoded images in GiB up to which each process keeps them in
@@ -99,6 +106,8 @@ class HorseHumanDataModule(L.LightningDataModule):
         split_seed: int = 0,
         seed: int = 0,
         batch_size: int = 32,
+        balance: str = "none",
+        prior: float | None = None,
         augment: Mapping[str, Any] | None = None,
         skip_bad: bool = False,
         memory_limit: float = 4.0,
@@ -114,6 +123,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         self._held_out = "test" if validation == "test" else "validation"
         self.seed, self.batch_size, self.num_workers = seed, batch_size, num_workers
         self.augment = make_augment(augment)
+        self.balance, self.prior = balance, prior
         self.skip_bad, self.memory_limit = skip_bad, memory_limit
         self.outliers = Path(str(outliers)).expanduser() if outliers else None
         self._check_options()
@@ -134,6 +144,9 @@ class HorseHumanDataModule(L.LightningDataModule):
         check_number("data.memory_limit", self.memory_limit, float, at_least=0)
         check_number("data.num_workers", self.num_workers, int, at_least=0)
         check_flag("data.skip_bad", self.skip_bad)
+        check_choice("data.balance", self.balance, ("auto", "none", "loss"))
+        if self.prior is not None:
+            check_number("data.prior", self.prior, float, above=0, below=1)
         for option, source in (("root", "folder"), ("archives_dir", "archives")):
             if getattr(self, option) is not None and self.source != source:
                 raise HorseHumanError(f"data.{option} needs data={source}: add it, or drop this")
@@ -196,6 +209,24 @@ class HorseHumanDataModule(L.LightningDataModule):
             raise HorseHumanError(f"{overlap}: remove them from one of the two folders")
         log.info("%s: %d pictures of neither class", name, len(records))
         return datasets.OnDemandImages(records, size)
+
+    def class_weights(self) -> tuple[tuple[float, float] | None, float]:
+        """Return the weights of the classes in the loss, and the shift of the logits.
+
+        A classifier trained with equal classes estimates the logit of class 1 for a share of 0.5;
+        without weights, for its share in the training set. The shift is the difference of the
+        logits of the wanted share and of that share (Elkan 2001).
+
+        Returns:
+            Weights of class 0 and class 1, 1 on average over the training images, or ``None`` for
+            equal weights of all images; and the shift.
+        """
+        labels = [self.records[index].label for index in self._indices("train")]
+        share = sum(labels) / len(labels)
+        is_weighted = self.balance == "loss" or (self.balance == "auto" and is_unbalanced(labels))
+        learned, wanted = 0.5 if is_weighted else share, self.prior or share
+        shift = math.log(wanted / (1 - wanted)) - math.log(learned / (1 - learned))
+        return ((0.5 / (1 - share), 0.5 / share) if is_weighted else None), shift
 
     def check_cacheable(self) -> None:
         """Check that the features of training images are the same in every epoch.
@@ -358,6 +389,8 @@ class HorseHumanDataModule(L.LightningDataModule):
             if groups:
                 parts.append(f"{len(groups):,} {word} ({len(set(groups)):,} groups)")
         log.info("%s or %s: %s", *map(printable, self.class_names), ", ".join(parts))
+        if self.class_weights()[0]:
+            log.info("data.balance=%s: both classes weigh the same in the loss", self.balance)
         if self.validation == "test":
             log.info("validating on the test set: its metrics are selected on it and optimistic")
         elif not self._indices("validation"):

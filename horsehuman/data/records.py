@@ -37,6 +37,9 @@ SPLIT_FOLDERS = {
 #: file name.
 SUBJECT_PATTERN = r"([^/]+)-[^-/]*$"
 
+#: The classes are unbalanced if one has more than this many times the images of the other.
+MAX_CLASS_RATIO = 1.5
+
 
 @dataclass(frozen=True)
 class Record:
@@ -66,6 +69,17 @@ def file_digest(path: Path) -> bytes:
         return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     except OSError:
         return str(path).encode(errors="surrogateescape")
+
+
+def is_unbalanced(labels: Sequence[int]) -> bool:
+    """Return whether the classes differ by more than :data:`MAX_CLASS_RATIO` in their images.
+
+    Args:
+        labels: Labels of the images, 0 or 1.
+    """
+    ones = sum(labels)
+    smaller, larger = sorted((ones, len(labels) - ones))
+    return larger > MAX_CLASS_RATIO * smaller
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from horsehuman.data.image_sets import (
     select_images,
 )
 from horsehuman.data.images import PictureError, read_picture
-from horsehuman.data.records import file_digest
+from horsehuman.data.records import file_digest, is_unbalanced
 from horsehuman.decision import Floats, Prediction
 from horsehuman.errors import HorseHumanError, printable
 from horsehuman.evaluation.metrics import Estimate, bootstrap_metrics, clopper_pearson_interval
@@ -172,6 +172,8 @@ def summarize(predictions: LabelledPredictions) -> dict[str, Any]:
     labels, correct, statuses = predictions.labels, predictions.correct, predictions.statuses
     names, threshold = predictions.image_set.class_names, predictions.threshold
     estimates = bootstrap_metrics(predictions.probabilities, labels, predictions.groups, threshold)
+    first = ("balanced accuracy", "recall 0", "recall 1") if is_unbalanced(labels.tolist()) else ()
+    order = dict.fromkeys((*first, *estimates))
     groups = group_rows(predictions)
     error_free = sum(row["right"] == row["pictures"] for row in groups)
     interval = clopper_pearson_interval(error_free, len(groups))
@@ -191,7 +193,7 @@ def summarize(predictions: LabelledPredictions) -> dict[str, Any]:
             name: {other: counts[label, answer] for answer, other in enumerate(names)}
             for label, name in enumerate(names)
         },
-        "metrics": {_metric_name(key, names): value for key, value in estimates.items()},
+        "metrics": {_metric_name(key, names): estimates[key] for key in order},
         "by group": groups,
     }
 

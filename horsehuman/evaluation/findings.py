@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import imagehash
 import numpy as np
@@ -20,11 +20,13 @@ from torch.nn import functional
 
 from horsehuman.data.image_sets import ImageSet
 from horsehuman.data.images import WHITE_LEVEL, PictureError, read_picture
-from horsehuman.data.records import Record, file_digest
+from horsehuman.data.records import Record, file_digest, is_unbalanced
 from horsehuman.data.transforms import resize
 from horsehuman.models.calibration import cross_validated_probabilities
 from horsehuman.models.inception import Inception
 from horsehuman.runtime import track
+
+R = TypeVar("R", bound=Record)
 
 Severity = Literal["error", "warning", "note"]
 
@@ -104,7 +106,8 @@ def audit(image_set: ImageSet) -> list[Finding]:
     stats, features, pixels = read_all_stats(image_set.records)
     findings = list(check_files(stats))
     if readable := [image for image in stats if not image.error]:
-        clusters = cluster_near_duplicates(readable, features)
+        hashes = torch.from_numpy(np.stack([image.phash for image in readable]))
+        clusters = cluster_near_duplicates(features, hashes)
         groups = [image.group for image in readable] if image_set.grouped else clusters
         rows = sorted(rows_by(readable, clusters), key=len, reverse=True)
         findings += [*check_duplicates(readable, names), *check_balance(readable, names)]
@@ -212,7 +215,7 @@ def check_duplicates(stats: Sequence[ImageStats], class_names: Sequence[str]) ->
 
 
 def check_balance(stats: Sequence[ImageStats], class_names: Sequence[str]) -> Iterator[Finding]:
-    """Count the images of each class; warn if one class has more than 1.5 times the other's.
+    """Count the images of each class; warn if the classes are unbalanced.
 
     Args:
         stats: Statistics of the readable images.
@@ -220,8 +223,8 @@ def check_balance(stats: Sequence[ImageStats], class_names: Sequence[str]) -> It
     """
     counts = [sum(image.label == label for image in stats) for label in (0, 1)]
     text = " and ".join(f"{n:,} {name}" for n, name in zip(counts, class_names, strict=True))
-    if max(counts) > 1.5 * min(counts):
-        remedy = "add pictures to the smaller class, and use balanced accuracy instead of accuracy"
+    if is_unbalanced([image.label for image in stats]):
+        remedy = "use balanced accuracy, and data.balance=loss data.prior=0.5 to find more of it"
         yield Finding("warning", f"the classes are not balanced: {text}", remedy)
     else:
         yield Finding("note", text)
@@ -264,23 +267,24 @@ def check_background(stats: Sequence[ImageStats], class_names: Sequence[str]) ->
                 yield Finding("warning", message, BACKGROUND_REMEDIES[kind])
 
 
-def cluster_near_duplicates(stats: Sequence[ImageStats], features: Tensor) -> list[str]:
+def cluster_near_duplicates(features: Tensor, hashes: Tensor | None = None) -> list[str]:
     """Assign near-duplicates to the same cluster, directly or through a chain of others.
 
     Args:
-        stats: Statistics of N readable images.
-        features: Their features, ``(N, F)``, each row of length 1.
+        features: Features of N images, ``(N, F)``, each row of length 1.
+        hashes: Their perceptual hashes, bool ``(N, 64)``; ``None`` compares features only.
 
     Returns:
         The name of each image's cluster, N strings.
     """
-    count = len(stats)
-    signs = torch.from_numpy(np.stack([image.phash for image in stats])).float() * 2 - 1
+    count = len(features)
+    signs = None if hashes is None else hashes.float() * 2 - 1
     clusters = np.arange(count)
     for index, cosines in cosine_rows(features):
-        distances = (64 - signs[index] @ signs.T) / 2  # Hamming, in bits
-        near = ((distances <= MAX_HASH_BITS) | (cosines >= MIN_COSINE)).numpy()
-        rows, columns = near.nonzero()
+        near = cosines >= MIN_COSINE
+        if signs is not None:
+            near |= (64 - signs[index] @ signs.T) / 2 <= MAX_HASH_BITS  # Hamming distance
+        rows, columns = near.numpy().nonzero()
         # Join the clusters of the rows before, so that not all pairs are in memory at a time.
         pairs = clusters[index.numpy()[rows]], clusters[columns]
         graph = coo_array((np.ones(len(rows), bool), pairs), (count, count))
@@ -336,20 +340,20 @@ def check_near_duplicates(
     yield Finding("error", f"{text}, and no groups are defined", remedy, rows[:8])
 
 
-def rows_by(stats: Sequence[ImageStats], keys: Sequence[Hashable]) -> list[list[ImageStats]]:
+def rows_by(stats: Sequence[R], keys: Sequence[Hashable]) -> list[list[R]]:
     """Return the images in rows, one for each key.
 
     Args:
         stats: N images.
         keys: The key of each image, N.
     """
-    rows: dict[Hashable, list[ImageStats]] = defaultdict(list)
+    rows: dict[Hashable, list[R]] = defaultdict(list)
     for image, key in zip(stats, keys, strict=True):
         rows[key].append(image)
     return list(rows.values())
 
 
-def suggest_pattern(stats: Sequence[ImageStats], features: Tensor) -> tuple[str | None, float]:
+def suggest_pattern(stats: Sequence[Record], features: Tensor) -> tuple[str | None, float]:
     """Search for a file name pattern whose groups contain nearest neighbours more than by chance.
 
     A pattern fits if at least half of the images have their nearest neighbour in the same group,
@@ -412,7 +416,7 @@ def check_random_split(
 
 
 def check_labels(
-    stats: Sequence[ImageStats], features: Tensor, groups: Sequence[str], class_names: Sequence[str]
+    stats: Sequence[Record], features: Tensor, groups: Sequence[str], class_names: Sequence[str]
 ) -> Iterator[Finding]:
     """Report labels that classifiers trained on other groups consider improbable.
 

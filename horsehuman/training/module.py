@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
 from torchmetrics import MeanMetric, MinMetric
-from torchmetrics.classification import BinaryAccuracy
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryRecall,
+    BinarySpecificity,
+    MulticlassAccuracy,
+)
 
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.data.datasets import Batch
@@ -81,7 +86,12 @@ class BinaryClassifier(L.LightningModule):
         self.train_accuracy = BinaryAccuracy(validate_args=False)
         self.loss = MeanMetric(nan_strategy="disable")
         self.accuracy = BinaryAccuracy(validate_args=False)
+        self.balanced_accuracy = MulticlassAccuracy(2, average="macro", validate_args=False)
+        self.recall_0 = BinarySpecificity(validate_args=False)
+        self.recall_1 = BinaryRecall(validate_args=False)
         self.margin = MinMetric(nan_strategy="disable")
+        self._weights: tuple[float, float] | None = None
+        self._shift = 0.0
 
     @property
     def image_size(self) -> int:
@@ -103,7 +113,10 @@ class BinaryClassifier(L.LightningModule):
         logits = self(inputs)
         smoothing = self.hparams["label_smoothing"]
         targets = labels * (1 - smoothing) + smoothing / 2
-        loss = functional.binary_cross_entropy_with_logits(logits, targets)
+        weights = None
+        if self._weights is not None:
+            weights = torch.where(labels > 0.5, self._weights[1], self._weights[0])
+        loss = functional.binary_cross_entropy_with_logits(logits - self._shift, targets, weights)
         self.train_accuracy.update(self._predicted_labels(logits.detach()), labels.int())
         self.train_loss.update(loss.detach())  # all batches of an epoch have the same size
         if batch_idx % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -134,12 +147,14 @@ class BinaryClassifier(L.LightningModule):
             raise HorseHumanError(f"epoch {self.current_epoch + 1}: the loss is not finite: {fix}")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``val/loss``, ``val/acc`` and ``val/margin``; see :meth:`test_step`."""
+        """Log ``val/loss``, ``val/acc`` and the other metrics; see :meth:`test_step`."""
         self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``test/loss``, ``test/acc`` and ``test/margin``.
+        """Log ``test/loss``, ``test/acc``, ``test/margin`` and the metrics for unbalanced classes.
 
+        These are ``test/recall_0`` and ``test/recall_1``, the shares of the images of class 0 and
+        class 1 that are classified correctly, and their mean, ``test/balanced_acc``.
         The margin is the smallest distance of a logit from the threshold, towards the right side:
         it is negative if an image is classified wrongly.
         """
@@ -154,19 +169,32 @@ class BinaryClassifier(L.LightningModule):
         losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
         boundary = math.log(self.network.threshold / (1 - self.network.threshold))
         self.loss.update(losses)  # one by one: MeanMetric ignores weights without a NaN strategy
-        self.accuracy.update(self._predicted_labels(logits), labels.int())
+        predicted, truth = self._predicted_labels(logits), labels.int()
+        for metric in (self.accuracy, self.balanced_accuracy, self.recall_0, self.recall_1):
+            metric.update(predicted, truth)
         self.margin.update(((logits - boundary) * (2 * labels - 1)).min())
         # Metric objects reduce exactly over ranks; Lightning's mean over ranks rounds counts.
         metrics = {"loss": self.loss, "acc": self.accuracy, "margin": self.margin}
+        metrics |= {"balanced_acc": self.balanced_accuracy}
+        metrics |= {"recall_0": self.recall_0, "recall_1": self.recall_1}
         named: Any = {f"{stage}/{name}": metric for name, metric in metrics.items()}
         self.log_dict(named, on_step=False, on_epoch=True, batch_size=len(labels))
 
     def setup(self, stage: str) -> None:
-        """Take the class names from the data module before training."""
+        """Take class names, weights and the shift of the logits from the data module.
+
+        The bias of the last layer starts at the shift, so that few steps suffice to learn it.
+        """
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and isinstance(data, HorseHumanDataModule):
             names = list(data.class_names)
             self.hparams["class_names"] = self.network.settings["class_names"] = names
+            self._weights, shift = data.class_weights()
+            if shift != self._shift:
+                last: Any = self.network.head[-1]
+                with torch.no_grad():
+                    last.bias += shift - self._shift
+                self._shift = shift
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimizer and the schedule, which advances with every step."""

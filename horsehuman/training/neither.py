@@ -89,8 +89,9 @@ def fit_outputs(network: Inception, data: HorseHumanDataModule) -> Outputs:
     outliers = data.outlier_features(cache)
     photographs = bundled_photographs(network) if official else None
     if outliers is None and photographs is None:
-        reason = "the bundled photographs are of another backbone: " if official else ""
-        log.info("this classifier will not say neither: %sgive data.outliers=DIR", reason)
+        if official:  # a folder's run advises it at the end
+            reason = "the bundled photographs are of another backbone: give data.outliers=DIR"
+            log.info("this classifier will not say neither: %s", reason)
         return NO_OUTPUTS
     features, records = data.training_features(cache)
     outliers = features[:0] if outliers is None else outliers

@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from horsehuman.data.datamodule import HorseHumanDataModule
-from horsehuman.data.records import write_splits
+from horsehuman.data.records import is_unbalanced, write_splits
 from horsehuman.distributed import all_gather, broadcast, process_group, rank, sync_buffers
 from horsehuman.errors import HorseHumanError, ResumableError, check_flag, first_line, printable
 from horsehuman.models.checkpoint import read_checkpoint, strip_optimizer_state
@@ -32,6 +32,7 @@ from horsehuman.run_dir import (
 )
 from horsehuman.runtime import PeakMemory, lacks_bf16
 from horsehuman.training import build, callbacks, resume, tensorboard
+from horsehuman.training.advice import advise
 from horsehuman.training.config import check_options, load_config
 from horsehuman.training.neither import add_outputs
 
@@ -90,6 +91,7 @@ def train(
                 write_run_dir(run_dir, text, record, data)
         with lock_run(run_dir) if rank() == 0 else nullcontext():
             rates = fit(trainer, model, data, text, run_dir)
+        advice = advise(model, data)
         logger: Any = trainer.logger
         metrics, seconds_before = training_metrics(trainer, config.seed, memory, started)
         sync_buffers(model)
@@ -109,7 +111,7 @@ def train(
             tensorboard.log_hyperparameters(logger, values, metrics, steps)
             write_json(run_dir / "metrics.json", metrics, sort_keys=True)
             link_latest(run_dir)
-            print_results(run_dir, metrics, data)
+            print_results(run_dir, metrics, data, advice)
         return metrics
 
 
@@ -272,15 +274,26 @@ def test(model: L.LightningModule, data: HorseHumanDataModule, options: Any) -> 
     return metrics | {"test/pictures": count, "test/right": round(metrics["test/acc"] * count)}
 
 
-def print_results(run_dir: Path, metrics: dict[str, Any], data: HorseHumanDataModule) -> None:
-    """Print the accuracies, the paths and the commands that go on from here."""
+def format_accuracy(metrics: dict[str, Any], stage: str, data: HorseHumanDataModule) -> str:
+    """Format the accuracy of a stage; for unbalanced classes, balanced accuracy and recalls."""
+    if not is_unbalanced([record.label for record in data.records]):
+        return f"{metrics[f'{stage}/acc']:.2%}"
+    recalls = (f"{metrics[f'{stage}/recall_{k}']:.1%} of {data.class_names[k]}" for k in (0, 1))
+    return printable(f"{metrics[f'{stage}/balanced_acc']:.2%} balanced: {' and '.join(recalls)}")
+
+
+def print_results(
+    run_dir: Path, metrics: dict[str, Any], data: HorseHumanDataModule, advice: Sequence[str]
+) -> None:
+    """Print the accuracies, the paths, the commands that go on from here, and the advice."""
     lines = []
     if "val/acc" in metrics:
         where = "test set, after every epoch" if data.validation == "test" else "held-out groups"
-        lines.append(("validation", f"{metrics['val/acc']:.2%} ({where})"))
+        lines.append(("validation", f"{format_accuracy(metrics, 'val', data)} ({where})"))
     if "test/acc" in metrics:
         count = f"{metrics['test/right']} of {metrics['test/pictures']} test pictures"
-        lines.append(("test", f"{metrics['test/acc']:.2%} ({count} right, last epoch)"))
+        accuracy = format_accuracy(metrics, "test", data)
+        lines.append(("test", f"{accuracy} ({count} right, last epoch)"))
     if "neither/kept" in metrics:
         kept, refused = metrics["neither/kept"], metrics["neither/refused"]
         rates = f"{refused:.1%} of other pictures refused, {kept:.1%} of the classes kept"
@@ -296,5 +309,6 @@ def print_results(run_dir: Path, metrics: dict[str, Any], data: HorseHumanDataMo
         ("evaluate", f"horsehuman evaluate --model {name} (intervals, errors)"),
         ("calibrate", f"horsehuman calibrate {name} (learn unsure)"),
         ("look at it", f"tensorboard --logdir {name}"),
+        *(("advice", line) for line in advice),
     ]
     print("\n".join(f"{title:<12}{text}" for title, text in lines))

@@ -49,12 +49,23 @@ def test_a_run_learns_neither_from_a_folder(tree: Path, outliers: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_a_run_without_outliers_says_so(
-    tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_run_on_a_folder_ends_with_advice(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with caplog.at_level("INFO"):
-        metrics = train(compose(*SMALL, f"data.root={tree}"), tmp_path / "run")
-    assert "this classifier will not say neither: give data.outliers=DIR" in caplog.text
+    folder = tmp_path / "set"
+    shutil.copytree(tree, folder)
+    shutil.move(folder / "train/horses/horse02-4.webp", folder / "train/humans")
+    for path in folder.glob("train/horses/horse0[34]-[48].webp"):
+        path.unlink()
+    options = [*SMALL, "model.image_size=150", "model.scales=[150]", f"data.root={folder}"]
+    metrics = train(compose(*options, "data.val_fraction=0"), tmp_path / "run")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("advice")]
+    assert len(lines) == 4, lines
+    near_duplicates, label, balance, neither = lines
+    assert """'data.group_pattern="([^/]+)-[^-/]*$"' keeps them together""" in near_duplicates
+    assert label.endswith(f"horse02-4.webp as humans: horsehuman audit --data {folder}")
+    assert "horses is rare here" in balance
+    assert "data.outliers=DIR teaches neither" in neither
     assert not any(name.startswith("neither") for name in metrics)
     assert not load_classifier(tmp_path / "run").settings["neither"]
 
