@@ -11,31 +11,31 @@ the log loss with both classes weighing the same, and writes them to folds.json 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from horsehuman import load_classifier
+from horsehuman.data.image_sets import read_run_images
 from horsehuman.errors import HorseHumanError, first_line, one_line
+from horsehuman.evaluation.evaluate import LabelledPredictions, predict_labelled
 from horsehuman.evaluation.metrics import log_losses
-from horsehuman.inference.predict import predict
-from horsehuman.models.base import Network
 from horsehuman.runtime import log_to_stderr, tune_process
-from horsehuman.training.build import build
 from horsehuman.training.config import compose
 from horsehuman.training.run import train
 
 CUTOUTS = "scripts/studies/cutouts.py"
 
-#: Label, and probability of class 1, of each image.
-LabelledPredictions = list[tuple[int, float]]
+#: What is predicted of each fold: the images as they are, and their cut-outs.
+KINDS = ("plain", "framed", "reframed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,12 +71,11 @@ def evaluate_folds(options: argparse.Namespace) -> None:
     if not (options.cutouts / "framed").is_dir():
         raise HorseHumanError(f"{options.cutouts} holds no cut-outs: run {CUTOUTS}")
     out = options.out or Path("outputs") / "folds" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    predictions: dict[str, LabelledPredictions] = {"plain": [], "framed": [], "reframed": []}
+    folds = []
     for fold in options.only or range(options.folds):
         overrides = [*options.overrides, f"data.fold={fold}", f"data.folds={options.folds}"]
-        for kind, new in predict_fold(options.cutouts, out / f"fold_{fold}", overrides).items():
-            predictions[kind] += new
-        metrics = {kind: summarize(labelled) for kind, labelled in predictions.items()}
+        folds.append(predict_fold(options.cutouts, out / f"fold_{fold}", overrides))
+        metrics = {kind: summarize([fold[kind] for fold in folds]) for kind in KINDS}
         result = {**metrics, "overrides": options.overrides}
         (out / "folds.json").write_text(json.dumps(result, indent=2) + "\n")
         print(f"after fold {fold}")
@@ -87,53 +86,34 @@ def evaluate_folds(options: argparse.Namespace) -> None:
 def predict_fold(
     cutouts: Path, run_dir: Path, overrides: Sequence[str]
 ) -> dict[str, LabelledPredictions]:
-    """Train without one fold and predict its images: plain, framed and reframed.
+    """Train without one fold and predict its images of each of :data:`KINDS`.
 
     Args:
         cutouts: Folder of the cut-outs. Images without one are left out.
         run_dir: Folder of the run.
         overrides: Options of the run.
     """
-    config = compose(*overrides, "test=false")
-    train(config, run_dir)
-    data = build("data", config, image_size=config.model.image_size, seed=config.seed)
-    data.prepare_data()
-    with (run_dir / "splits.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "validation"]
-    names = [Path(row["label"]) / f"{Path(row['picture']).stem}.png" for row in rows]
-    usable = [k for k, name in enumerate(names) if (cutouts / "framed" / name).is_file()]
-    if not usable:
+    train(compose(*overrides, "test=false"), run_dir)
+    classifier, held_out = load_classifier(run_dir), read_run_images(run_dir).split("validation")
+    sets: dict[str, list[Any]] = {kind: [] for kind in KINDS}
+    for record in held_out.records:
+        name = Path(held_out.class_names[record.label]) / f"{record.path.stem}.png"
+        if (cutouts / "framed" / name).is_file():
+            sets["plain"].append(record)
+            for kind in KINDS[1:]:
+                sets[kind].append(replace(record, path=cutouts / kind / name))
+    if not sets["plain"]:
         raise HorseHumanError(f"{cutouts} holds no cut-out of this fold: run {CUTOUTS}")
-    classifier = load_classifier(run_dir)
-    labels = [classifier.class_names.index(rows[k]["label"]) for k in usable]
-    sources = {
-        "plain": [data.root / rows[k]["picture"] for k in usable],
-        "framed": [cutouts / "framed" / names[k] for k in usable],
-        "reframed": [cutouts / "reframed" / names[k] for k in usable],
+    return {
+        kind: predict_labelled(classifier, replace(held_out, records=records))
+        for kind, records in sets.items()
     }
-    return {kind: predict_labelled(classifier, paths, labels) for kind, paths in sources.items()}
 
 
-def predict_labelled(
-    classifier: Network, paths: Sequence[Path], labels: Sequence[int]
-) -> LabelledPredictions:
-    """Return the label and the probability of class 1 of each image.
-
-    Raises:
-        HorseHumanError: An image cannot be read.
-    """
-    result = []
-    for prediction, label in zip(predict(classifier, paths), labels, strict=True):
-        if prediction.error:
-            raise HorseHumanError(prediction.error)
-        second = prediction.class_name == classifier.class_names[1]
-        result.append((label, prediction.probability if second else 1 - prediction.probability))
-    return result
-
-
-def summarize(predictions: LabelledPredictions) -> dict[str, float]:
-    """Return the accuracy of each class, their mean, and the balanced log loss."""
-    labels, probabilities = map(np.array, zip(*predictions, strict=True))
+def summarize(folds: Sequence[LabelledPredictions]) -> dict[str, float]:
+    """Return the accuracy of each class, their mean, and the balanced log loss, over all folds."""
+    labels = np.concatenate([fold.labels for fold in folds])
+    probabilities = np.concatenate([fold.probabilities for fold in folds])
     correct = (probabilities >= 0.5) == labels
     loss = log_losses(probabilities, labels)
     first, second = labels == 0, labels == 1
