@@ -103,8 +103,7 @@ def train(
         if config.test:
             final = broadcast(str(run_dir / "checkpoints" / "final.ckpt"))  # after rank 0 wrote it
             tested = model_class.load_from_checkpoint(final, map_location="cpu")
-            tested.network.precision = config.precision
-            metrics |= test(tested, data, config.trainer)
+            metrics |= test(tested, data, config)
         metrics |= rates | {"seconds": round(seconds_before + time.monotonic() - started, 1)}
         if rank() == 0:
             values = OmegaConf.to_container(config, resolve=True)
@@ -248,20 +247,24 @@ def training_metrics(
     }, saved.seconds_before
 
 
-def test(model: L.LightningModule, data: HorseHumanDataModule, options: Any) -> dict[str, Any]:
+def test(
+    model: L.LightningModule, data: HorseHumanDataModule, config: DictConfig
+) -> dict[str, Any]:
     """Test a model that was read back from its checkpoint.
 
     Args:
         model: The model.
         data: After ``setup``.
-        options: ``config.trainer``.
+        config: The run's config, of which the precision and the devices are used.
 
     Raises:
         HorseHumanError: A metric is not finite.
     """
+    network: Any = model.network
+    network.precision = config.precision
     names = ("accelerator", "strategy", "devices", "num_nodes")
     trainer = L.Trainer(
-        **{name: options[name] for name in names if name in options},
+        **{name: config.trainer[name] for name in names if name in config.trainer},
         callbacks=callbacks.TerminalProgress(),
         logger=False,
         enable_checkpointing=False,
