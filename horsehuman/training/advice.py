@@ -50,7 +50,7 @@ def advise(model: L.LightningModule, data: HorseHumanDataModule) -> list[str]:
     if is_unbalanced(labels) and data.prior is None:
         rare = data.class_names[int(sum(labels) < len(labels) / 2)]
         text = f"{rare} is rare here, and answered more rarely still"
-        lines.append(f"{text}: data.balance=loss data.prior=0.5 finds more of it")
+        lines.append(f"{text}: data.prior=0.5 finds more of it")
     if isinstance(network, Inception) and data.outliers is None:
         lines.append("pictures of neither class get a class: data.outliers=DIR teaches neither")
     return [printable(line) for line in lines]

@@ -22,6 +22,10 @@ from horsehuman.training.module import CNNClassifier, InceptionClassifier
 #: Options of every trainer: the progress bar and the table of layers are our own.
 QUIET: Any = {"enable_progress_bar": False, "enable_model_summary": False}
 
+#: If ``trainer.max_epochs`` is null: the least number of epochs, the number of steps for which
+#: small sets get more epochs, and their largest number. Measured in docs/results.md.
+EPOCHS, STEPS, MAX_EPOCHS = 25, 600, 200
+
 #: The classes that a config may name. A config of unknown origin can build nothing else.
 _CLASSES: dict[str, dict[str, Any]] = {
     "model": {f"horsehuman.{kind.__name__}": kind for kind in (CNNClassifier, InceptionClassifier)},
@@ -97,6 +101,8 @@ def build_trainer(
         HorseHumanError: The trainer refuses an option, or early stopping has nothing to monitor.
     """
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    if options.get("max_epochs") is None:
+        options["max_epochs"] = default_epochs(data)
     used = build_callbacks(config, run_dir, data)
     logger = TensorBoardLogger(run_dir, "", "", default_hp_metric=False, purge_step=purge_step)
     try:
@@ -113,6 +119,15 @@ def build_trainer(
         *(RuntimeError, TypeError, ValueError),
     ) as error:
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
+
+
+def default_epochs(data: HorseHumanDataModule) -> int:
+    """Return the number of epochs that makes :data:`STEPS` steps, within its bounds.
+
+    Args:
+        data: After ``setup``.
+    """
+    return max(EPOCHS, min(MAX_EPOCHS, -(-STEPS // len(data.train_dataloader()))))
 
 
 def build_callbacks(

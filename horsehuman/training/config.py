@@ -54,7 +54,8 @@ def check_options(config: DictConfig) -> None:
     check_flag("histograms", config.histograms)
     check_choice("precision", config.precision, PRECISIONS)
     for name in ("max_epochs", "accumulate_grad_batches", "log_every_n_steps"):
-        check_number(f"trainer.{name}", options[name], int, at_least=1)
+        if options[name] is not None or name != "max_epochs":  # null: build.default_epochs
+            check_number(f"trainer.{name}", options[name], int, at_least=1)
     check_number("trainer.limit_train_batches", options.limit_train_batches, float, above=0)
     if config.early_stopping is not None:
         check_number("early_stopping", config.early_stopping, int, at_least=1)

@@ -25,7 +25,7 @@ from horsehuman.data.archives import image_root
 from horsehuman.data.records import SUBJECT_PATTERN, scan_folder
 from horsehuman.decision import calibration_bins
 from horsehuman.evaluation.metrics import bootstrap_mean, log_losses
-from horsehuman.training.build import QUIET, silence_lightning
+from horsehuman.training.build import QUIET, default_epochs, silence_lightning
 
 #: Pairs of breeds; the first of each keeps all its images.
 PAIRS = (
@@ -78,10 +78,13 @@ def link_files(root: Path, pair: list[list[list[Path]]], seed: int) -> None:
 def predict(root: Path, pattern: str | None, setting: dict[str, Any]) -> tuple[Any, Any]:
     """Train on ``root/train``; return records and probabilities of class 1 of ``root/test``."""
     L.seed_everything(0, verbose=False)
-    options: dict[str, Any] = {"val_fraction": 0, "group_pattern": pattern, **setting}
-    data = HorseHumanDataModule(300, "folder", str(root), **options)
+    data = HorseHumanDataModule(
+        300, "folder", str(root), group_pattern=pattern, val_fraction=0, **setting
+    )
     model = InceptionClassifier()
-    trainer = L.Trainer(max_epochs=25, logger=False, enable_checkpointing=False, **QUIET)
+    data.setup()
+    options = {"logger": False, "enable_checkpointing": False, **QUIET}
+    trainer = L.Trainer(max_epochs=default_epochs(data), **options)
     trainer.fit(model, data)
     cache = model.network.feature_cache()
     with torch.no_grad():

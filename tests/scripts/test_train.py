@@ -40,7 +40,7 @@ def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["data.group_pattern=(.+)_"], 2, "cannot be read as OPTION=VALUE"),
         (["model=cnn", "model.chanels=[4]"], 2, "did you mean model.channels"),
         (["data.root=x"], 2, "it comes with data=folder"),
-        (["+trainer.max_epochs=2"], 2, "drop the + before it"),
+        (["+trainer.devices=1"], 2, "drop the + before it"),
         (["model=null"], 2, "Config group override must be"),
         (["trainer.devices=2"], 1, "trainer.devices=2"),
         (["test=false", "data.validation=test"], 1, "does not go with"),

@@ -20,7 +20,7 @@ from horsehuman.data.datasets import decode
 from horsehuman.data.images import read_picture
 from horsehuman.inference.predict import predict
 from horsehuman.training import callbacks
-from horsehuman.training.build import build, build_trainer
+from horsehuman.training.build import build, build_trainer, default_epochs
 from horsehuman.training.config import compose
 from horsehuman.training.run import finalize_checkpoints
 from horsehuman.training.run import train as train_run
@@ -211,6 +211,13 @@ def test_early_stopping_ends_a_run(tree: Path, tmp_path: Path) -> None:
     overrides = ["early_stopping=1", "trainer.max_epochs=30", "model.optimizer.lr=10", "ema=null"]
     metrics = train(tmp_path, *small_cnn(tree, *overrides, "test=false"))
     assert metrics["epochs"] < 30
+
+
+@pytest.mark.parametrize(("batch_size", "epochs"), [(24, 200), (4, 100), (1, 25)])
+def test_small_sets_take_more_epochs(batch_size: int, epochs: int, tree: Path) -> None:
+    data = HorseHumanDataModule(48, "folder", str(tree), val_fraction=0, batch_size=batch_size)
+    data.setup()
+    assert default_epochs(data) == epochs
 
 
 def test_skipped_pictures_are_listed(tree: Path, tmp_path: Path) -> None:
