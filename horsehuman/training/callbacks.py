@@ -221,8 +221,7 @@ class TerminalProgress(L.Callback):
             on_test = getattr(trainer.datamodule, "validation", "") == "test"  # type: ignore[attr-defined]
             line += f"  {'test set' if on_test else 'held out'}: loss {logged['val/loss']:.4f}"
             line += f"  accuracy {logged['val/acc']:6.1%}"
-        if (trainer.current_epoch + 1) % max(1, (trainer.max_epochs or 1) // 100) == 0:
-            self._bar.console.print(f"{line}  {time.monotonic() - self._start:.1f} s")
+        self._bar.console.print(f"{line}  {time.monotonic() - self._start:.1f} s")
 
     def on_test_start(self, trainer: L.Trainer, *unused: Any) -> None:
         """Show the bar."""
