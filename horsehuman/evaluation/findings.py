@@ -224,7 +224,8 @@ def check_balance(stats: Sequence[ImageStats], class_names: Sequence[str]) -> It
     counts = [sum(image.label == label for image in stats) for label in (0, 1)]
     text = " and ".join(f"{n:,} {name}" for n, name in zip(counts, class_names, strict=True))
     if is_unbalanced([image.label for image in stats]):
-        remedy = "use balanced accuracy; data.prior=0.5 finds more of the rare class"
+        remedy = "add pictures to the smaller class; data.prior=0.5 finds more of it; "
+        remedy += "use balanced accuracy instead of accuracy"
         yield Finding("warning", f"the classes are not balanced: {text}", remedy)
     else:
         yield Finding("note", text)
