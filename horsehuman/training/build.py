@@ -102,7 +102,8 @@ def build_trainer(
     """
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
     if options.get("max_epochs") is None:
-        options["max_epochs"] = default_epochs(data)
+        cached = config.model.get("cache_features")  # only a head's epochs cost next to nothing
+        options["max_epochs"] = default_epochs(data) if cached else EPOCHS
     used = build_callbacks(config, run_dir, data)
     logger = TensorBoardLogger(run_dir, "", "", default_hp_metric=False, purge_step=purge_step)
     try:

@@ -220,6 +220,17 @@ def test_small_sets_take_more_epochs(batch_size: int, epochs: int, tree: Path) -
     assert default_epochs(data) == epochs
 
 
+@pytest.mark.parametrize(("cached", "epochs"), [("true", 200), ("false", 25)])
+def test_epochs_that_embed_images_anew_are_not_multiplied(
+    cached: str, epochs: int, tree: Path, tmp_path: Path
+) -> None:
+    options = [f"model.cache_features={cached}", "data=folder", f"data.root={tree}"]
+    config = compose(*options)
+    data = build("data", config, image_size=48, seed=0)
+    data.setup()
+    assert build_trainer(config, tmp_path, data).max_epochs == epochs
+
+
 def test_skipped_pictures_are_listed(tree: Path, tmp_path: Path) -> None:
     root = tmp_path / "set"
     subprocess.run(["cp", "-r", str(tree), str(root)], check=True)
