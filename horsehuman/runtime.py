@@ -154,6 +154,12 @@ class PeakMemory:
         return round(int(peak.split()[0]) * 1024 / 1e9, 3) if peak else None
 
 
+def memory_size() -> int:
+    """Return the size of the machine's memory in bytes; 8 GiB if it is unknown."""
+    size = _proc_field("meminfo", "memtotal")
+    return int(size.split()[0]) * 1024 if size else 8 * 2**30
+
+
 def cpu_flags() -> frozenset[str]:
     """Return the CPU's instruction sets as Linux names them; empty if they are unknown."""
     return frozenset(_proc_field("cpuinfo", "flags", "features").split())

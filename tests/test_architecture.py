@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 import horsehuman
 
 #: Lines of code; see :func:`code_lines`.
-MODULE_BUDGET, PACKAGE_BUDGET = 320, 5637
+MODULE_BUDGET, PACKAGE_BUDGET = 320, 5700
 
 FUNCTION_BUDGET = 45
 

@@ -25,11 +25,15 @@ from horsehuman.data.records import (
 from horsehuman.data.transforms import make_augment
 from horsehuman.distributed import world_size
 from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_number, printable
+from horsehuman.runtime import memory_size
 
 log = logging.getLogger(__name__)
 
 #: Smallest number of images in ``outliers``.
 MIN_OUTLIERS = 20
+
+#: Share of the machine's memory that feature maps may take.
+MAPS_MEMORY = 0.25
 
 
 class HorseHumanDataModule(L.LightningDataModule):
@@ -160,7 +164,7 @@ class HorseHumanDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Scan the folder, check every file and assign splits by group.
 
-        Later calls only discard the features of :meth:`use_features`.
+        Later calls only discard the features of :meth:`use_features`, and begin at epoch 0.
 
         Args:
             stage: Ignored; all splits are set up at once.
@@ -170,6 +174,7 @@ class HorseHumanDataModule(L.LightningDataModule):
                 be made.
         """
         self.discard_features()
+        self._first_epoch = 0
         if self.records:
             return
         if self.root is None:
@@ -256,6 +261,26 @@ class HorseHumanDataModule(L.LightningDataModule):
             loader = self._loader(self._dataset(split))
             if len(loader):
                 self._features[split] = datasets.embed_all(loader, embed)
+
+    def use_feature_maps(self, embed: datasets.Embed) -> None:
+        """Train on the feature maps of images and mirror images, and validate on those of images.
+
+        They are computed once and kept in memory if they fit into :data:`MAPS_MEMORY`; otherwise
+        the images are used, and the maps are computed anew in each epoch.
+
+        Args:
+            embed: Computes the maps of a batch.
+        """
+        train, held_out = self._dataset("train"), self._dataset(self._held_out)
+        parts = {"train": datasets.MirroredDataset(train), self._held_out: held_out}
+        size = embed(train.__getitems__([0])[0]).nbytes * sum(map(len, parts.values()))
+        if size > MAPS_MEMORY * memory_size():
+            text = "feature maps would take %.1f GiB: they are computed anew in each epoch"
+            log.warning(text, size / 2**30)
+            self._features = {"train": parts["train"]}
+            return
+        for split, dataset in parts.items():
+            self._features[split] = datasets.embed_all(self._loader(dataset), embed)
 
     def training_features(self, embed: datasets.Embed) -> tuple[Tensor, list[Record]]:
         """Return features ``(N, F)`` of training images, not augmented, and their records.

@@ -140,6 +140,23 @@ class BatchDataset(Dataset[Batch]):
         return self.inputs[indices], self.labels[indices]
 
 
+class MirroredDataset(BatchDataset):
+    """The images of a dataset, and after them their mirror images.
+
+    Args:
+        dataset: N images.
+    """
+
+    def __init__(self, dataset: BatchDataset) -> None:
+        super().__init__(dataset.inputs, dataset.labels, dataset.indices.repeat(2).tolist())
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        images, labels = super().__getitems__(positions)
+        is_mirrored = torch.tensor(positions) >= len(self) // 2
+        images[is_mirrored] = images[is_mirrored].flip(3)
+        return images, labels
+
+
 class ShardSampler(DistributedSampler[int]):
     """This rank's shard of ``count`` samples, in order; no sample is repeated or left out.
 
@@ -224,6 +241,13 @@ def embed_all(loader: DataLoader[Batch], embed: Embed) -> BatchDataset:
     Returns:
         Features and labels of the images of all ranks.
     """
-    batches = [(embed(x), y) for x, y in track(loader, "computing features", len(loader))]
-    features, labels = (gather_sharded(torch.cat(part)) for part in zip(*batches, strict=True))
+    count, start = len(loader.sampler), 0  # type: ignore[arg-type]
+    features, labels = torch.empty(0), torch.empty(count)
+    for images, truth in track(loader, "computing features", len(loader)):
+        batch, end = embed(images), start + len(truth)
+        if start == 0:  # one tensor for all: feature maps may fill a part of the memory
+            features = batch.new_empty(count, *batch.shape[1:])
+        features[start:end], labels[start:end] = batch, truth
+        start = end
+    features, labels = gather_sharded(features), gather_sharded(labels)
     return BatchDataset(features, labels, range(len(labels)))

@@ -311,7 +311,7 @@ def cosine_rows(features: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def check_near_duplicates(
-    stats: Sequence[ImageStats], rows: list[list[ImageStats]], features: Tensor, *, grouped: bool
+    stats: Sequence[Record], rows: Sequence[Sequence[Record]], features: Tensor, *, grouped: bool
 ) -> Iterator[Finding]:
     """Report clusters of near-duplicates that span several splits, and missing groups.
 
@@ -334,10 +334,10 @@ def check_near_duplicates(
     if grouped or (pattern is None and count < 0.1 * len(stats)):
         yield Finding("note", text if grouped else f"{text}: no groups are needed")
         return
-    remedy = "define groups with data.group_pattern"
+    remedy = "name groups with data.group_pattern"
     if pattern:
         text += f", {share:.0%} have a nearest neighbour with the same name up to its number"
-        remedy += f": --group-pattern '{pattern}' fits the file names"
+        remedy = f"""'data.group_pattern="{pattern}"' fits the file names"""
     yield Finding("error", f"{text}, and no groups are defined", remedy, rows[:8])
 
 
@@ -405,11 +405,9 @@ def check_random_split(
         cosines[group[index, None] == group] = -1
         correct[1] += (labels[cosines.argmax(1)] == labels[index]).sum()
     any_group, other_groups = (correct / len(stats)).tolist()
-    message = (
-        f"at 32 x 32 pixels, {any_group:.1%} of the nearest neighbours have the same class, and "
-        f"{other_groups:.1%} of those in other groups: the difference estimates how much a random "
-        "split overestimates accuracy"
-    )
+    message = f"at 32 x 32 pixels, {any_group:.1%} of the nearest neighbours have the same class, "
+    message += f"and {other_groups:.1%} of those in other groups: the difference estimates how "
+    message += "much a random split overestimates accuracy"
     if any_group - other_groups > 0.01:
         yield Finding("warning", message, "split by group, never at random")
     else:

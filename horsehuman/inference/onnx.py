@@ -92,10 +92,8 @@ class OnnxClassifier:
         except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise fault from error
         names = {entry.name for entry in self._session.get_inputs() + self._session.get_outputs()}
-        if (digest and digest_of(content, digest) != digest) or not names >= {
-            INPUT,
-            *self._outputs,
-        }:
+        is_damaged = digest and digest_of(content, digest) != digest
+        if is_damaged or not names >= {INPUT, *self._outputs}:
             raise fault
 
     def predict_batch(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:

@@ -6,7 +6,7 @@ predict``.
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice, pairwise
@@ -41,6 +41,7 @@ def predict(
     batch_size: int = 32,
     *,
     always_answer: bool = False,
+    read: Callable[[str], NDArray[np.uint8]] = read_source,
 ) -> Iterator[Prediction]:
     """Classify images and yield one prediction per image, in order.
 
@@ -54,6 +55,8 @@ def predict(
         batch_size: Number of images per batch, at least 1.
         always_answer: Whether to choose one of the two classes for every image, so that no
             prediction is ``unsure``, ``neither`` or ``both``.
+        read: Reads an image by its name, as RGB ``(H, W, 3)``, uint8, in a thread; it raises
+            :class:`~horsehuman.data.images.PictureError` if it cannot.
 
     Raises:
         HorseHumanError: If ``batch_size`` is not an integer of at least 1.
@@ -72,7 +75,7 @@ def predict(
 
         def start_reading(index: int, source: Source) -> tuple[str, Future[Any]]:
             name = str(source) if isinstance(source, str | Path) else f"picture {index}"
-            return name, pool.submit(lambda: classifier.preprocess(_to_array(source, name)))
+            return name, pool.submit(lambda: classifier.preprocess(_to_array(source, name, read)))
 
         batches = iter(lambda: [start_reading(*i) for i in islice(numbered, batch_size)], [])
         # Threads read the second batch of a pair while the network computes the first one.
@@ -86,10 +89,12 @@ def predict(
                     yield decide(classifier, name, next(scores), always_answer)
 
 
-def _to_array(source: Source, name: str) -> NDArray[np.uint8]:
+def _to_array(
+    source: Source, name: str, read: Callable[[str], NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
     """Return an image as an RGB array ``(H, W, 3)``, uint8; raise if it cannot be read as one."""
     if isinstance(source, str | Path):
-        return read_source(name)
+        return read(name)
     if isinstance(source, Image.Image):
         return as_rgb(source, name)
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or not source.size:

@@ -125,6 +125,7 @@ class Inception(Network):
         self.normalize = nn.ModuleList(Normalize(s, mean, std) for s in scales)
         self.settings.update(weights=CHECKPOINT, mean=to_plain(mean), std=to_plain(std))
         self.pool = Pool(pool)
+        self._sides: list[int] = []  # of the maps of each scale, see forward_frozen
         size = scales[0]
         if pool == "flatten":
             size = self.backbone(torch.zeros(1, 3, size, size)).shape[2]
@@ -173,12 +174,46 @@ class Inception(Network):
         Returns:
             One float32 tensor ``(N, C, H', W')`` for each scale.
         """
+        return self._compute(self.backbone, self._inputs(images))
+
+    def _inputs(self, images: Tensor) -> list[Tensor]:
+        """Resize and normalise images for each scale."""
         images = resize(images, self.image_size)
-        inputs = [normalize(images) for normalize in self.normalize]
-        if self.compute_dtype() == torch.float32:
-            return [self.backbone(x) for x in inputs]
-        with torch.autocast(self.device.type, self.compute_dtype()):
-            return [self.backbone(x).float() for x in inputs]
+        return [normalize(images) for normalize in self.normalize]
+
+    def _compute(self, layers: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Apply layers of the backbone to each of its inputs, in the chosen precision."""
+        dtype = self.compute_dtype()
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            return [layers(x).float() for x in inputs]
+
+    @torch.no_grad()
+    def forward_frozen(self, images: Tensor, blocks: int) -> Tensor:
+        """Compute the inputs of the last blocks of the backbone, in batches.
+
+        Args:
+            images: uint8 of shape ``(N, 3, H, W)``.
+            blocks: Number of the last blocks, at least 1.
+
+        Returns:
+            float16 ``(N, L, C)`` on the CPU, the positions of the feature maps of all scales, row
+            by row.
+        """
+        layers, parts = self.backbone.split(blocks)[0], []
+        for batch in torch.split(images.to(self.device), BATCH_SIZE):
+            maps = self._compute(layers, self._inputs(batch))
+            parts.append(torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2).half().cpu())
+        self._sides = [m.shape[-1] for m in maps]
+        return torch.cat(parts)
+
+    def forward_last(self, maps: Tensor, blocks: int) -> Tensor:
+        """Compute features ``(N, F)`` of what :meth:`forward_frozen` returned, with gradients."""
+        parts = torch.split(maps.float(), [side**2 for side in self._sides], 1)
+        inputs = [
+            part.reshape(len(part), side, side, -1).permute(0, 3, 1, 2)
+            for part, side in zip(parts, self._sides, strict=True)
+        ]
+        return self.pool_features(self._compute(self.backbone.split(blocks)[1], inputs))
 
     def embed(self, images: Tensor) -> Tensor:
         """Compute features ``(N, F)``, float32, of uint8 images ``(N, 3, H, W)``, in batches."""
@@ -298,6 +333,11 @@ class FrozenBackbone(nn.Module):
             trunk.load_state_dict(nan, assign=True)
         # The mode has no effect here, but Lightning warns of modules in eval mode.
         self.trunk: nn.Module = trunk.train().requires_grad_(False)
+
+    def split(self, blocks: int) -> tuple[nn.Sequential, nn.Sequential]:
+        """Return the layers before the last blocks, and these blocks, at least one."""
+        layers = list(self.trunk.children())
+        return nn.Sequential(*layers[:-blocks]), nn.Sequential(*layers[-blocks:])
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, 3, S, S)`` to ``(N, C, H, W)``; 299 px to 768 x 17 x 17 at ``Mixed_6e``."""

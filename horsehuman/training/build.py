@@ -58,6 +58,10 @@ def build_model_and_data(config: DictConfig) -> tuple[Any, HorseHumanDataModule]
             data.prepare_data()
         all_gather(None)
     data.setup()
+    blocks = model.hparams.get("finetune")
+    if blocks and (data.validation == "test" or not data.validation_records()):
+        fix = "set data.validation=held_out and data.val_fraction above 0"
+        raise HorseHumanError(f"model.finetune={blocks} needs held-out pictures: {fix}")
     return model, data
 
 
@@ -103,7 +107,7 @@ def build_trainer(
     options: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
     if options.get("max_epochs") is None:
         cached = config.model.get("cache_features")  # only a head's epochs cost next to nothing
-        options["max_epochs"] = default_epochs(data) if cached else EPOCHS
+        options["max_epochs"] = epochs_for(data, STEPS, EPOCHS, MAX_EPOCHS) if cached else EPOCHS
     used = build_callbacks(config, run_dir, data)
     logger = TensorBoardLogger(run_dir, "", "", default_hp_metric=False, purge_step=purge_step)
     try:
@@ -122,13 +126,16 @@ def build_trainer(
         raise HorseHumanError(f"trainer does not take this: {first_line(error)}") from error
 
 
-def default_epochs(data: HorseHumanDataModule) -> int:
-    """Return the number of epochs that makes :data:`STEPS` steps, within its bounds.
+def epochs_for(data: HorseHumanDataModule, steps: int, least: int, most: int) -> int:
+    """Return the number of epochs that makes some number of steps, within bounds.
 
     Args:
         data: After ``setup``.
+        steps: Number of steps.
+        least: Smallest number of epochs.
+        most: Largest number of epochs.
     """
-    return max(EPOCHS, min(MAX_EPOCHS, -(-STEPS // len(data.train_dataloader()))))
+    return max(least, min(most, -(-steps // len(data.train_dataloader()))))
 
 
 def build_callbacks(
@@ -150,8 +157,6 @@ def build_callbacks(
     if config.ema is not None:
         used.append(callbacks.AverageWeights(config.ema))
     used.append(callbacks.SyncBuffers())  # after the averaged weights have been swapped in
-    if config.histograms:
-        used.append(callbacks.Histograms())
     return used
 
 

@@ -178,17 +178,6 @@ def epoch_metrics(trainer: L.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
 
 
-class Histograms(L.Callback):
-    """Log histograms of all trained weights after every epoch."""
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log one histogram for each parameter."""
-        writer: Any = trainer.logger.experiment  # type: ignore[union-attr]
-        for name, parameter in pl_module.named_parameters():
-            if parameter.requires_grad:
-                writer.add_histogram(name, parameter.detach(), trainer.global_step)
-
-
 class TerminalProgress(L.Callback):
     """Show a progress bar over all steps, and print a line of metrics after each epoch."""
 

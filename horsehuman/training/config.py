@@ -35,10 +35,7 @@ def load_config(run_dir: Path) -> DictConfig:
     if not complete or "${" in str(values):
         path = printable(run_dir / "config.yaml")
         raise HorseHumanError(f"{path} is not the config of a run: it cannot be resumed")
-    for name, value in (("histograms", False), ("precision", "float32")):
-        values.setdefault(name, value)  # older runs have no such option
-    if values["model"].pop("views", 1) != 1:
-        raise HorseHumanError(f"{printable(run_dir)}: model.views no longer exists: train it again")
+    values.setdefault("precision", "float32")  # older runs have no such option
     return DictConfig(values)
 
 
@@ -51,7 +48,6 @@ def check_options(config: DictConfig) -> None:
     options = config.trainer
     check_number("seed", config.seed, int, at_least=0, below=2**32)
     check_flag("test", config.test)
-    check_flag("histograms", config.histograms)
     check_choice("precision", config.precision, PRECISIONS)
     for name in ("max_epochs", "accumulate_grad_batches", "log_every_n_steps"):
         if options[name] is not None or name != "max_epochs":  # null: build.default_epochs

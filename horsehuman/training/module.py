@@ -27,24 +27,27 @@ from horsehuman.errors import HorseHumanError, check_choice, check_flag, check_n
 from horsehuman.models.base import FORMAT, Network, check_origin, to_plain, upgrade_settings
 from horsehuman.models.cnn import CNN
 from horsehuman.models.inception import Inception, warn_without_bf16
-from horsehuman.training.muon import Muon
 
 #: Test images that are answered end to end, to verify their features, and the largest difference
 #: of a logit that is accepted.
 VERIFIED, TOLERANCE = 16, 0.05
+
+#: Learning rates of fine-tuning, for the head and for the last block of the backbone, as factors
+#: of the head's learning rate before. Chosen in docs/finetune.md.
+HEAD_LR, BLOCK_LR = 0.1, 0.01
 
 log = logging.getLogger(__name__)
 
 #: Schedules of the learning rate; see :func:`make_schedule`.
 SCHEDULES = ("constant", "cosine", "one_cycle")
 
-#: Optimizers by name: those of torch that need no sparse gradients and no closure, and our Muon.
+#: Optimizers by name: those of torch that need no sparse gradients and no closure.
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     name: kind
     for name, kind in vars(torch.optim).items()
     if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
-    if name not in ("Optimizer", "SparseAdam", "LBFGS")
-} | {"Muon": Muon}
+    if name not in ("Optimizer", "SparseAdam", "LBFGS", "Muon")  # Muon takes matrices only
+}
 
 
 class BinaryClassifier(L.LightningModule):
@@ -261,6 +264,8 @@ class InceptionClassifier(BinaryClassifier):
     Args:
         cache_features: Compute the features of every image once, before training, train the head
             on them, and keep them in the user's cache for other runs.
+        finetune: Number of the last blocks of the backbone, 0 to 2, to fine-tune after the head is
+            trained; see :func:`~horsehuman.training.run.finetune`.
         optimizer: See :func:`make_optimizer`.
         schedule: See :func:`make_schedule`.
         label_smoothing: See :class:`BinaryClassifier`.
@@ -282,15 +287,55 @@ class InceptionClassifier(BinaryClassifier):
     def __init__(
         self,
         cache_features: bool = True,
+        finetune: int = 0,
         optimizer: Mapping[str, Any] = {"name": "AdamW", "lr": 0.03, "weight_decay": 0.01},
         schedule: str = "cosine",
         label_smoothing: float = 0.0,
         **network: Any,
     ) -> None:
         check_flag("model.cache_features", cache_features)
-        options = {"cache_features": cache_features}
+        check_number("model.finetune", finetune, int, at_least=0, at_most=2)
         network = upgrade_settings(network)
+        if finetune and (not cache_features or network.get("weights") == "random"):
+            needed = "model.cache_features=true and pretrained weights"
+            raise HorseHumanError(f"model.finetune={finetune} needs {needed}: set them, or 0")
+        options = {"cache_features": cache_features, "finetune": finetune}
         super().__init__(Inception(**network), optimizer, schedule, label_smoothing, **options)
+        self._is_unfrozen = False
+
+    def freeze_blocks(self, frozen: bool) -> None:
+        """Freeze the last blocks of the backbone, or give them gradients for fine-tuning."""
+        blocks = self.network.backbone.split(self.hparams["finetune"])[1]
+        blocks.requires_grad_(not frozen)
+        self._is_unfrozen = not frozen
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits ``(N,)`` of images, features, or feature maps ``(N, L, C)``."""
+        if inputs.ndim == 3:
+            inputs = self.network.forward_last(inputs, self.hparams["finetune"])
+        return super().forward(inputs)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """Build optimizer and schedule; for fine-tuning, AdamW with a warm-up and cosine decay.
+
+        Each block nearer to the input has half the learning rate of the next (Howard and Ruder
+        2018, arXiv:1801.06146).
+        """
+        if not self._is_unfrozen:
+            return super().configure_optimizers()
+        lr, steps = self.hparams["optimizer"]["lr"], self.trainer.estimated_stepping_batches
+        blocks = list(self.network.backbone.split(self.hparams["finetune"])[1])
+        rates = [lr * HEAD_LR, *(lr * BLOCK_LR / 2**k for k in range(len(blocks)))]
+        groups = [
+            {"params": list(part.parameters()), "lr": rate}
+            for part, rate in zip([self.network.head, *reversed(blocks)], rates, strict=True)
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+        schedule = lr_scheduler.OneCycleLR(
+            optimizer, rates, max(int(steps), 10), pct_start=0.1, cycle_momentum=False
+        )
+        scheduler: Any = {"scheduler": schedule, "interval": "step", "name": "lr"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def setup(self, stage: str) -> None:
         """Replace the images of the data module by their features, if they are to be cached."""
@@ -305,6 +350,10 @@ class InceptionClassifier(BinaryClassifier):
         if not cached or not isinstance(data, HorseHumanDataModule):
             return
         self.network.to(self.trainer.strategy.root_device)
+        if stage == "fit" and self._is_unfrozen:
+            blocks = self.hparams["finetune"]
+            data.use_feature_maps(lambda images: self.network.forward_frozen(images, blocks))
+            return
         cache = self.network.feature_cache()
         # flattened features take nearly 1 MB an image: they are not kept on disk
         data.use_features(cache if self.hparams["pool"] != "flatten" else cache.embed, stage)
@@ -318,9 +367,9 @@ class InceptionClassifier(BinaryClassifier):
             difference = float((self(images) - self(features)).abs().max())
         if not broadcast(difference <= TOLERANCE):
             text = (
-                "features of test pictures differ from the pictures (%.3g in the logit, above %g)"
+                "test features differ by %.3g in the logit, above %g: all are answered end to end"
             )
-            log.warning(f"{text}: all are answered end to end", difference, TOLERANCE)
+            log.warning(text, difference, TOLERANCE)
             data.discard_features()
 
 

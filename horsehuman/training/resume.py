@@ -14,7 +14,6 @@ import torch
 from horsehuman.data.archives import are_official
 from horsehuman.data.datamodule import HorseHumanDataModule
 from horsehuman.errors import HorseHumanError, printable
-from horsehuman.models.checkpoint import read_checkpoint
 from horsehuman.run_dir import read_json
 from horsehuman.runtime import cpu_name
 
@@ -24,15 +23,6 @@ log = logging.getLogger(__name__)
 RECORD = "run.json"
 
 _PACKAGES = ("horsehuman", "lightning", "numpy", "pillow", "timm", "torch", "torchvision")
-
-
-def completed_steps(last: Path) -> int:
-    """Return the number of optimizer steps behind a full checkpoint; 0 if there is none.
-
-    Raises:
-        HorseHumanError: It cannot be read.
-    """
-    return int(read_checkpoint(last)["global_step"]) if last.is_file() else 0
 
 
 def make_run_record(config: str, data: HorseHumanDataModule) -> dict[str, Any]:

@@ -41,6 +41,10 @@ log = logging.getLogger(__name__)
 #: Seconds to wait at the end of training for space or rights to save the last epoch.
 SAVE_SECONDS = 120.0
 
+#: Steps of fine-tuning, in 3 to 10 epochs of all images and their mirror images. See
+#: docs/finetune.md.
+FINETUNE_STEPS = 120
+
 
 def resume_run(run_dir: Path, *, allow_changes: bool = False) -> dict[str, Any]:
     """Resume an interrupted run in its own folder with its own config; see :func:`train`."""
@@ -81,17 +85,20 @@ def train(
         memory = PeakMemory()
         model, data = build.build_model_and_data(config)
         text = OmegaConf.to_yaml(config, resolve=True)
-        steps = resume.completed_steps(run_dir / "checkpoints" / "last.ckpt") if resuming else None
-        trainer = build.build_trainer(config, run_dir, data, purge_step=steps)
+        trainer = build.build_trainer(config, run_dir, data, purge_step=completed_steps(run_dir))
         if rank() == 0:
             record = resume.make_run_record(text, data)
             if resuming:
                 resume.compare_run_record(run_dir, record, allow_changes=allow_changes)
             else:
                 write_run_dir(run_dir, text, record, data)
+        checkpoints = run_dir / "checkpoints"
         with lock_run(run_dir) if rank() == 0 else nullcontext():
-            rates = fit(trainer, model, data, text, run_dir)
-        advice = advise(model, data)
+            fit(trainer, model, data, text, run_dir)
+            finalize_checkpoints(checkpoints, checkpoints)
+            advice = advise(model, data)
+            rates = finetune(trainer, model, data, config, run_dir)
+            rates |= add_outputs(model, data, trainer.strategy.root_device, checkpoints)
         logger: Any = trainer.logger
         metrics, seconds_before = training_metrics(trainer, config.seed, memory, started)
         sync_buffers(model)
@@ -101,7 +108,7 @@ def train(
         data.trainer = None
         gc.collect()  # frees the memory that the test needs
         if config.test:
-            final = broadcast(str(run_dir / "checkpoints" / "final.ckpt"))  # after rank 0 wrote it
+            final = broadcast(str(checkpoints / "final.ckpt"))  # after rank 0 wrote it
             tested = model_class.load_from_checkpoint(final, map_location="cpu")
             metrics |= test(tested, data, config)
         metrics |= rates | {"seconds": round(seconds_before + time.monotonic() - started, 1)}
@@ -146,21 +153,18 @@ def write_run_dir(
 
 def fit(
     trainer: L.Trainer, model: Any, data: HorseHumanDataModule, config: str, run_dir: Path
-) -> dict[str, float]:
-    """Train from the last checkpoint, if there is one, and complete the final checkpoints.
+) -> None:
+    """Train from the last checkpoint, if there is one, and write all checkpoints.
 
     Args:
         trainer: The trainer.
         model: The Lightning module.
         data: After ``setup``.
         config: The run's config as YAML, for TensorBoard.
-        run_dir: The run folder.
-
-    Returns:
-        Metrics of *neither*; see :func:`~horsehuman.training.neither.add_outputs`.
+        run_dir: The run folder, or a folder in it with checkpoints of its own.
 
     Raises:
-        HorseHumanError: Lightning refuses the options, or no epoch was trained.
+        HorseHumanError: Lightning refuses the options.
     """
     precision = str(trainer.precision)
     if "bf16" in precision and trainer.strategy.root_device.type == "cpu" and lacks_bf16():
@@ -186,8 +190,68 @@ def fit(
         raise
     if rank() == 0:
         write_unsaved_checkpoints(trainer, last)
-        finalize_checkpoints(run_dir / "checkpoints")
-    return add_outputs(model, data, trainer.strategy.root_device, run_dir / "checkpoints")
+
+
+def finetune(
+    probe: L.Trainer, model: Any, data: HorseHumanDataModule, config: DictConfig, run_dir: Path
+) -> dict[str, float]:
+    """Fine-tune the last blocks of the backbone from the trained head, and keep the better model.
+
+    Training the head first keeps the features from being distorted (Kumar et al. 2022,
+    arXiv:2202.10054). Logs and checkpoints are in the folder ``finetune`` of the run. If the loss
+    on held-out images is lower than before, the run's checkpoints are replaced.
+
+    Args:
+        probe: The trainer of the head.
+        model: The Lightning module; it ends with the weights that are kept.
+        data: After ``setup``.
+        config: The run's config.
+        run_dir: The run folder, with the checkpoints of the head.
+
+    Returns:
+        The metrics of the kept model on held-out images, and losses and accuracies of both;
+        nothing if the config asks for no fine-tuning.
+    """
+    if not model.hparams.get("finetune"):
+        return {}
+    folder, checkpoints = run_dir / "finetune", run_dir / "checkpoints"
+    before = validation_metrics(probe)
+    load_weights(model, checkpoints)
+    model.freeze_blocks(False)
+    folder.mkdir(exist_ok=True)
+    epochs = build.epochs_for(data, FINETUNE_STEPS // 2, 3, 10)  # without the mirror images
+    config = OmegaConf.merge(config, {"trainer": {"max_epochs": epochs}})  # type: ignore[assignment]
+    trainer = build.build_trainer(config, folder, data, purge_step=completed_steps(folder))
+    fit(trainer, model, data, OmegaConf.to_yaml(config, resolve=True), folder)
+    after = validation_metrics(trainer)
+    is_better = after["val/loss"] < before["val/loss"]
+    if is_better:
+        finalize_checkpoints(folder / "checkpoints", checkpoints)
+    load_weights(model, checkpoints)
+    model.freeze_blocks(True)
+    data.discard_features()
+    metrics = after if is_better else before
+    for name, values in (("before", before), ("after", after)):
+        metrics |= {f"finetune/{name}_{key}": values[f"val/{key}"] for key in ("loss", "acc")}
+    return metrics | {"finetune/kept": float(is_better)}
+
+
+def completed_steps(folder: Path) -> int:
+    """Return the number of steps behind the last checkpoint of a run; 0 without one."""
+    last = folder / "checkpoints" / "last.ckpt"
+    return int(read_checkpoint(last)["global_step"]) if last.is_file() else 0
+
+
+def load_weights(model: Any, checkpoints: Path) -> None:
+    """Load the final checkpoint of a run, after rank 0 wrote it."""
+    final = Path(broadcast(str(checkpoints / "final.ckpt")))
+    model.load_state_dict(read_checkpoint(final)["state_dict"])
+
+
+def validation_metrics(trainer: L.Trainer) -> dict[str, float]:
+    """Return the last epoch's metrics; those of a run that had ended, from its checkpoint."""
+    saved = next(c for c in trainer.callbacks if isinstance(c, callbacks.CheckpointMetrics))  # type: ignore[attr-defined]
+    return callbacks.epoch_metrics(trainer) or saved.metrics
 
 
 def write_unsaved_checkpoints(trainer: L.Trainer, last: Path) -> None:
@@ -211,18 +275,23 @@ def write_unsaved_checkpoints(trainer: L.Trainer, last: Path) -> None:
         raise ResumableError(f"{reason}: epoch {saved} is on the disk" if saved else reason)
 
 
-def finalize_checkpoints(folder: Path) -> None:
-    """Write ``final.ckpt`` from the last checkpoint, and strip the best one in place.
+def finalize_checkpoints(source: Path, target: Path) -> None:
+    """Write ``final.ckpt`` and ``best.ckpt`` without optimizer states, on rank 0.
+
+    Args:
+        source: Folder with ``last.ckpt``, and ``best.ckpt`` if images are held out.
+        target: Folder of the files to write; it may be the same.
 
     Raises:
         HorseHumanError: There is no checkpoint: no epoch was trained.
     """
-    last, best = folder / "last.ckpt", folder / "best.ckpt"
-    if not last.is_file():
+    if rank() > 0:
+        return
+    if not (source / "last.ckpt").is_file():
         raise HorseHumanError("no epoch was trained: check the options of trainer")
-    strip_optimizer_state(last, folder / "final.ckpt")
-    if best.is_file():
-        strip_optimizer_state(best, best)
+    strip_optimizer_state(source / "last.ckpt", target / "final.ckpt")
+    if (source / "best.ckpt").is_file():
+        strip_optimizer_state(source / "best.ckpt", target / "best.ckpt")
 
 
 def training_metrics(
@@ -239,7 +308,7 @@ def training_metrics(
     peaks = [peak for peak in all_gather(memory.gigabytes()) if peak]
     return {
         "epochs": trainer.current_epoch,
-        **(callbacks.epoch_metrics(trainer) or saved.metrics),
+        **validation_metrics(trainer),
         "seed": seed,
         "precision": precision,
         "seconds_training": round(saved.seconds_before + time.monotonic() - started, 1),
@@ -297,6 +366,10 @@ def print_results(
         count = f"{metrics['test/right']} of {metrics['test/pictures']} test pictures"
         accuracy = format_accuracy(metrics, "test", data)
         lines.append(("test", f"{accuracy} ({count} right, last epoch)"))
+    if "finetune/kept" in metrics:
+        after, before = metrics["finetune/after_loss"], metrics["finetune/before_loss"]
+        verdict = "kept" if metrics["finetune/kept"] else "the model before it is kept"
+        lines.append(("fine-tuning", f"loss {after:.4f}, before {before:.4f}: {verdict}"))
     if "neither/kept" in metrics:
         kept, refused = metrics["neither/kept"], metrics["neither/refused"]
         rates = f"{refused:.1%} of other pictures refused, {kept:.1%} of the classes kept"

@@ -25,7 +25,14 @@ from horsehuman.data.archives import image_root
 from horsehuman.data.records import SUBJECT_PATTERN, scan_folder
 from horsehuman.decision import calibration_bins
 from horsehuman.evaluation.metrics import bootstrap_mean, log_losses
-from horsehuman.training.build import QUIET, default_epochs, silence_lightning
+from horsehuman.training.build import (
+    EPOCHS,
+    MAX_EPOCHS,
+    QUIET,
+    STEPS,
+    epochs_for,
+    silence_lightning,
+)
 
 #: Pairs of breeds; the first of each keeps all its images.
 PAIRS = (
@@ -84,7 +91,8 @@ def predict(root: Path, pattern: str | None, setting: dict[str, Any]) -> tuple[A
     model = InceptionClassifier()
     data.setup()
     options = {"logger": False, "enable_checkpointing": False, **QUIET}
-    trainer = L.Trainer(max_epochs=default_epochs(data), **options)
+    epochs = epochs_for(data, STEPS, EPOCHS, MAX_EPOCHS)
+    trainer = L.Trainer(max_epochs=epochs, **options)
     trainer.fit(model, data)
     cache = model.network.feature_cache()
     with torch.no_grad():

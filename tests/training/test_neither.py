@@ -62,8 +62,9 @@ def test_a_run_on_a_folder_ends_with_advice(
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("advice")]
     assert len(lines) == 4, lines
     near_duplicates, label, balance, neither = lines
-    assert """'data.group_pattern="([^/]+)-[^-/]*$"' keeps them together""" in near_duplicates
-    assert label.endswith(f"horse02-4.webp as humans: horsehuman audit --data {folder}")
+    assert """'data.group_pattern="([^/]+)-[^-/]*$"' fits the file names""" in near_duplicates
+    assert "horse02-4.webp as humans: check them" in label
+    assert label.endswith(f"(horsehuman audit --data {folder})")
     assert "horses is rare here" in balance
     assert "data.outliers=DIR teaches neither" in neither
     assert not any(name.startswith("neither") for name in metrics)

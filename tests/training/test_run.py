@@ -20,7 +20,7 @@ from horsehuman.data.datasets import decode
 from horsehuman.data.images import read_picture
 from horsehuman.inference.predict import predict
 from horsehuman.training import callbacks
-from horsehuman.training.build import build, build_trainer, default_epochs
+from horsehuman.training.build import EPOCHS, MAX_EPOCHS, STEPS, build, build_trainer, epochs_for
 from horsehuman.training.config import compose
 from horsehuman.training.run import finalize_checkpoints
 from horsehuman.training.run import train as train_run
@@ -85,12 +85,6 @@ def test_train_reload_predict(
     assert f"max_epochs: {2}" in text.tensor_proto.string_val[0].decode()
     assert metrics["peak_memory_gb"] is None or 0.2 < metrics["peak_memory_gb"] < 8
     assert "_hparams_/session_start_info" in log.summary_metadata
-
-
-def test_histograms_on_request(tree: Path, tmp_path: Path) -> None:
-    train(tmp_path, *small_cnn(tree, *TRAIN_ONLY, "histograms=true"))
-    log = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0}).Reload()
-    assert len(log.Histograms("network.head.1.weight")) == 2
 
 
 def test_final_checkpoints_have_no_optimizer_state(cnn_run: Path) -> None:
@@ -217,7 +211,7 @@ def test_early_stopping_ends_a_run(tree: Path, tmp_path: Path) -> None:
 def test_small_sets_take_more_epochs(batch_size: int, epochs: int, tree: Path) -> None:
     data = HorseHumanDataModule(48, "folder", str(tree), val_fraction=0, batch_size=batch_size)
     data.setup()
-    assert default_epochs(data) == epochs
+    assert epochs_for(data, STEPS, EPOCHS, MAX_EPOCHS) == epochs
 
 
 @pytest.mark.parametrize(("cached", "epochs"), [("true", 200), ("false", 25)])

@@ -1,0 +1,218 @@
+"""Classify many pictures with Ray, on this machine or on a cluster.
+
+    pip install -e '.[ray]'
+    python scripts/predict_ray.py photos --out answers
+    python scripts/predict_ray.py s3://bucket/photos --out /shared/answers --address HOST:6379
+
+The pictures are divided into shards by a hash of their names. Actors classify a shard at a time and
+write it as one file, with the columns of ``horsehuman predict``. A shard whose actor is killed is
+classified again. The same command, run again, classifies only the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from horsehuman.data.images import PictureError, is_hidden, read_picture
+from horsehuman.data.sources import expand_sources, is_url, read_source
+from horsehuman.errors import HorseHumanError, check_number, one_line, os_errors, printable
+from horsehuman.inference.output import COLUMNS, as_row
+from horsehuman.inference.predict import load, predict
+from horsehuman.models.checkpoint import weight_files
+from horsehuman.run_dir import read_json, write_atomic, write_json
+from horsehuman.runtime import log_to_stderr, tune_process
+
+try:
+    import pyarrow as pa
+    import ray
+    from pyarrow import csv, fs, parquet
+except ImportError:
+    sys.exit("error: Ray is not installed: pip install -e '.[ray]'")
+
+#: Seconds to wait for an answer of a cluster.
+SECONDS = 10.0
+
+#: Columns of a shard.
+SCHEMA = pa.schema(
+    (name, pa.float64() if name in ("probability", "logit") else pa.string()) for name in COLUMNS
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Classify the pictures of the shards that are missing, and print how many there were."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="file, folder, pattern or URI")
+    parser.add_argument("--model", default="inception", help="name, run, checkpoint or .onnx file")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument("--format", choices=("csv", "parquet"), default="csv")
+    parser.add_argument("--shards", type=int, default=256, help="number of shards (256)")
+    parser.add_argument("--actors", type=int, help="default: one for each GPU, or each core")
+    parser.add_argument("--address", help="HOST:PORT of a cluster; default: this machine")
+    options = parser.parse_args(arguments)
+    log_to_stderr()
+    systems: dict[str, Any] = {}
+    try:
+        names = [name for source in options.sources for name in list_names(source, systems)]
+        shards = make_shards(names, options.shards)
+        missing = check_folder(options.out, options.model, options.format, shards)
+        rows = classify(missing, systems, options) if missing else []
+    except (HorseHumanError, OSError, pa.ArrowException, ray.exceptions.RayError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    pictures, errors = (sum(row[name] for row in rows) for name in ("pictures", "errors"))
+    print(f"{pictures:,} pictures classified, {errors:,} of them could not be read")
+    print(f"{len(missing):,} of {len(shards):,} shards written: {printable(options.out)}")
+    return int(errors > 0)
+
+
+def list_names(source: str, systems: dict[str, Any]) -> list[str]:
+    """Return the pictures of a source; those of a URI as URIs.
+
+    Args:
+        source: File, folder, pattern, address or URI.
+        systems: The file systems of URIs by scheme; that of this one is added.
+
+    Raises:
+        HorseHumanError: The source has no pictures.
+    """
+    scheme, _, rest = source.partition("://")
+    if not rest or is_url(source):
+        local = expand_sources([source], recursive=True)
+        names = [name for name in local if name != source or rest or Path(name).is_file()]
+    else:
+        systems[scheme], path = fs.FileSystem.from_uri(source)
+        files = [systems[scheme].get_file_info(path)]
+        if not files[0].is_file:
+            selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
+            files = systems[scheme].get_file_info(selector)
+        files = [file for file in files if file.is_file and not is_hidden(file.base_name)]
+        names = [f"{scheme}://{file.path}" for file in files]
+    if not names:
+        raise HorseHumanError(f"{printable(source)}: no pictures: check the path")
+    return names
+
+
+def digest(text: str) -> str:
+    """Return eight hex digits."""
+    return hashlib.blake2b(os.fsencode(text), digest_size=4).hexdigest()
+
+
+def make_shards(names: Sequence[str], count: int) -> dict[str, list[str]]:
+    """Divide names by their hashes; return those of each shard by the name of its file.
+
+    The file name ends with a digest of the names: a shard with other pictures is another file.
+    """
+    check_number("--shards", count, int, at_least=1)
+    shards: list[list[str]] = [[] for _ in range(count)]
+    for name in sorted(names):
+        shards[int(digest(name), 16) % count].append(name)
+    return {f"{k:05}-{digest(chr(0).join(part))}": part for k, part in enumerate(shards) if part}
+
+
+def check_folder(
+    out: Path, model: str, suffix: str, shards: dict[str, list[str]]
+) -> list[dict[str, Any]]:
+    """Return the missing shards of a folder, and remove files of shards that no longer exist.
+
+    Raises:
+        HorseHumanError: The folder has answers of another model, or in another format.
+    """
+    weights = [Path(model)] if model.endswith(".onnx") else weight_files(model)
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
+    out.mkdir(parents=True, exist_ok=True)
+    job = {"model": key, "format": suffix}
+    for name, value in read_json(out / "_job.json").items():
+        if job.get(name) != value:
+            text = f"--out {printable(out)} is of another {name}: name another folder"
+            raise HorseHumanError(text)
+    write_json(out / "_job.json", job)
+    for path in out.glob(f"*.{suffix}"):
+        if path.stem not in shards:
+            path.unlink()
+    files = {out / f"{name}.{suffix}": names for name, names in shards.items()}
+    return [{"path": str(p), "names": names} for p, names in files.items() if not p.exists()]
+
+
+class ShardClassifier:
+    """An actor that loads a classifier once, and writes shards.
+
+    Args:
+        model: Name, run, checkpoint or exported file.
+        folder: Working folder of the driver, which relative names begin at.
+        systems: The file systems of URIs by scheme.
+    """
+
+    def __init__(self, model: str, folder: str, systems: dict[str, Any]) -> None:
+        os.chdir(folder)
+        tune_process()
+        self.classifier: Any = load(model)
+        self.systems = systems
+        if os.environ.get("CUDA_VISIBLE_DEVICES") and hasattr(self.classifier, "to"):
+            self.classifier.to("cuda")
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
+        """Classify the pictures of a shard and write its file; return numbers of pictures."""
+        names, path = [str(name) for name in shard["names"]], Path(shard["path"])
+        rows = [as_row(answer) for answer in predict(self.classifier, names, read=self.read)]
+        texts = [row | {"source": printable(row["source"])} for row in rows]
+        table = pa.Table.from_pylist(texts, SCHEMA)
+        write = csv.write_csv if path.suffix == ".csv" else parquet.write_table
+        with os_errors("write", path):
+            write_atomic(path, lambda file: write(table, file))
+        return {"pictures": len(rows), "errors": sum(row["status"] == "error" for row in rows)}
+
+    def read(self, name: str) -> Any:
+        """Read a picture; see :func:`~horsehuman.data.images.read_picture`."""
+        scheme, _, path = name.partition("://")
+        if scheme not in self.systems:
+            return read_source(name)
+        try:
+            with self.systems[scheme].open_input_stream(path) as file:
+                return read_picture(io.BytesIO(file.read()), printable(name))
+        except OSError as error:
+            raise PictureError(f"cannot read {printable(name)}: {one_line(error)}") from error
+
+
+def classify(
+    shards: list[dict[str, Any]], systems: dict[str, Any], options: argparse.Namespace
+) -> list[dict[str, int]]:
+    """Classify shards with a pool of actors; return numbers of pictures and errors of each.
+
+    Raises:
+        HorseHumanError: Nobody answers at the address within :data:`SECONDS`.
+    """
+    if options.address is not None:  # ray.init would go on trying for minutes
+        host, _, port = options.address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), SECONDS).close()
+        except (OSError, OverflowError, ValueError) as error:
+            text = f"--address {printable(options.address)}: {error}: give HOST:PORT of a cluster"
+            raise HorseHumanError(text) from error
+    ray.init(options.address, log_to_driver=False, logging_level=logging.WARNING)
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus = int(resources.get("GPU", 0))
+    actors = options.actors or gpus or int(resources["CPU"])
+    check_number("--actors", actors, int, at_least=1)
+    answers = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
+        ShardClassifier,  # type: ignore[arg-type]
+        fn_constructor_args=(options.model, str(Path.cwd()), systems),
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(shards))),
+        num_cpus=1,
+        num_gpus=min(1, gpus),
+    )
+    return list(answers.iter_rows())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
