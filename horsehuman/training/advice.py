@@ -42,13 +42,13 @@ def advise(model: L.LightningModule, data: HorseHumanDataModule) -> list[str]:
         groups = [record.group for record in records] if is_grouped else clusters
         findings += check_labels(records, features, groups, data.class_names)
         command = f"horsehuman audit --data {shlex.quote(str(data.root))}"
-        problems = [finding for finding in findings if finding.severity != "note"]
-        lines += [f"{found.message}: {found.remedy} ({command})" for found in problems]
+        lines += [f"{f.message}: {f.remedy} ({command})" for f in findings if f.severity != "note"]
     labels = [record.label for record in records]
     if is_unbalanced(labels) and data.prior is None:
         rare = data.class_names[int(sum(labels) < len(labels) / 2)]
-        text = f"{rare} is rare here, and answered more rarely still"
-        lines.append(f"{text}: data.prior=0.5 finds more of it")
+        lines.append(f"{rare} is rare, and answered more rarely: data.prior=0.5 finds more of it")
     if isinstance(network, Inception) and data.outliers is None:
         lines.append("pictures of neither class get a class: data.outliers=DIR teaches neither")
-    return [printable(line) for line in lines]
+    if model.hparams.get("finetune") == 0:
+        lines.append("the backbone is frozen: model.finetune=1 tunes its last block, in minutes")
+    return [printable(line) for line in lines[:4]]

@@ -44,15 +44,14 @@ NO_OUTPUTS = Outputs({}, {}, {})
 
 
 def add_outputs(
-    model: L.LightningModule, data: HorseHumanDataModule, device: torch.device, folder: Path
+    model: L.LightningModule, data: HorseHumanDataModule, run_dir: Path
 ) -> dict[str, float]:
     """Fit the outputs and write them into the final and the best checkpoint of a run.
 
     Args:
         model: The trained module.
-        data: After training, with its features.
-        device: The device that embeds images.
-        folder: Folder of the checkpoints, which rank 0 replaces.
+        data: After training, with its trainer.
+        run_dir: The run folder, whose checkpoints rank 0 replaces.
 
     Returns:
         Rates on held-out images and numbers of images; empty for the CNN, and if the run cannot
@@ -61,12 +60,13 @@ def add_outputs(
     network = model.network
     if not isinstance(network, Inception):
         return {}
-    outputs = fit_outputs(network.to(device), data)
-    for path in (folder / "final.ckpt", folder / "best.ckpt") if outputs.state else ():
+    trainer: Any = data.trainer
+    outputs = fit_outputs(network.to(trainer.strategy.root_device), data)
+    for name in ("final", "best") if outputs.state else ():
+        path = run_dir / "checkpoints" / f"{name}.ckpt"
         if rank() == 0 and path.is_file():
             checkpoint = read_checkpoint(path)
-            named = {f"network.{name}": tensor for name, tensor in outputs.state.items()}
-            checkpoint["state_dict"] |= named
+            checkpoint["state_dict"] |= {f"network.{k}": v for k, v in outputs.state.items()}
             checkpoint["hyper_parameters"] |= outputs.settings
             write_checkpoint(path, checkpoint)
     return outputs.metrics

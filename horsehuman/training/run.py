@@ -92,13 +92,11 @@ def train(
                 resume.compare_run_record(run_dir, record, allow_changes=allow_changes)
             else:
                 write_run_dir(run_dir, text, record, data)
-        checkpoints = run_dir / "checkpoints"
         with lock_run(run_dir) if rank() == 0 else nullcontext():
             fit(trainer, model, data, text, run_dir)
-            finalize_checkpoints(checkpoints, checkpoints)
             advice = advise(model, data)
             rates = finetune(trainer, model, data, config, run_dir)
-            rates |= add_outputs(model, data, trainer.strategy.root_device, checkpoints)
+            rates |= add_outputs(model, data, run_dir)
         logger: Any = trainer.logger
         metrics, seconds_before = training_metrics(trainer, config.seed, memory, started)
         sync_buffers(model)
@@ -108,13 +106,12 @@ def train(
         data.trainer = None
         gc.collect()  # frees the memory that the test needs
         if config.test:
-            final = broadcast(str(checkpoints / "final.ckpt"))  # after rank 0 wrote it
+            final = broadcast(str(run_dir / "checkpoints" / "final.ckpt"))  # after rank 0 wrote it
             tested = model_class.load_from_checkpoint(final, map_location="cpu")
             metrics |= test(tested, data, config)
         metrics |= rates | {"seconds": round(seconds_before + time.monotonic() - started, 1)}
         if rank() == 0:
-            values = OmegaConf.to_container(config, resolve=True)
-            tensorboard.log_hyperparameters(logger, values, metrics, steps)
+            tensorboard.log_hyperparameters(logger, config, metrics, steps)
             write_json(run_dir / "metrics.json", metrics, sort_keys=True)
             link_latest(run_dir)
             print_results(run_dir, metrics, data, advice)
@@ -164,7 +161,7 @@ def fit(
         run_dir: The run folder, or a folder in it with checkpoints of its own.
 
     Raises:
-        HorseHumanError: Lightning refuses the options.
+        HorseHumanError: Lightning refuses the options, or no epoch was trained.
     """
     precision = str(trainer.precision)
     if "bf16" in precision and trainer.strategy.root_device.type == "cpu" and lacks_bf16():
@@ -190,6 +187,7 @@ def fit(
         raise
     if rank() == 0:
         write_unsaved_checkpoints(trainer, last)
+        finalize_checkpoints(last.parent, last.parent)
 
 
 def finetune(
@@ -225,15 +223,15 @@ def finetune(
     fit(trainer, model, data, OmegaConf.to_yaml(config, resolve=True), folder)
     after = validation_metrics(trainer)
     is_better = after["val/loss"] < before["val/loss"]
-    if is_better:
+    if is_better and rank() == 0:
         finalize_checkpoints(folder / "checkpoints", checkpoints)
     load_weights(model, checkpoints)
     model.freeze_blocks(True)
     data.discard_features()
-    metrics = after if is_better else before
+    metrics = {**(after if is_better else before), "finetune/kept": float(is_better)}
     for name, values in (("before", before), ("after", after)):
         metrics |= {f"finetune/{name}_{key}": values[f"val/{key}"] for key in ("loss", "acc")}
-    return metrics | {"finetune/kept": float(is_better)}
+    return metrics
 
 
 def completed_steps(folder: Path) -> int:
@@ -276,7 +274,7 @@ def write_unsaved_checkpoints(trainer: L.Trainer, last: Path) -> None:
 
 
 def finalize_checkpoints(source: Path, target: Path) -> None:
-    """Write ``final.ckpt`` and ``best.ckpt`` without optimizer states, on rank 0.
+    """Write ``final.ckpt`` and ``best.ckpt`` without optimizer states.
 
     Args:
         source: Folder with ``last.ckpt``, and ``best.ckpt`` if images are held out.
@@ -285,8 +283,6 @@ def finalize_checkpoints(source: Path, target: Path) -> None:
     Raises:
         HorseHumanError: There is no checkpoint: no epoch was trained.
     """
-    if rank() > 0:
-        return
     if not (source / "last.ckpt").is_file():
         raise HorseHumanError("no epoch was trained: check the options of trainer")
     strip_optimizer_state(source / "last.ckpt", target / "final.ckpt")

@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
@@ -65,11 +66,11 @@ def log_validation_report(
 
 
 def log_hyperparameters(
-    logger: TensorBoardLogger, config: Any, metrics: Mapping[str, Any], step: int
+    logger: TensorBoardLogger, config: DictConfig, metrics: Mapping[str, Any], step: int
 ) -> None:
     """Fill the HParams tab with the config and the final metrics, and close the log."""
     final = {f"final/{name}": float(value) for name, value in metrics.items() if "/" in name}
-    logger.log_hyperparams(config, final, step)
+    logger.log_hyperparams(OmegaConf.to_container(config, resolve=True), final, step)  # type: ignore[arg-type]
     logger.finalize("success")
     Path(logger.log_dir, "hparams.yaml").unlink(missing_ok=True)  # config.yaml is complete
 

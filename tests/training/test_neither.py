@@ -65,7 +65,7 @@ def test_a_run_on_a_folder_ends_with_advice(
     assert """'data.group_pattern="([^/]+)-[^-/]*$"' fits the file names""" in near_duplicates
     assert "horse02-4.webp as humans: check them" in label
     assert label.endswith(f"(horsehuman audit --data {folder})")
-    assert "horses is rare here" in balance
+    assert "horses is rare, and answered more rarely" in balance
     assert "data.outliers=DIR teaches neither" in neither
     assert not any(name.startswith("neither") for name in metrics)
     assert not load_classifier(tmp_path / "run").settings["neither"]
