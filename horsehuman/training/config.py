@@ -76,7 +76,7 @@ def _check_processes(options: DictConfig, size: Any) -> None:
             raise HorseHumanError(f"trainer.{name}={value}: add trainer=ddp for several processes")
     expected, running = devices * nodes, env_world_size()
     if expected > 1 and running == 1:
-        node_options = "--standalone" if nodes == 1 else f"--nnodes {nodes} (see docs/use.md)"
+        node_options = "--standalone" if nodes == 1 else f"--nnodes {nodes} (see docs/scale.md)"
         command = f"torchrun {node_options} --nproc-per-node {devices} {shlex.join(sys.argv)}"
         raise HorseHumanError(f"the config needs {expected} processes: start them with {command}")
     if running not in (1, expected):

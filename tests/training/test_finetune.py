@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,13 @@ from horsehuman.training import module
 from horsehuman.training.config import compose
 from horsehuman.training.run import train
 from tests.conftest import small_data
-from tests.training.test_resume import INCEPTION
+from tests.training.test_resume import (
+    INCEPTION,
+    check_alike,
+    check_same_checkpoints,
+    printed_by,
+    start,
+)
 
 
 def fine_tuned(tree: Path, folder: Path, *overrides: str) -> dict[str, float]:
@@ -81,6 +89,27 @@ def test_maps_that_do_not_fit_into_memory_are_computed_anew(
     computed = fine_tuned(tree, tmp_path / "computed")
     assert "computed anew in each epoch" in caplog.text
     assert math.isclose(kept["finetune/after_loss"], computed["finetune/after_loss"], rel_tol=0.01)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_while_it_is_fine_tuned_is_resumed_to_the_bit(
+    tree: Path, tmp_path: Path
+) -> None:
+    options = [*INCEPTION, *small_data(tree), "model.finetune=1", "ema=0.9"]
+    uninterrupted = start(tmp_path, *options, "hydra.run.dir=uninterrupted")
+    text = printed_by(uninterrupted)
+    assert uninterrupted.returncode == 0, text
+    process = start(tmp_path, *options, "hydra.run.dir=run")
+    last = tmp_path / "run" / "finetune" / "checkpoints" / "last.ckpt"
+    while not last.is_file() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert "epoch   1/10" in printed_by(process)
+    resumed = start(tmp_path, "resume=run")
+    text = printed_by(resumed)
+    assert resumed.returncode == 0, text
+    check_alike(tmp_path / "uninterrupted", tmp_path / "run")
+    check_same_checkpoints(*(tmp_path / name / "finetune" for name in ("uninterrupted", "run")))
 
 
 @pytest.mark.parametrize(

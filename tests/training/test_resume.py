@@ -37,7 +37,6 @@ KINDS = {
     "inception, cached": INCEPTION,
     "cnn, two workers": [*SMALL_CNN, "data.memory_limit=0", "data.num_workers=2"],
     "inception, not cached": [*INCEPTION, "model.cache_features=false"],
-    "inception, fine-tuned": [*INCEPTION, "model.finetune=1"],
 }
 
 #: Runs scripts/train.py and saves every epoch, so that a run lasts for several kills.
@@ -149,6 +148,11 @@ def check_alike(*runs: Path) -> None:
     """Check that metrics, checkpoints and logs of two runs are equal to the bit."""
     first, second = (json.loads((run / "metrics.json").read_text()) for run in runs)
     assert first | dict.fromkeys(CLOCK) == second | dict.fromkeys(CLOCK)
+    check_same_checkpoints(*runs)
+
+
+def check_same_checkpoints(*runs: Path) -> None:
+    """Check that checkpoints and logs of two runs are equal to the bit."""
     for name in ("last", "final", "best"):
         both = [torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for run in runs]
         for key in ("state_dict", "optimizer_states", "lr_schedulers", "averaging_state"):
