@@ -18,7 +18,6 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +46,17 @@ SCHEMA = pa.schema(
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Classify the pictures of the shards that are missing, and print how many there were."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="file, folder, pattern or URI")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="folder, file, pattern or URI")
     parser.add_argument("--model", default="inception", help="name, run, checkpoint or .onnx file")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--format", choices=("csv", "parquet"), default="csv")
     parser.add_argument("--shards", type=int, default=256, help="number of shards (256)")
-    parser.add_argument("--actors", type=int, help="default: one for each GPU, or each core")
+    parser.add_argument("--actors", type=int, default=0, help="0: one for each GPU or core")
     parser.add_argument("--address", help="HOST:PORT of a cluster; default: this machine")
     options = parser.parse_args(arguments)
     log_to_stderr()
@@ -65,14 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         names = [name for source in options.sources for name in list_names(source, systems)]
         shards = make_shards(names, options.shards)
-        missing = check_folder(options.out, options.model, options.format, shards)
+        check_number("--actors", options.actors, int, at_least=0)
+        missing = missing_shards(shards, options)
         rows = classify(missing, systems, options) if missing else []
-    except (HorseHumanError, OSError, pa.ArrowException, ray.exceptions.RayError) as error:
+    except (HorseHumanError, OSError, ValueError, ray.exceptions.RayError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     pictures, errors = (sum(row[name] for row in rows) for name in ("pictures", "errors"))
-    print(f"{pictures:,} pictures classified, {errors:,} of them could not be read")
-    print(f"{len(missing):,} of {len(shards):,} shards written: {printable(options.out)}")
+    print(
+        f"{len(missing):,} of {len(shards):,} shards, {pictures:,} pictures, {errors:,} unreadable"
+    )
     return int(errors > 0)
 
 
@@ -80,7 +81,7 @@ def list_names(source: str, systems: dict[str, Any]) -> list[str]:
     """Return the pictures of a source; those of a URI as URIs.
 
     Args:
-        source: File, folder, pattern, address or URI.
+        source: File, folder, pattern, address, or URI of a folder.
         systems: The file systems of URIs by scheme; that of this one is added.
 
     Raises:
@@ -92,12 +93,8 @@ def list_names(source: str, systems: dict[str, Any]) -> list[str]:
         names = [name for name in local if name != source or rest or Path(name).is_file()]
     else:
         systems[scheme], path = fs.FileSystem.from_uri(source)
-        files = [systems[scheme].get_file_info(path)]
-        if not files[0].is_file:
-            selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
-            files = systems[scheme].get_file_info(selector)
-        files = [file for file in files if file.is_file and not is_hidden(file.base_name)]
-        names = [f"{scheme}://{file.path}" for file in files]
+        found = systems[scheme].get_file_info(fs.FileSelector(path, recursive=True))
+        names = [f"{scheme}://{f.path}" for f in found if f.is_file and not is_hidden(f.base_name)]
     if not names:
         raise HorseHumanError(f"{printable(source)}: no pictures: check the path")
     return names
@@ -108,7 +105,7 @@ def digest(text: str) -> str:
     return hashlib.blake2b(os.fsencode(text), digest_size=4).hexdigest()
 
 
-def make_shards(names: Sequence[str], count: int) -> dict[str, list[str]]:
+def make_shards(names: list[str], count: int) -> dict[str, list[str]]:
     """Divide names by their hashes; return those of each shard by the name of its file.
 
     The file name ends with a digest of the names: a shard with other pictures is another file.
@@ -120,22 +117,20 @@ def make_shards(names: Sequence[str], count: int) -> dict[str, list[str]]:
     return {f"{k:05}-{digest(chr(0).join(part))}": part for k, part in enumerate(shards) if part}
 
 
-def check_folder(
-    out: Path, model: str, suffix: str, shards: dict[str, list[str]]
-) -> list[dict[str, Any]]:
-    """Return the missing shards of a folder, and remove files of shards that no longer exist.
+def missing_shards(shards: dict[str, list[str]], options: argparse.Namespace) -> list[Any]:
+    """Return files and names of the missing shards; remove files of shards that no longer exist.
 
     Raises:
         HorseHumanError: The folder has answers of another model, or in another format.
     """
+    model, out, suffix = options.model, options.out, options.format
     weights = [Path(model)] if model.endswith(".onnx") else weight_files(model)
     key = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
     out.mkdir(parents=True, exist_ok=True)
     job = {"model": key, "format": suffix}
     for name, value in read_json(out / "_job.json").items():
         if job.get(name) != value:
-            text = f"--out {printable(out)} is of another {name}: name another folder"
-            raise HorseHumanError(text)
+            raise HorseHumanError(f"--out {out} is of another {name}: name another folder")
     write_json(out / "_job.json", job)
     for path in out.glob(f"*.{suffix}"):
         if path.stem not in shards:
@@ -164,9 +159,9 @@ class ShardClassifier:
     def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
         """Classify the pictures of a shard and write its file; return numbers of pictures."""
         names, path = [str(name) for name in shard["names"]], Path(shard["path"])
-        rows = [as_row(answer) for answer in predict(self.classifier, names, read=self.read)]
-        texts = [row | {"source": printable(row["source"])} for row in rows]
-        table = pa.Table.from_pylist(texts, SCHEMA)
+        predictions = predict(self.classifier, names, read=self.read)
+        rows = [as_row(x) | {"source": printable(x.source)} for x in predictions]
+        table = pa.Table.from_pylist(rows, SCHEMA)
         write = csv.write_csv if path.suffix == ".csv" else parquet.write_table
         with os_errors("write", path):
             write_atomic(path, lambda file: write(table, file))
@@ -184,9 +179,7 @@ class ShardClassifier:
             raise PictureError(f"cannot read {printable(name)}: {one_line(error)}") from error
 
 
-def classify(
-    shards: list[dict[str, Any]], systems: dict[str, Any], options: argparse.Namespace
-) -> list[dict[str, int]]:
+def classify(shards: list[Any], systems: dict[str, Any], options: argparse.Namespace) -> list[Any]:
     """Classify shards with a pool of actors; return numbers of pictures and errors of each.
 
     Raises:
@@ -197,13 +190,12 @@ def classify(
         try:
             socket.create_connection((host, int(port)), SECONDS).close()
         except (OSError, OverflowError, ValueError) as error:
-            text = f"--address {printable(options.address)}: {error}: give HOST:PORT of a cluster"
-            raise HorseHumanError(text) from error
+            name = f"--address {printable(options.address)}"
+            raise HorseHumanError(f"{name}: {error}: give HOST:PORT of a cluster") from error
     ray.init(options.address, log_to_driver=False, logging_level=logging.WARNING)
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = int(resources.get("GPU", 0))
     actors = options.actors or gpus or int(resources["CPU"])
-    check_number("--actors", actors, int, at_least=1)
     answers = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         ShardClassifier,  # type: ignore[arg-type]
         fn_constructor_args=(options.model, str(Path.cwd()), systems),

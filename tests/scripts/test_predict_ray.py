@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,10 +29,10 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def run(*arguments: object) -> tuple[int, list[str]]:
+def run(*arguments: object) -> tuple[int, str]:
     process = start(*arguments)
     printed, _ = process.communicate(timeout=120)
-    return process.returncode, printed.splitlines()[-2:]
+    return process.returncode, printed.splitlines()[-1]
 
 
 def rows(files: Iterator[Path] | list[Path]) -> list[dict[str, str]]:
@@ -66,16 +67,13 @@ def test_rows_are_those_of_horsehuman_predict(tree: Path, tmp_path: Path) -> Non
     expected = predicted(pictures, tmp_path / "expected.csv")
     code, printed = run(pictures, "--out", out, "--actors", 2, "--shards", 4)
     assert code == 1
-    assert printed == [
-        "29 pictures classified, 1 of them could not be read",
-        f"4 of 4 shards written: {out}",
-    ]
+    assert printed == "4 of 4 shards, 29 pictures, 1 unreadable"
     check_equal(rows(out.glob("*.csv")), expected)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.csv")}
     times.popitem()[0].unlink()
     extra = shutil.copy(pictures / "train/horses/horse01-0.webp", pictures / "another.webp")
     code, printed = run(pictures, "--out", out, "--shards", 4)
-    assert printed[1].startswith(("1 of 4 shards", "2 of 4 shards"))
+    assert printed.startswith(("1 of 4 shards", "2 of 4 shards"))
     assert len(rows(out.glob("*.csv"))) == len(expected) + 1
     assert sum(path.exists() and path.stat().st_mtime_ns == times[path] for path in times) >= 2
     Path(extra).unlink()
@@ -130,7 +128,7 @@ def test_killed_actors_and_jobs_leave_nothing_out(tree: Path, tmp_path: Path) ->
     assert 20 <= written < 60
     code, printed = run(*arguments)
     assert code == 0
-    assert printed[1].startswith(f"{60 - written} of 60 shards")
+    assert printed.startswith(f"{60 - written} of 60 shards")
     check_equal(rows(out.glob("*.csv")), predicted(pictures, tmp_path / "expected.csv"))
 
 
@@ -144,6 +142,7 @@ def test_killed_actors_and_jobs_leave_nothing_out(tree: Path, tmp_path: Path) ->
         (["TREE", "--address", "127.0.0.1:FREE"], "Connection refused: give HOST:PORT"),
         (["TREE", "--address", "localhost"], "give HOST:PORT"),
         (["TREE", "--shards", "0"], "--shards"),
+        (["TREE", "--actors", "-1"], "--actors=-1"),
         (["TREE", "--model", "nothing"], "--model nothing"),
     ],
 )
@@ -179,10 +178,12 @@ def test_answers_of_another_model_or_format_are_refused(
     names = [str(path) for path in tree.rglob("*.webp")]
     shards = predict_ray.make_shards(names, 3)
     assert sorted(name for names in shards.values() for name in names) == sorted(names)
-    assert len(predict_ray.check_folder(tmp_path, "cnn", "csv", shards)) == 3
-    for model, suffix, reason in (("inception", "csv", "model"), ("cnn", "parquet", "format")):
+    options = Namespace(model="cnn", out=tmp_path, format="csv")
+    assert len(predict_ray.missing_shards(shards, options)) == 3
+    for option, value, reason in (("model", "inception", "model"), ("format", "parquet", "format")):
+        other = Namespace(**{**vars(options), option: value})
         with pytest.raises(predict_ray.HorseHumanError, match=f"another {reason}: name another"):
-            predict_ray.check_folder(tmp_path, model, suffix, shards)
+            predict_ray.missing_shards(shards, other)
 
 
 def test_without_ray_a_line_says_what_to_install(tmp_path: Path) -> None:
