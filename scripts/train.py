@@ -96,6 +96,8 @@ def resume_hint(run_dir: Path) -> str:
     done = f"the last saved epoch is in {last}" if last.is_file() else "no epoch is on the disk"
     count = os.environ.get("LOCAL_WORLD_SIZE")
     python = f"torchrun --standalone --nproc-per-node {count}" if count else "python"
+    if count != os.environ.get("WORLD_SIZE"):
+        python = "the same torchrun on each machine and"
     return f"; {done}; go on with {python} scripts/train.py resume={shlex.quote(str(run_dir))}"
 
 

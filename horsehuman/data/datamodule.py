@@ -275,8 +275,7 @@ class HorseHumanDataModule(L.LightningDataModule):
         parts = {"train": datasets.MirroredDataset(train), self._held_out: held_out}
         size = embed(train.__getitems__([0])[0]).nbytes * sum(map(len, parts.values()))
         if size > MAPS_MEMORY * memory_size():
-            text = "feature maps would take %.1f GiB: they are computed anew in each epoch"
-            log.warning(text, size / 2**30)
+            log.warning("feature maps of %.1f GiB: computed anew in each epoch", size / 2**30)
             self._features = {"train": parts["train"]}
             return
         for split, dataset in parts.items():

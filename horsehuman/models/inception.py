@@ -208,11 +208,9 @@ class Inception(Network):
 
     def forward_last(self, maps: Tensor, blocks: int) -> Tensor:
         """Compute features ``(N, F)`` of what :meth:`forward_frozen` returned, with gradients."""
-        parts = torch.split(maps.float(), [side**2 for side in self._sides], 1)
-        inputs = [
-            part.reshape(len(part), side, side, -1).permute(0, 3, 1, 2)
-            for part, side in zip(parts, self._sides, strict=True)
-        ]
+        sides = self._sides
+        parts = zip(torch.split(maps.float(), [side**2 for side in sides], 1), sides, strict=True)
+        inputs = [part.reshape(len(part), side, side, -1).movedim(3, 1) for part, side in parts]
         return self.pool_features(self._compute(self.backbone.split(blocks)[1], inputs))
 
     def embed(self, images: Tensor) -> Tensor:

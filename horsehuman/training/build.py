@@ -58,10 +58,8 @@ def build_model_and_data(config: DictConfig) -> tuple[Any, HorseHumanDataModule]
             data.prepare_data()
         all_gather(None)
     data.setup()
-    blocks = model.hparams.get("finetune")
-    if blocks and (data.validation == "test" or not data.validation_records()):
-        fix = "set data.validation=held_out and data.val_fraction above 0"
-        raise HorseHumanError(f"model.finetune={blocks} needs held-out pictures: {fix}")
+    if model.hparams.get("finetune") and "validation" not in {r.split for r in data.records}:
+        raise HorseHumanError("model.finetune needs data.validation=held_out and val_fraction > 0")
     return model, data
 
 

@@ -76,12 +76,14 @@ def _check_processes(options: DictConfig, size: Any) -> None:
             raise HorseHumanError(f"trainer.{name}={value}: add trainer=ddp for several processes")
     expected, running = devices * nodes, env_world_size()
     if expected > 1 and running == 1:
-        node_options = "--standalone" if nodes == 1 else f"--nnodes {nodes} (see docs/scale.md)"
-        command = f"torchrun {node_options} --nproc-per-node {devices} {shlex.join(sys.argv)}"
+        several = f"--nnodes {nodes} --node-rank N --master-addr HOST"
+        where = several if nodes > 1 else "--standalone"
+        command = f"torchrun {where} --nproc-per-node {devices} {shlex.join(sys.argv)}"
         raise HorseHumanError(f"the config needs {expected} processes: start them with {command}")
     if running not in (1, expected):
-        needed = f"trainer.devices x trainer.num_nodes is {expected}"
-        raise HorseHumanError(f"{running} processes are running and {needed}: add trainer=ddp")
+        raise HorseHumanError(
+            f"{running} processes run, {expected} are configured: add trainer=ddp"
+        )
     if isinstance(size, int) and size % expected:
         fix = f"give a multiple of {expected}, such as {size + -size % expected}"
         raise HorseHumanError(f"data.batch_size={size} does not fit {expected} processes: {fix}")

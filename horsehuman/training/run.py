@@ -161,7 +161,8 @@ def fit(
         run_dir: The run folder, or a folder in it with checkpoints of its own.
 
     Raises:
-        HorseHumanError: Lightning refuses the options, or no epoch was trained.
+        HorseHumanError: Lightning refuses the options, no epoch was trained, or other ranks have
+            other options or do not see the folder.
     """
     precision = str(trainer.precision)
     if "bf16" in precision and trainer.strategy.root_device.type == "cpu" and lacks_bf16():
@@ -171,6 +172,9 @@ def fit(
     if rank() == 0:
         remove_partial_files(last.parent)
     checkpoint = broadcast(str(last) if last.is_file() else None)
+    ranks = all_gather((config, run_dir.is_dir()))
+    if ranks != [(config, True)] * len(ranks):
+        raise HorseHumanError(f"{printable(run_dir)}: machines need the same options and folder")
     if rank() == 0 and checkpoint is None:
         sheet = tensorboard.write_samples(run_dir, data.samples())
         tensorboard.log_run_inputs(trainer.logger, config, sheet)  # type: ignore[arg-type]

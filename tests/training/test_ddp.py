@@ -182,7 +182,11 @@ def test_images_that_cannot_be_shared_evenly_are_repeated(monkeypatch: pytest.Mo
         (["trainer=ddp", "seed=0,1", "-m"], 2, "-m does not go with trainer=ddp"),
         (["trainer=ddp"], 1, "torchrun --standalone --nproc-per-node 2 "),
         (["trainer=ddp"], 1, "scripts/train.py model=cnn trainer=ddp"),
-        (["trainer=ddp", "trainer.num_nodes=2"], 1, "torchrun --nnodes 2 (see docs/scale.md)"),
+        (
+            ["trainer=ddp", "trainer.num_nodes=2"],
+            1,
+            "torchrun --nnodes 2 --node-rank N --master-addr HOST",
+        ),
         (["trainer.devices=2"], 1, "add trainer=ddp"),
     ],
 )

@@ -118,8 +118,8 @@ def test_a_run_that_is_killed_while_it_is_fine_tuned_is_resumed_to_the_bit(
         (["model.finetune=3"], "model.finetune=3"),
         (["model.finetune=1", "model.cache_features=false"], "cache_features=true"),
         (["model.finetune=1", "model.weights=random"], "pretrained weights"),
-        (["model.finetune=1", "data.val_fraction=0"], "needs held-out pictures"),
-        (["model.finetune=1", "data.validation=test"], "needs held-out pictures"),
+        (["model.finetune=1", "data.val_fraction=0"], "needs data.validation=held_out"),
+        (["model.finetune=1", "data.validation=test"], "needs data.validation=held_out"),
     ],
 )
 def test_an_option_that_does_not_fit_is_refused(
