@@ -32,6 +32,7 @@ ELSEWHERE = (
     (r"python scripts/benchmark\.py", "tests/scripts/test_benchmark.py"),
     (r"python scripts/build_assets\.py", "tests/test_assets.py"),
     (r"python scripts/build_classifiers\.py", "tests/scripts/test_build_classifiers.py"),
+    (r"python scripts/predict_ray\.py", "tests/scripts/test_predict_ray.py"),
     (r"python scripts/floors\.py", "tests/test_architecture.py"),
     (r"python scripts/studies/", "tests/scripts"),
     (r".* data=archives", "tests/data/test_archives.py"),

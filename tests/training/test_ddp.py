@@ -215,21 +215,17 @@ def test_an_error_of_all_processes_is_one_line(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("outputs/*/*"))
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_does(tree: Path, tmp_path: Path) -> None:
-    options = [*INCEPTION, *small_data(tree), *TWO, "data.split_seed=1"]
-    one = start(tmp_path, *options, "trainer=default", "hydra.run.dir=one")
-    printed_by(one)
-    environment = {**os.environ, "HORSEHUMAN_CACHE": str(tmp_path / "cache")}
-    root = Path(__file__).parents[2]
-    environment["PYTHONPATH"] = f"{root}{os.pathsep}{root / 'scripts'}"
+def on_two_machines(
+    folders: list[Path], commands: list[list[str]], environment: dict[str, str]
+) -> tuple[list[int], list[str]]:
+    """Run torchrun in two folders, as on two machines, and return exit codes and outputs."""
     nodes = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
     nodes.append(f"--master-port={free_port()}")
-    command = ["-m", __name__, "train", *options, "trainer.devices=1", "trainer.num_nodes=2"]
+    options = ["trainer.devices=1", "trainer.num_nodes=2"]
     machines = [
         subprocess.Popen(
-            [*nodes, f"--node-rank={number}", *command],
-            cwd=tmp_path,
+            [*nodes, f"--node-rank={number}", *commands[number], *options],
+            cwd=folders[number],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -238,7 +234,38 @@ def test_two_processes_train_as_one_does(tree: Path, tmp_path: Path) -> None:
         for number in range(2)
     ]
     printed = [machine.communicate(timeout=300)[0] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], printed
+    return [machine.returncode for machine in machines], printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [False, True], ids=["another folder", "another option"])
+def test_machines_that_differ_end_before_the_first_epoch(
+    shared: bool, tree: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path, tmp_path if shared else tmp_path / "other"]
+    folders[1].mkdir(exist_ok=True)
+    commands = [[script.__file__, *small_cnn(tree, *TWO), "hydra.run.dir=run"] for _ in range(2)]
+    if shared:
+        commands[1].append("seed=1")
+    codes, printed = on_two_machines(folders, commands, {**os.environ, "PYTHONPATH": "scripts"})
+    assert codes == [1, 1]
+    assert all("error: run: machines need the same options and folder" in x for x in printed), (
+        printed
+    )
+    assert "epoch " not in printed[0]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tree: Path, tmp_path: Path) -> None:
+    options = [*INCEPTION, *small_data(tree), *TWO, "data.split_seed=1"]
+    one = start(tmp_path, *options, "trainer=default", "hydra.run.dir=one")
+    printed_by(one)
+    environment = {**os.environ, "HORSEHUMAN_CACHE": str(tmp_path / "cache")}
+    root = Path(__file__).parents[2]
+    environment["PYTHONPATH"] = f"{root}{os.pathsep}{root / 'scripts'}"
+    command = ["-m", __name__, "train", *options]
+    codes, printed = on_two_machines([tmp_path, tmp_path], [command, command], environment)
+    assert codes == [0, 0], printed
     assert "epoch" not in printed[1]  # torchrun itself may print
     runs = sorted(
         p.parent for p in (tmp_path / "outputs").rglob("metrics.json") if "latest" not in p.parts
