@@ -33,7 +33,7 @@ from horsehuman.runtime import log_to_stderr, tune_process
 try:
     import pyarrow as pa
     import ray
-    from pyarrow import csv, fs, parquet
+    from pyarrow import csv, dataset, fs, parquet
 except ImportError:
     sys.exit("error: Ray is not installed: pip install -e '.[ray]'")
 
@@ -62,23 +62,32 @@ def main(arguments: list[str] | None = None) -> int:
     log_to_stderr()
     systems: dict[str, Any] = {}
     try:
-        names = [name for source in options.sources for name in list_names(source, systems)]
-        shards = make_shards(names, options.shards)
         check_number("--actors", options.actors, int, at_least=0)
-        missing = missing_shards(shards, options)
-        rows = classify(missing, systems, options) if missing else []
+        if ":/" in str(options.out):
+            raise HorseHumanError(f"--out {printable(options.out)}: name a folder, not a URI")
+        found = [list_pictures(source, systems) for source in options.sources]
+        pictures = {name: state for each in found for name, state in each.items()}
+        shards = make_shards(pictures, options.shards)
+        with os_errors("write into", f"--out {options.out}"):
+            missing = missing_shards(shards, options)
+        if missing:
+            classify(missing, systems, options)
+        files = [str(options.out / f"{name}.{options.format}") for name in shards]
+        answers = dataset.dataset(files, schema=SCHEMA, format=options.format)
+        errors = answers.count_rows(filter=dataset.field("status") == "error")
     except (HorseHumanError, OSError, ValueError, ray.exceptions.RayError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    pictures, errors = (sum(row[name] for row in rows) for name in ("pictures", "errors"))
-    print(
-        f"{len(missing):,} of {len(shards):,} shards, {pictures:,} pictures, {errors:,} unreadable"
-    )
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    total = f"{len(pictures):,} pictures ({errors:,} unreadable) in {len(shards):,} shards"
+    print(f"{total}, {len(missing):,} of them new: {printable(options.out)}")
     return int(errors > 0)
 
 
-def list_names(source: str, systems: dict[str, Any]) -> list[str]:
-    """Return the pictures of a source; those of a URI as URIs.
+def list_pictures(source: str, systems: dict[str, Any]) -> dict[str, str]:
+    """Return size and time of change of each picture by its name; those of a URI have URIs.
 
     Args:
         source: File, folder, pattern, address, or URI of a folder.
@@ -88,16 +97,21 @@ def list_names(source: str, systems: dict[str, Any]) -> list[str]:
         HorseHumanError: The source has no pictures.
     """
     scheme, _, rest = source.partition("://")
-    if not rest or is_url(source):
-        local = expand_sources([source], recursive=True)
-        names = [name for name in local if name != source or rest or Path(name).is_file()]
-    else:
+    if is_url(source):
+        return {source: ""}
+    if rest:
         systems[scheme], path = fs.FileSystem.from_uri(source)
-        found = systems[scheme].get_file_info(fs.FileSelector(path, recursive=True))
-        names = [f"{scheme}://{f.path}" for f in found if f.is_file and not is_hidden(f.base_name)]
-    if not names:
+        selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
+        found = [file for file in systems[scheme].get_file_info(selector) if file.is_file]
+        files = [file for file in found if not is_hidden(file.base_name)]
+        pictures = {f"{scheme}://{file.path}": f"{file.size} {file.mtime_ns}" for file in files}
+    else:
+        names = [name for name in expand_sources([source], recursive=True) if Path(name).is_file()]
+        states = [(name, Path(name).stat()) for name in names]
+        pictures = {name: f"{state.st_size} {state.st_mtime_ns}" for name, state in states}
+    if not pictures:
         raise HorseHumanError(f"{printable(source)}: no pictures: check the path")
-    return names
+    return pictures
 
 
 def digest(text: str) -> str:
@@ -105,16 +119,19 @@ def digest(text: str) -> str:
     return hashlib.blake2b(os.fsencode(text), digest_size=4).hexdigest()
 
 
-def make_shards(names: list[str], count: int) -> dict[str, list[str]]:
-    """Divide names by their hashes; return those of each shard by the name of its file.
+def make_shards(pictures: dict[str, str], count: int) -> dict[str, list[str]]:
+    """Divide pictures by the hashes of their names; return names by the file name of the shard.
 
-    The file name ends with a digest of the names: a shard with other pictures is another file.
+    The file name ends with a digest of names, sizes and times: a shard that has changed is another
+    file.
     """
     check_number("--shards", count, int, at_least=1)
-    shards: list[list[str]] = [[] for _ in range(count)]
-    for name in sorted(names):
-        shards[int(digest(name), 16) % count].append(name)
-    return {f"{k:05}-{digest(chr(0).join(part))}": part for k, part in enumerate(shards) if part}
+    parts: list[list[str]] = [[] for _ in range(count)]
+    for name in sorted(pictures):
+        parts[int(digest(name), 16) % count].append(name)
+    texts = ["\0".join(f"{name}\0{pictures[name]}" for name in part) for part in parts]
+    both = enumerate(zip(texts, parts, strict=True))
+    return {f"{number:05}-{digest(text)}": part for number, (text, part) in both if part}
 
 
 def missing_shards(shards: dict[str, list[str]], options: argparse.Namespace) -> list[Any]:
@@ -156,16 +173,18 @@ class ShardClassifier:
         if os.environ.get("CUDA_VISIBLE_DEVICES") and hasattr(self.classifier, "to"):
             self.classifier.to("cuda")
 
-    def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
-        """Classify the pictures of a shard and write its file; return numbers of pictures."""
+    def __call__(self, shard: dict[str, Any]) -> dict[str, str]:
+        """Classify the pictures of a shard and write its file; return an error, or nothing."""
         names, path = [str(name) for name in shard["names"]], Path(shard["path"])
         predictions = predict(self.classifier, names, read=self.read)
         rows = [as_row(x) | {"source": printable(x.source)} for x in predictions]
         table = pa.Table.from_pylist(rows, SCHEMA)
         write = csv.write_csv if path.suffix == ".csv" else parquet.write_table
-        with os_errors("write", path):
+        try:
             write_atomic(path, lambda file: write(table, file))
-        return {"pictures": len(rows), "errors": sum(row["status"] == "error" for row in rows)}
+        except OSError as error:
+            return {"error": f"cannot write {printable(path)}: {error.strerror or error}"}
+        return {"error": ""}
 
     def read(self, name: str) -> Any:
         """Read a picture; see :func:`~horsehuman.data.images.read_picture`."""
@@ -179,11 +198,12 @@ class ShardClassifier:
             raise PictureError(f"cannot read {printable(name)}: {one_line(error)}") from error
 
 
-def classify(shards: list[Any], systems: dict[str, Any], options: argparse.Namespace) -> list[Any]:
-    """Classify shards with a pool of actors; return numbers of pictures and errors of each.
+def classify(shards: list[Any], systems: dict[str, Any], options: argparse.Namespace) -> None:
+    """Classify shards with a pool of actors.
 
     Raises:
-        HorseHumanError: Nobody answers at the address within :data:`SECONDS`.
+        HorseHumanError: Nobody answers at the address within :data:`SECONDS`, or a shard cannot be
+            written.
     """
     if options.address is not None:  # ray.init would go on trying for minutes
         host, _, port = options.address.rpartition(":")
@@ -191,8 +211,8 @@ def classify(shards: list[Any], systems: dict[str, Any], options: argparse.Names
             socket.create_connection((host, int(port)), SECONDS).close()
         except (OSError, OverflowError, ValueError) as error:
             name = f"--address {printable(options.address)}"
-            raise HorseHumanError(f"{name}: {error}: give HOST:PORT of a cluster") from error
-    ray.init(options.address, log_to_driver=False, logging_level=logging.WARNING)
+            raise HorseHumanError(f"{name}: no answer: give HOST:PORT of a cluster") from error
+    ray.init(options.address or "local", log_to_driver=False, logging_level=logging.WARNING)
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = int(resources.get("GPU", 0))
     actors = options.actors or gpus or int(resources["CPU"])
@@ -203,7 +223,9 @@ def classify(shards: list[Any], systems: dict[str, Any], options: argparse.Names
         num_cpus=1,
         num_gpus=min(1, gpus),
     )
-    return list(answers.iter_rows())
+    for answer in answers.iter_rows():
+        if answer["error"]:
+            raise HorseHumanError(answer["error"])
 
 
 if __name__ == "__main__":

@@ -67,13 +67,14 @@ def test_rows_are_those_of_horsehuman_predict(tree: Path, tmp_path: Path) -> Non
     expected = predicted(pictures, tmp_path / "expected.csv")
     code, printed = run(pictures, "--out", out, "--actors", 2, "--shards", 4)
     assert code == 1
-    assert printed == "4 of 4 shards, 29 pictures, 1 unreadable"
+    assert printed == f"29 pictures (1 unreadable) in 4 shards, 4 of them new: {out}"
     check_equal(rows(out.glob("*.csv")), expected)
     times = {path: path.stat().st_mtime_ns for path in out.glob("*.csv")}
     times.popitem()[0].unlink()
     extra = shutil.copy(pictures / "train/horses/horse01-0.webp", pictures / "another.webp")
     code, printed = run(pictures, "--out", out, "--shards", 4)
-    assert printed.startswith(("1 of 4 shards", "2 of 4 shards"))
+    assert code == 1  # the broken file is still there
+    assert printed.startswith("30 pictures (1 unreadable) in 4 shards, ")
     assert len(rows(out.glob("*.csv"))) == len(expected) + 1
     assert sum(path.exists() and path.stat().st_mtime_ns == times[path] for path in times) >= 2
     Path(extra).unlink()
@@ -128,7 +129,7 @@ def test_killed_actors_and_jobs_leave_nothing_out(tree: Path, tmp_path: Path) ->
     assert 20 <= written < 60
     code, printed = run(*arguments)
     assert code == 0
-    assert printed.startswith(f"{60 - written} of 60 shards")
+    assert printed.endswith(f" in 60 shards, {60 - written} of them new: {out}")
     check_equal(rows(out.glob("*.csv")), predicted(pictures, tmp_path / "expected.csv"))
 
 
@@ -139,8 +140,10 @@ def test_killed_actors_and_jobs_leave_nothing_out(tree: Path, tmp_path: Path) ->
         (["file://EMPTY"], "EMPTY: no pictures"),
         (["nowhere.png"], "nowhere.png: no pictures"),
         (["xyz://host/photos"], "xyz"),
-        (["TREE", "--address", "127.0.0.1:FREE"], "Connection refused: give HOST:PORT"),
+        (["TREE", "--address", "127.0.0.1:FREE"], "no answer: give HOST:PORT"),
         (["TREE", "--address", "localhost"], "give HOST:PORT"),
+        (["TREE", "--out", "s3://bucket/answers"], "name a folder, not a URI"),
+        (["TREE", "--out", "TREE/test/horses/horse1-000.webp"], "cannot write into --out"),
         (["TREE", "--shards", "0"], "--shards"),
         (["TREE", "--actors", "-1"], "--actors=-1"),
         (["TREE", "--model", "nothing"], "--model nothing"),
@@ -175,9 +178,12 @@ def test_wrong_use_is_one_line(
 def test_answers_of_another_model_or_format_are_refused(
     tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = [str(path) for path in tree.rglob("*.webp")]
-    shards = predict_ray.make_shards(names, 3)
-    assert sorted(name for names in shards.values() for name in names) == sorted(names)
+    pictures = predict_ray.list_pictures(str(tree), {})
+    shards = predict_ray.make_shards(pictures, 3)
+    assert sorted(name for names in shards.values() for name in names) == sorted(pictures)
+    name = next(iter(pictures))
+    changed = predict_ray.make_shards({**pictures, name: "1 2"}, 3)
+    assert len(changed.keys() - shards.keys()) == 1
     options = Namespace(model="cnn", out=tmp_path, format="csv")
     assert len(predict_ray.missing_shards(shards, options)) == 3
     for option, value, reason in (("model", "inception", "model"), ("format", "parquet", "format")):
