@@ -332,7 +332,7 @@ class InceptionClassifier(BinaryClassifier):
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
         schedule = lr_scheduler.OneCycleLR(
-            optimizer, rates, max(int(steps), 10), pct_start=0.1, cycle_momentum=False
+            optimizer, rates, max(int(steps), 20), pct_start=0.1, cycle_momentum=False
         )
         scheduler: Any = {"scheduler": schedule, "interval": "step", "name": "lr"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}

@@ -95,7 +95,7 @@ def test_maps_that_do_not_fit_into_memory_are_computed_anew(
 def test_a_run_that_is_killed_while_it_is_fine_tuned_is_resumed_to_the_bit(
     tree: Path, tmp_path: Path
 ) -> None:
-    options = [*INCEPTION, *small_data(tree), "model.finetune=1", "ema=0.9"]
+    options = [*INCEPTION, *small_data(tree), "model.finetune=1", "ema=0.9", "test=false"]
     uninterrupted = start(tmp_path, *options, "hydra.run.dir=uninterrupted")
     text = printed_by(uninterrupted)
     assert uninterrupted.returncode == 0, text
