@@ -46,8 +46,8 @@ def explain(error: Exception) -> str:
         names = option_names()
         if "append" in found[0] and key in names[""]:
             return f"{key} is an option already: drop the + before it"
-        for choice, own in names.items():
-            if key in own:
+        for choice, own in sorted(names.items(), key=lambda item: "experiment" in item[0]):
+            if choice and key in own:
                 return f"there is no option {key} here: it comes with {choice}"
         near = closest(key, set().union(*names.values()))
         return f"there is no option {key}{near}: --help lists all"

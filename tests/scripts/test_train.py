@@ -40,6 +40,8 @@ def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         (["data.group_pattern=(.+)_"], 2, "cannot be read as OPTION=VALUE"),
         (["model=cnn", "model.chanels=[4]"], 2, "did you mean model.channels"),
         (["data.root=x"], 2, "it comes with data=folder"),
+        (["model=cnn", "model.finetune=1"], 2, "it comes with model=inception"),
+        (["model.channels=[4]"], 2, "it comes with model=cnn"),
         (["+trainer.devices=1"], 2, "drop the + before it"),
         (["model=null"], 2, "Config group override must be"),
         (["trainer.devices=2"], 1, "trainer.devices=2"),
