@@ -59,7 +59,7 @@ def main(config: DictConfig) -> None:
         exit_codes.append(1)
         has_begun = (run_dir / "config.yaml").is_file()
         can_resume = isinstance(error, ResumableError) or (has_begun and isinstance(error, OSError))
-        hint = resume_hint(run_dir) if can_resume else ""
+        hint = resume_hint(run_dir) if can_resume and RANK == 0 else ""  # others know no folder
         if RANK > 0:
             time.sleep(5)  # torchrun ends all ranks meanwhile if rank 0 prints the same error
         print(f"error: {one_line(error)}{hint}", file=sys.stderr)
