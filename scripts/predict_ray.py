@@ -102,16 +102,15 @@ def list_pictures(source: str, systems: dict[str, Any]) -> dict[str, str]:
     if rest:
         systems[scheme], path = fs.FileSystem.from_uri(source)
         selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
-        found = [file for file in systems[scheme].get_file_info(selector) if file.is_file]
-        files = [file for file in found if not is_hidden(file.base_name)]
-        pictures = {f"{scheme}://{file.path}": f"{file.size} {file.mtime_ns}" for file in files}
+        found = systems[scheme].get_file_info(selector)
+        files = [file for file in found if file.is_file and not is_hidden(file.base_name)]
     else:
-        names = [name for name in expand_sources([source], recursive=True) if Path(name).is_file()]
-        states = [(name, Path(name).stat()) for name in names]
-        pictures = {name: f"{state.st_size} {state.st_mtime_ns}" for name, state in states}
-    if not pictures:
+        found = fs.LocalFileSystem().get_file_info(list(expand_sources([source], recursive=True)))
+        files = [file for file in found if file.is_file]
+    if not files:
         raise HorseHumanError(f"{printable(source)}: no pictures: check the path")
-    return pictures
+    start = f"{scheme}://" if rest else ""
+    return {start + file.path: f"{file.size} {file.mtime_ns}" for file in files}
 
 
 def digest(text: str) -> str:
@@ -126,25 +125,23 @@ def make_shards(pictures: dict[str, str], count: int) -> dict[str, list[str]]:
     file.
     """
     check_number("--shards", count, int, at_least=1)
-    parts: list[list[str]] = [[] for _ in range(count)]
+    parts: list[dict[str, str]] = [{} for _ in range(count)]
     for name in sorted(pictures):
-        parts[int(digest(name), 16) % count].append(name)
-    texts = ["\0".join(f"{name}\0{pictures[name]}" for name in part) for part in parts]
-    both = enumerate(zip(texts, parts, strict=True))
-    return {f"{number:05}-{digest(text)}": part for number, (text, part) in both if part}
+        parts[int(digest(name), 16) % count][name] = pictures[name]
+    return {f"{k:05}-{digest(repr(part))}": list(part) for k, part in enumerate(parts) if part}
 
 
 def missing_shards(shards: dict[str, list[str]], options: argparse.Namespace) -> list[Any]:
     """Return files and names of the missing shards; remove files of shards that no longer exist.
 
     Raises:
-        HorseHumanError: The folder has answers of another model, or in another format.
+        HorseHumanError: The folder has answers of another model or source, or in another format.
     """
     model, out, suffix = options.model, options.out, options.format
     weights = [Path(model)] if model.endswith(".onnx") else weight_files(model)
     key = hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
     out.mkdir(parents=True, exist_ok=True)
-    job = {"model": key, "format": suffix}
+    job = {"model": key, "format": suffix, "source": options.sources}
     for name, value in read_json(out / "_job.json").items():
         if job.get(name) != value:
             raise HorseHumanError(f"--out {out} is of another {name}: name another folder")

@@ -91,7 +91,14 @@ def originals() -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest tests first, so that no process waits for one of them at the end."""
-    long = ("commands_of_the_readme", "killed", "as_one_does", "flipped", "neither_and_both")
+    long = (
+        "commands_of_the_readme",
+        "killed",
+        "as_one_does",
+        "flipped",
+        "neither_and_both",
+        "tour",
+    )
     items.sort(key=lambda item: not any(name in item.name for name in long))
 
 
