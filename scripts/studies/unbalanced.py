@@ -25,14 +25,7 @@ from horsehuman.data.archives import image_root
 from horsehuman.data.records import SUBJECT_PATTERN, scan_folder
 from horsehuman.decision import calibration_bins
 from horsehuman.evaluation.metrics import bootstrap_mean, log_losses
-from horsehuman.training.build import (
-    EPOCHS,
-    MAX_EPOCHS,
-    QUIET,
-    STEPS,
-    epochs_for,
-    silence_lightning,
-)
+from horsehuman.training import build
 
 #: Pairs of breeds; the first of each keeps all its images.
 PAIRS = (
@@ -90,8 +83,8 @@ def predict(root: Path, pattern: str | None, setting: dict[str, Any]) -> tuple[A
     )
     model = InceptionClassifier()
     data.setup()
-    options = {"logger": False, "enable_checkpointing": False, **QUIET}
-    epochs = epochs_for(data, STEPS, EPOCHS, MAX_EPOCHS)
+    options = {"logger": False, "enable_checkpointing": False, **build.QUIET}
+    epochs = build.epochs_for(data, build.STEPS, build.EPOCHS, build.MAX_EPOCHS)
     trainer = L.Trainer(max_epochs=epochs, **options)
     trainer.fit(model, data)
     cache = model.network.feature_cache()
@@ -103,7 +96,7 @@ def predict(root: Path, pattern: str | None, setting: dict[str, Any]) -> tuple[A
 
 def main(photos: Path | None) -> None:
     """Train and print the metrics of each setting."""
-    silence_lightning()
+    build.silence_lightning()
     pattern = SUBJECT_PATTERN if photos is None else None
     results: Any = defaultdict(list)
     for pair in read_pairs(photos):
