@@ -62,7 +62,8 @@ def main(config: DictConfig) -> None:
         hint = resume_hint(run_dir) if can_resume and RANK == 0 else ""  # others know no folder
         if RANK > 0:
             time.sleep(5)  # torchrun ends all ranks meanwhile if rank 0 prints the same error
-        print(f"error: {one_line(error)}{hint}", file=sys.stderr)
+        # One write with the newline: print makes two, and torchrun's lines may come between them.
+        sys.stderr.write(f"error: {one_line(error)}{hint}\n")
     except runtime.Interrupted:
         log.error("interrupted%s", resume_hint(run_dir))
         raise
