@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -241,13 +242,12 @@ def embed_all(loader: DataLoader[Batch], embed: Embed) -> BatchDataset:
     Returns:
         Features and labels of the images of all ranks.
     """
-    count, start = len(loader.sampler), 0  # type: ignore[arg-type]
-    features, labels = torch.empty(0), torch.empty(count)
-    for images, truth in track(loader, "computing features", len(loader)):
-        batch, end = embed(images), start + len(truth)
+    features, start = torch.empty(0), 0
+    for images, _ in track(loader, "computing features", len(loader)):
+        batch = embed(images)
         if start == 0:  # one tensor for all: feature maps may fill a part of the memory
-            features = batch.new_empty(count, *batch.shape[1:])
-        features[start:end], labels[start:end] = batch, truth
-        start = end
-    features, labels = gather_sharded(features), gather_sharded(labels)
-    return BatchDataset(features, labels, range(len(labels)))
+            features = batch.new_empty(len(loader.sampler), *batch.shape[1:])  # type: ignore[arg-type]
+        features[start : start + len(batch)] = batch
+        start += len(batch)
+    data: Any = loader.dataset
+    return BatchDataset(gather_sharded(features), data.labels[data.indices], range(len(data)))

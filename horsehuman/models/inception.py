@@ -208,9 +208,8 @@ class Inception(Network):
 
     def forward_last(self, maps: Tensor, blocks: int) -> Tensor:
         """Compute features ``(N, F)`` of what :meth:`forward_frozen` returned, with gradients."""
-        sides = self._sides
-        parts = zip(torch.split(maps.float(), [side**2 for side in sides], 1), sides, strict=True)
-        inputs = [part.reshape(len(part), side, side, -1).movedim(3, 1) for part, side in parts]
+        parts = zip(torch.split(maps, [s**2 for s in self._sides], 1), self._sides, strict=True)
+        inputs = [p.float().reshape(len(p), s, s, -1).movedim(3, 1) for p, s in parts]
         return self.pool_features(self._compute(self.backbone.split(blocks)[1], inputs))
 
     def embed(self, images: Tensor) -> Tensor:

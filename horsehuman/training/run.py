@@ -172,8 +172,7 @@ def fit(
     if rank() == 0:
         remove_partial_files(last.parent)
     checkpoint = broadcast(str(last) if last.is_file() else None)
-    ranks = all_gather((config, run_dir.is_dir()))
-    if ranks != [(config, True)] * len(ranks):
+    if any(state != (config, True) for state in all_gather((config, run_dir.is_dir()))):
         raise HorseHumanError(f"{printable(run_dir)}: machines need the same options and folder")
     if rank() == 0 and checkpoint is None:
         sheet = tensorboard.write_samples(run_dir, data.samples())
@@ -191,7 +190,7 @@ def fit(
         raise
     if rank() == 0:
         write_unsaved_checkpoints(trainer, last)
-        finalize_checkpoints(last.parent, last.parent)
+        finalize_checkpoints(last.parent)
 
 
 def finetune(
@@ -227,8 +226,8 @@ def finetune(
     fit(trainer, model, data, OmegaConf.to_yaml(config, resolve=True), folder)
     after = validation_metrics(trainer)
     is_better = after["val/loss"] < before["val/loss"]
-    if is_better and rank() == 0:
-        finalize_checkpoints(folder / "checkpoints", checkpoints)
+    for name in ("final.ckpt", "best.ckpt") if is_better and rank() == 0 else ():
+        write_bytes(checkpoints / name, (folder / "checkpoints" / name).read_bytes())
     load_weights(model, checkpoints)
     model.freeze_blocks(True)
     data.discard_features()
@@ -252,8 +251,12 @@ def load_weights(model: Any, checkpoints: Path) -> None:
 
 def validation_metrics(trainer: L.Trainer) -> dict[str, float]:
     """Return the last epoch's metrics; those of a run that had ended, from its checkpoint."""
-    saved = next(c for c in trainer.callbacks if isinstance(c, callbacks.CheckpointMetrics))  # type: ignore[attr-defined]
-    return callbacks.epoch_metrics(trainer) or saved.metrics
+    return callbacks.epoch_metrics(trainer) or saved_metrics(trainer).metrics
+
+
+def saved_metrics(trainer: L.Trainer) -> callbacks.CheckpointMetrics:
+    """Return the callback with what a resumed run had measured up to its checkpoint."""
+    return next(c for c in trainer.callbacks if isinstance(c, callbacks.CheckpointMetrics))  # type: ignore[attr-defined]
 
 
 def write_unsaved_checkpoints(trainer: L.Trainer, last: Path) -> None:
@@ -277,21 +280,18 @@ def write_unsaved_checkpoints(trainer: L.Trainer, last: Path) -> None:
         raise ResumableError(f"{reason}: epoch {saved} is on the disk" if saved else reason)
 
 
-def finalize_checkpoints(source: Path, target: Path) -> None:
-    """Write ``final.ckpt`` and ``best.ckpt`` without optimizer states.
-
-    Args:
-        source: Folder with ``last.ckpt``, and ``best.ckpt`` if images are held out.
-        target: Folder of the files to write; it may be the same.
+def finalize_checkpoints(folder: Path) -> None:
+    """Write ``final.ckpt`` from the last checkpoint, and strip the best one in place.
 
     Raises:
         HorseHumanError: There is no checkpoint: no epoch was trained.
     """
-    if not (source / "last.ckpt").is_file():
+    last, best = folder / "last.ckpt", folder / "best.ckpt"
+    if not last.is_file():
         raise HorseHumanError("no epoch was trained: check the options of trainer")
-    strip_optimizer_state(source / "last.ckpt", target / "final.ckpt")
-    if (source / "best.ckpt").is_file():
-        strip_optimizer_state(source / "best.ckpt", target / "best.ckpt")
+    strip_optimizer_state(last, folder / "final.ckpt")
+    if best.is_file():
+        strip_optimizer_state(best, best)
 
 
 def training_metrics(
@@ -302,7 +302,7 @@ def training_metrics(
     A run that was killed after its last epoch takes the metrics from its checkpoint. Memory is the
     sum over all processes, in GB.
     """
-    saved = next(c for c in trainer.callbacks if isinstance(c, callbacks.CheckpointMetrics))  # type: ignore[attr-defined]
+    saved = saved_metrics(trainer)
     network: Any = trainer.lightning_module.network
     precision = str(network.compute_dtype(trainer.strategy.root_device)).removeprefix("torch.")
     peaks = [peak for peak in all_gather(memory.gigabytes()) if peak]
