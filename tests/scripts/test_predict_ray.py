@@ -71,6 +71,9 @@ def test_rows_are_those_of_horsehuman_predict(tree: Path, tmp_path: Path) -> Non
     assert code == 1
     assert printed == f"29 pictures (1 unreadable) in 4 shards, 4 of them new: {out}"
     check_equal(rows(out.glob("*.csv")), expected)
+    code, printed = run(pictures, "--out", out, "--shards", 4)
+    assert code == 1  # the broken file is still there
+    assert printed == f"29 pictures (1 unreadable) in 4 shards, 0 of them new: {out}"
     columns = tmp_path / "columns"
     assert run(f"file://{tree}", "--out", columns, "--format", "parquet", "--shards", 2)[0] == 0
     table = pyarrow.read_table(columns).to_pylist()
